@@ -1,0 +1,202 @@
+"""From a configuration to objects: the only module that reads one.
+
+A new process, data set or network option is one line in one of the tables here or in its own package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import torch
+from ml_collections import ConfigDict
+from torch import nn
+
+from sde_diffusion import checkpoint
+from sde_diffusion.data import DataOptions, Dataset, Splits, load_splits
+from sde_diffusion.denoiser import ClippedDenoiser, Denoiser, NetworkSpec
+from sde_diffusion.errors import UserError, choose
+from sde_diffusion.grids import GRIDS, TimeGrid, make_grid
+from sde_diffusion.likelihood import DIVERGENCES, PROBES
+from sde_diffusion.losses import TIME_SAMPLERS, WEIGHTINGS
+from sde_diffusion.ode import SOLVERS
+from sde_diffusion.samplers import SAMPLERS, check_options
+from sde_diffusion.sde import (
+    EDM,
+    SDE,
+    VESDE,
+    VPSDE,
+    CosineVPSDE,
+    DiscreteVE,
+    DiscreteVP,
+    RectifiedFlow,
+    SubVPSDE,
+)
+
+PROCESS_BUILDERS: dict[str, Callable[[ConfigDict], SDE]] = {
+    "VPSDE": lambda c: VPSDE(c.beta_min, c.beta_max),
+    "SubVPSDE": lambda c: SubVPSDE(c.beta_min, c.beta_max),
+    "VESDE": lambda c: VESDE(c.sigma_min, c.sigma_max),
+    "CosineVPSDE": lambda c: CosineVPSDE(),
+    "EDM": lambda c: EDM(c.sigma_min, c.sigma_max),
+    "RectifiedFlow": lambda c: RectifiedFlow(),
+    "DiscreteVP": lambda c: DiscreteVP.linear(c.levels, c.beta_min, c.beta_max),
+    "DiscreteCosineVP": lambda c: DiscreteVP.cosine(c.levels),
+    "DiscreteVE": lambda c: DiscreteVE.geometric(c.sigma_min, c.sigma_max, c.levels),
+}
+
+_COUNTS = {
+    "training": (
+        "steps",
+        "batch_size",
+        "log_every",
+        "evaluate_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+    ),
+    "sampling": ("steps", "num_samples", "batch_size"),
+    "likelihood": ("batch_size", "probes"),
+}
+_TABLES: tuple[tuple[str, str, str, Any], ...] = (
+    ("training", "weighting", "weighting", WEIGHTINGS),
+    ("training", "times", "time sampler", TIME_SAMPLERS),
+    ("sampling", "sampler", "sampler", SAMPLERS),
+    ("sampling", "grid", "grid", GRIDS),
+    ("sampling", "weights", "weights", {"ema": 0, "raw": 0}),
+    ("likelihood", "split", "split", {"train": 0, "test": 0}),
+    ("likelihood", "method", "ODE method", SOLVERS),
+    ("likelihood", "divergence", "divergence", DIVERGENCES),
+    ("likelihood", "probe", "probe", PROBES),
+)
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError for the first value of a configuration that cannot be used, before anything is done."""
+    for section, names in _COUNTS.items():
+        for name in names:
+            if config[section][name] < 1:
+                raise UserError(f"{section}.{name} must be at least 1, got {config[section][name]}")
+    for section, name, kind, table in _TABLES:
+        choose(kind, config[section][name], table)
+    if not config.training.learning_rate > 0.0:
+        raise UserError(f"training.learning_rate must be positive, got {config.training.learning_rate}")
+    if not 0.0 <= config.training.ema_decay < 1.0:
+        raise UserError(f"training.ema_decay must lie in [0, 1), got {config.training.ema_decay}")
+    process(config)
+    gallery(config)
+    sampler_options(config)
+    if config.data.subtract_mean == "class" and not config.model.class_conditional:
+        raise UserError(
+            "data.subtract_mean='class' needs model.class_conditional=True: without labels a sample has no class "
+            "whose mean could be added back"
+        )
+
+
+def device(config: ConfigDict) -> torch.device:
+    """The device of a configuration. Raises UserError for one that is not there."""
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def process(config: ConfigDict) -> SDE:
+    """The process. Raises UserError for an unknown name or parameters that make none."""
+    return choose("process", config.process.name, PROCESS_BUILDERS)(config.process)
+
+
+def data(config: ConfigDict) -> Splits:
+    """The training and the held-out set."""
+    names = [f.name for f in fields(DataOptions) if f.name in config.data]
+    options = DataOptions(**{name: config.data[name] for name in names}, seed=config.seed)
+    return load_splits(config.data.dataset, options)
+
+
+def spec(config: ConfigDict, dataset: Dataset) -> NetworkSpec:
+    """The network's description: its arguments from the configuration and the shape of the data."""
+    model = config.model
+    shape = dataset.shape
+    shared = {
+        "dropout": model.dropout,
+        "embedding": model.embedding,
+        "fourier_scale": model.fourier_scale,
+        "num_classes": len(dataset.classes) if model.class_conditional else 0,
+    }
+    if model.class_conditional and not dataset.classes:
+        raise UserError(f"model.class_conditional needs labels, which {dataset.title} does not have")
+    own = {
+        "unet": lambda: {"in_channels": shape[0], "image_size": shape[-1], **_plain(model.unet)},
+        "mlp": lambda: {"shape": list(shape), **_plain(model.mlp)},
+    }
+    if model.network == "unet" and len(shape) != 3:
+        raise UserError(f"model.network='unet' needs images, and {dataset.title} holds vectors; choose 'mlp'")
+    return NetworkSpec(
+        process=process(config),
+        prediction=model.prediction,
+        label=model.label,
+        input_scale=model.input_scale,
+        shape=shape,
+        network=model.network,
+        options={**choose("network", model.network, own)(), **shared},
+    )
+
+
+def _plain(section: ConfigDict) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in section.items()}
+
+
+def network(network_spec: NetworkSpec, seed: int) -> nn.Module:
+    """The network with fresh weights that depend on the seed only; the global random state stays as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return checkpoint.build_network(network_spec)
+
+
+def sampler_options(config: ConfigDict) -> dict[str, Any]:
+    """The sampler's named options. Raises UserError for one that it does not have."""
+    options: dict[str, Any] = config.sampling.options.to_dict()
+    try:
+        check_options(config.sampling.sampler, options)
+    except TypeError as error:
+        raise UserError(str(error)) from error
+    return options
+
+
+def gallery(config: ConfigDict) -> list[tuple[str, int]]:
+    """The bare job's samplers and their steps, from entries "name" or "name:steps".
+
+    Raises UserError for an unknown sampler or a count that is none.
+    """
+    pairs = []
+    for entry in config.sampling.gallery:
+        name, _, steps = entry.partition(":")
+        choose("sampler", name, SAMPLERS)
+        if steps and not (steps.isdigit() and int(steps) > 0):
+            raise UserError(f"sampling.gallery: {entry!r} should be NAME or NAME:STEPS with at least 1 step")
+        pairs.append((name, int(steps) if steps else config.sampling.steps))
+    return pairs
+
+
+def grid(config: ConfigDict, sde: SDE, steps: int) -> TimeGrid:
+    """The sampling grid with the given number of steps."""
+    return make_grid(sde, steps, config.sampling.grid, t_end=_or_default(config.sampling.t_end))
+
+
+def sampling_denoiser(config: ConfigDict, denoiser: Denoiser) -> Denoiser:
+    """The denoiser as the sampler is to see it: clipped, where the configuration says so."""
+    return ClippedDenoiser(denoiser) if config.sampling.clip else denoiser
+
+
+def likelihood_options(config: ConfigDict) -> dict[str, Any]:
+    """The named options of `log_likelihood`."""
+    names = ("method", "rtol", "atol", "divergence", "probes", "probe")
+    options = {name: config.likelihood[name] for name in names}
+    return {**options, "t_min": _or_default(config.likelihood.t_min)}
+
+
+def _or_default(t: float) -> float | None:
+    return None if t < 0 else t

@@ -1,0 +1,245 @@
+"""Denoisers: functions (x, kernel) -> x0_hat = E[x_0 | x_t], and denoisers around denoisers.
+
+A sampler sees a denoiser and nothing else of a model. A trained network becomes one through its NetworkSpec, which
+names its home: the process it was trained under, what it predicts, and the label by which it is told the noise level.
+A kernel of any other process is brought home through the log-SNR, the one quantity that two noise levels of the same
+hardness share: if alpha/sigma agree, then x scaled by sigma_home/sigma is distributed as the home's x_t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion.errors import UserError, choose
+from sde_diffusion.kernel import Kernel, match
+from sde_diffusion.prediction import (
+    EDM_SIGMA_DATA,
+    PREDICTIONS,
+    eps_from_x0,
+    score_from_x0,
+    to_x0,
+    v_from_x0,
+)
+from sde_diffusion.sde import SDE, process_from_state, process_state
+
+
+class Denoiser(Protocol):
+    """E[x_0 | x_t = x] for noisy data x [B, *D] at the noise level of a kernel; conditioning is by name."""
+
+    def __call__(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor: ...
+
+
+def score(denoiser: Denoiser, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
+    """grad_x log p_t(x) = (alpha x0_hat - x) / sigma^2, [B, *D]."""
+    return score_from_x0(denoiser(x, kernel, **conditioning), x, kernel)
+
+
+def eps(denoiser: Denoiser, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
+    """The predicted standard noise (x - alpha x0_hat) / sigma, [B, *D]."""
+    return eps_from_x0(denoiser(x, kernel, **conditioning), x, kernel)
+
+
+def v(denoiser: Denoiser, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
+    """alpha eps - sigma x0_hat, [B, *D]."""
+    return v_from_x0(denoiser(x, kernel, **conditioning), x, kernel)
+
+
+# --- a network's home -----------------------------------------------------------------------------------------
+
+
+def _time_label(sde: SDE, t: Tensor) -> Tensor:
+    return 999.0 * t
+
+
+def _logsnr_label(sde: SDE, t: Tensor) -> Tensor:
+    return sde.kernel(t).logsnr
+
+
+def _log_sigma_label(sde: SDE, t: Tensor) -> Tensor:
+    kernel = sde.kernel(t)
+    return (kernel.sigma / kernel.alpha).log()
+
+
+def _edm_label(sde: SDE, t: Tensor) -> Tensor:
+    return 0.25 * _log_sigma_label(sde, t)
+
+
+def _index_label(sde: SDE, t: Tensor) -> Tensor:
+    if sde.times is None:
+        raise UserError(f"label 'index' counts the levels of a discrete process; {type(sde).__name__} has none")
+    first, step = sde.times[0], sde.times[1] - sde.times[0]
+    return ((t - first) / step).clamp(0.0, len(sde.times) - 1.0)
+
+
+LABELS: dict[str, Callable[[SDE, Tensor], Tensor]] = {
+    "time": _time_label,  # 999 t (Song et al. 2021, continuous VP models)
+    "logsnr": _logsnr_label,  # log(alpha^2/sigma^2) (Kingma et al. 2021)
+    "log_sigma": _log_sigma_label,  # log(sigma/alpha), the argument of NCSN++'s Fourier features
+    "edm": _edm_label,  # log(sigma)/4 (Karras et al. 2022, Table 1)
+    "index": _index_label,  # 0 .. N-1 on the levels of a discrete home, fractional between them
+}
+
+
+def _unit_scale(kernel: Kernel) -> Tensor:
+    return 1.0 / (kernel.variance + (EDM_SIGMA_DATA * kernel.alpha) ** 2).sqrt()
+
+
+INPUT_SCALES: dict[str, Callable[[Kernel], Tensor]] = {
+    "none": lambda kernel: torch.ones_like(kernel.alpha),
+    "unit": _unit_scale,  # unit variance of the input for data of EDM's standard deviation 0.5 (its c_in)
+}
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """What must be known of a network to use it: stored in its checkpoint.
+
+    network, options   its name in NETWORKS and the arguments it was built with
+    process            its home
+    prediction         a key of PREDICTIONS
+    label              a key of LABELS
+    input_scale        a key of INPUT_SCALES
+    data_range         where its training data lay; model space is [-1, 1]
+    shape              one sample's shape
+    """
+
+    process: SDE
+    prediction: str = "eps"
+    label: str = "time"
+    input_scale: str = "none"
+    data_range: tuple[float, float] = (-1.0, 1.0)
+    shape: tuple[int, ...] = ()
+    network: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        choose("prediction", self.prediction, PREDICTIONS)
+        choose("label", self.label, LABELS)
+        choose("input scale", self.input_scale, INPUT_SCALES)
+
+    def state(self) -> dict[str, Any]:
+        """The spec as plain containers that JSON can hold."""
+        return {**vars(self), "process": process_state(self.process)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> NetworkSpec:
+        """The spec that `state` described."""
+        known = {**state, "process": process_from_state(state["process"])}
+        return cls(**{**known, "data_range": tuple(known["data_range"]), "shape": tuple(known["shape"])})
+
+
+class NetworkDenoiser:
+    """A network as a denoiser of any process, through the log-SNR and the network's own clock.
+
+    x0_hat = c_skip x_h + c_out net(c_in x_h, label), with x_h the state x [B, *D] scaled to the home process. Beyond
+    the noise levels that the home knows, its nearest one is used.
+    """
+
+    def __init__(self, net: nn.Module, spec: NetworkSpec) -> None:
+        self.net = net
+        self.spec = spec
+        home = spec.process
+        first = home.t_train if home.times is None else float(home.times[0])
+        self._times = (first, 1.0)
+        ends = home.kernel(torch.tensor(self._times, dtype=torch.float64)).logsnr
+        self._most, self._least = float(ends[0]), float(ends[1])
+        in_range = spec.data_range == (-1.0, 1.0)
+        self._denoise: Denoiser = self._at_home if in_range else RangeDenoiser(self._at_home, *spec.data_range)
+        self._label = LABELS[spec.label]
+        self._input_scale = INPUT_SCALES[spec.input_scale]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network's parameters lie."""
+        return next((p.device for p in self.net.parameters()), torch.device("cpu"))
+
+    def __call__(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
+        """x0_hat [B, *D]; conditioning such as labels=[B] goes to the network as it is."""
+        return self._denoise(x, kernel, **conditioning)
+
+    def _at_home(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
+        t = self.spec.process.time_of(kernel.logsnr.clamp(self._least, self._most)).clamp(*self._times)
+        home = self.spec.process.kernel(t)
+        # The two ratios agree inside the home's range; outside it the larger part of x is the one to preserve.
+        ratio = torch.where(kernel.alpha > kernel.sigma, home.alpha / kernel.alpha, home.sigma / kernel.sigma)
+        x_home = match(ratio, x) * x
+        label = self._label(self.spec.process, t).to(device=x.device, dtype=x.dtype).expand(len(x))
+        out = self.net(match(self._input_scale(home), x) * x_home, label, **conditioning)
+        return to_x0(self.spec.prediction, out, x_home, home)
+
+
+# --- denoisers around denoisers -------------------------------------------------------------------------------
+
+
+class CountingDenoiser:
+    """Counts the calls for a whole batch: `nfe`."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser = denoiser
+        self.nfe = 0
+
+    def __call__(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
+        self.nfe += 1
+        return self.denoiser(x, kernel, **conditioning)
+
+
+@dataclass(frozen=True)
+class ClippedDenoiser:
+    """x0_hat clipped to [low, high]. Samplers derive eps from it, so that eps agrees with the clipped x0_hat."""
+
+    denoiser: Denoiser
+    low: float = -1.0
+    high: float = 1.0
+
+    def __call__(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
+        return self.denoiser(x, kernel, **conditioning).clamp(self.low, self.high)
+
+
+class ConditionedDenoiser:
+    """A denoiser with some of its conditioning, such as labels=[B], fixed."""
+
+    def __init__(self, denoiser: Denoiser, **conditioning: Tensor) -> None:
+        self.denoiser = denoiser
+        self.conditioning = conditioning
+
+    def __call__(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
+        return self.denoiser(x, kernel, **{**self.conditioning, **conditioning})
+
+
+@dataclass(frozen=True)
+class GuidedDenoiser:
+    """Classifier-free guidance, x0_hat = (1 + w) x0_hat(x | c) - w x0_hat(x) (Ho and Salimans 2022, equation 6).
+
+    The equation is stated for eps; as eps and x0_hat are linear in one another at a given x, it is the same for x0_hat.
+    """
+
+    conditional: Denoiser
+    unconditional: Denoiser
+    weight: float
+
+    def __call__(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
+        with_c = self.conditional(x, kernel, **conditioning)
+        return torch.lerp(self.unconditional(x, kernel), with_c, 1.0 + self.weight)
+
+
+@dataclass(frozen=True)
+class RangeDenoiser:
+    """A denoiser trained on data in [low, high], for model space [-1, 1].
+
+    With y_0 = c x_0 + d, c = (high - low)/2 and d = (high + low)/2: if x has the kernel (alpha, sigma), then
+    c x + alpha d has the kernel (alpha, c sigma) of y.
+    """
+
+    denoiser: Denoiser
+    low: float
+    high: float
+
+    def __call__(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
+        c, d = 0.5 * (self.high - self.low), 0.5 * (self.high + self.low)
+        y = c * x + match(kernel.alpha * d, x)
+        return (self.denoiser(y, Kernel(kernel.alpha, c * kernel.sigma), **conditioning) - d) / c

@@ -1,0 +1,28 @@
+"""Errors that are written for the person who made the request."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class UserError(ValueError):
+    """A request that cannot be carried out: one sentence that says what was wrong and what is valid."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A sentence that lists the valid names, the one most like `name` first of all."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Valid names: {', '.join(names)}."
+
+
+def choose(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """`table[name]`, or a UserError that names the nearest valid names."""
+    if name not in table:
+        raise UserError(f"unknown {kind} {name!r}; {nearest(str(name), table)}")
+    return table[name]

@@ -1,0 +1,89 @@
+"""The perturbation kernel, p(x_t | x_0) = N(alpha x_0, sigma^2 I): the primitive of every process.
+
+The signal scale alpha and the noise standard deviation sigma are float64 tensors on the CPU, of shape
+[] (one noise level for the whole batch) or [B] (one for each sample). All schedule arithmetic happens in
+that precision; `match` is the one place where such a number meets a batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Scalar = float | Tensor
+
+
+def as_schedule(value: Scalar) -> Tensor:
+    """A schedule quantity as a float64 tensor on the CPU, [] or [B]."""
+    if isinstance(value, Tensor):
+        return value.detach().to(device="cpu", dtype=torch.float64)
+    return torch.tensor(float(value), dtype=torch.float64)
+
+
+def match(value: Tensor, x: Tensor) -> Tensor:
+    """A schedule quantity [] or [B], ready to multiply a batch x [B, *D].
+
+    A zero-dimensional CPU tensor multiplies a tensor of any device and dtype without a copy or a device
+    synchronisation, so it stays as it is. One value a sample takes the dtype and the device of x and
+    trailing axes of length one.
+
+    Raises ValueError if there are several values and x has another batch size.
+    """
+    if value.ndim == 0:
+        return value
+    if value.shape != x.shape[:1]:
+        raise ValueError(
+            f"one noise level a sample is needed: got {tuple(value.shape)} levels for a batch of shape {tuple(x.shape)}"
+        )
+    return value.to(device=x.device, dtype=x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """p(x_t | x_0) = N(alpha x_0, sigma^2 I), for one noise level [] or one a sample [B]."""
+
+    alpha: Tensor
+    sigma: Tensor
+
+    def __init__(self, alpha: Scalar, sigma: Scalar) -> None:
+        alpha, sigma = torch.broadcast_tensors(as_schedule(alpha), as_schedule(sigma))  # type: ignore[no-untyped-call]
+        object.__setattr__(self, "alpha", alpha)
+        object.__setattr__(self, "sigma", sigma)
+
+    @property
+    def logsnr(self) -> Tensor:
+        """log(alpha^2 / sigma^2), [] or [B]."""
+        return 2.0 * (self.alpha.log() - self.sigma.log())
+
+    @property
+    def snr(self) -> Tensor:
+        """alpha^2 / sigma^2, [] or [B]."""
+        return (self.alpha / self.sigma) ** 2
+
+    @property
+    def variance(self) -> Tensor:
+        """sigma^2, [] or [B]."""
+        return self.sigma**2
+
+    def __getitem__(self, index: int | slice | Tensor) -> Kernel:
+        """The kernels of some of the levels or samples."""
+        return Kernel(self.alpha[index], self.sigma[index])
+
+    def perturb(self, x0: Tensor, noise: Tensor) -> Tensor:
+        """alpha x0 + sigma noise, a sample of x_t given x_0. Shapes [B, *D]."""
+        return match(self.alpha, x0) * x0 + match(self.sigma, x0) * noise
+
+    def after(self, earlier: Kernel) -> Kernel:
+        """The transition p(x_t | x_s) = N(a x_s, v I) of a Markov process, s earlier than t, as Kernel(a, sqrt v).
+
+        a = alpha_t / alpha_s and v = sigma_t^2 - a^2 sigma_s^2; for a DDPM step a^2 = 1 - beta, v = beta.
+        """
+        alpha = self.alpha / earlier.alpha
+        variance = self.variance - (alpha * earlier.sigma) ** 2
+        return Kernel(alpha, variance.clamp_min(0.0).sqrt())
+
+
+CLEAN = Kernel(1.0, 0.0)
+"""The kernel of the data itself. Never a grid node; it closes the last step of a pure update rule."""

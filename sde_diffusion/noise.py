@@ -1,0 +1,99 @@
+"""Random draws that never touch the global random state.
+
+Every function takes one `torch.Generator` for the batch, or a sequence with one generator for each sample.
+With the latter a sample's noise depends on its own generator only, so that the same seed gives the same
+samples whatever the batch size or the number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def seeded(*key: int, stream: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator that depends on the key (non-negative integers) and the stream only."""
+    sequence = np.random.SeedSequence(key, spawn_key=(stream,) if stream else ())
+    return torch.Generator(device=device).manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+
+
+def sample_generators(
+    seed: int, indices: Iterable[int], *, stream: int = 0, device: torch.device | str = "cpu"
+) -> list[torch.Generator]:
+    """One generator for each sample, seeded by (seed, index of the sample); a stream for each purpose."""
+    return [seeded(seed, index, stream=stream, device=device) for index in indices]
+
+
+def fresh(generator: Generators) -> torch.Generator | Sequence[torch.Generator]:
+    """The generator itself, or where there is none a new one seeded by the operating system."""
+    if generator is None:
+        generator = torch.Generator()
+        generator.seed()
+    return generator
+
+
+def device_of(generator: Generators) -> torch.device:
+    """The device that a generator draws on; the CPU where there is none."""
+    if generator is None:
+        return torch.device("cpu")
+    return generator.device if isinstance(generator, torch.Generator) else generator[0].device
+
+
+Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
+
+
+def _draw(draw: Draw, shape: Sequence[int], generator: Generators, like: Tensor | None) -> Tensor:
+    generator = fresh(generator)
+    if isinstance(generator, torch.Generator):
+        out = draw(tuple(shape), generator)
+    else:
+        if len(generator) != shape[0]:
+            raise ValueError(f"{len(generator)} generators for a batch of {shape[0]}: one for each sample is needed")
+        out = torch.stack([draw(tuple(shape[1:]), g) for g in generator])
+    return out if like is None else out.to(like.device)
+
+
+def _dtype(like: Tensor | None, dtype: torch.dtype | None) -> torch.dtype:
+    return dtype or (like.dtype if like is not None else torch.get_default_dtype())
+
+
+def randn(
+    shape: Sequence[int],
+    generator: Generators,
+    *,
+    like: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Standard normal noise [B, *D], in the dtype and on the device of `like` where it is given."""
+    kind = _dtype(like, dtype)
+    return _draw(lambda s, g: torch.randn(s, generator=g, device=g.device, dtype=kind), shape, generator, like)
+
+
+def rademacher(
+    shape: Sequence[int],
+    generator: Generators,
+    *,
+    like: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Independent signs, -1 or +1 with equal probability, [B, *D]."""
+    kind = _dtype(like, dtype)
+    signs = _draw(lambda s, g: torch.randint(0, 2, s, generator=g, device=g.device), shape, generator, like)
+    return signs.to(kind) * 2 - 1
+
+
+def rand(
+    shape: Sequence[int],
+    generator: Generators,
+    *,
+    like: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Uniform noise on [0, 1), [B, *D]."""
+    kind = _dtype(like, dtype)
+    return _draw(lambda s, g: torch.rand(s, generator=g, device=g.device, dtype=kind), shape, generator, like)

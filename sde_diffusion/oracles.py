@@ -1,0 +1,109 @@
+"""Closed-form denoisers: data distributions whose noisy marginals, scores and likelihoods are known exactly.
+
+For p_0 = sum_k w_k N(m_k, diag s_k^2) and x = alpha x_0 + sigma eps, component k of the marginal is
+N(alpha m_k, v_k) with v_k = alpha^2 s_k^2 + sigma^2, its responsibility is r_k, and
+
+    E[x_0 | x] = sum_k r_k ( m_k + alpha s_k^2 / v_k (x - alpha m_k) ).
+
+A finite data set is the limit s_k = 0 with equal weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.errors import UserError
+from sde_diffusion.kernel import CLEAN, Kernel, match
+from sde_diffusion.noise import Generators, fresh, randn
+
+Values = Tensor | Sequence[float] | Sequence[Sequence[float]]
+
+
+class GaussianMixture:
+    """p_0 = sum_k w_k N(m_k, diag s_k^2): means [K, *D], stds [K] or [K, *D], weights [K] (normalised here)."""
+
+    def __init__(self, means: Values, stds: Values, weights: Values) -> None:
+        self.means = torch.as_tensor(means, dtype=torch.float64)
+        stds, weights = (torch.as_tensor(value, dtype=torch.float64) for value in (stds, weights))
+        count = len(self.means)
+        if self.means.ndim < 2 or weights.shape != (count,) or stds.shape not in ((count,), self.means.shape):
+            raise UserError(
+                "a mixture of K Gaussians needs means [K, *D], stds [K] or [K, *D] and weights [K]; got "
+                f"{tuple(self.means.shape)}, {tuple(stds.shape)} and {tuple(weights.shape)}"
+            )
+        if not bool((stds > 0).all() and (weights >= 0).all() and weights.sum() > 0):
+            raise UserError("stds must be positive, weights non-negative and not all zero")
+        self.stds = match(stds, self.means).expand_as(self.means) if stds.ndim == 1 else stds
+        self.weights = weights / weights.sum()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One sample's shape."""
+        return tuple(self.means.shape[1:])
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x_0], [*D]."""
+        return torch.tensordot(self.weights, self.means, 1)
+
+    @property
+    def covariance(self) -> Tensor:
+        """Cov[x_0] of the flattened data, [d, d]."""
+        means, variances = self.means.flatten(1), self.stds.flatten(1) ** 2
+        centred = means - self.weights @ means
+        return torch.einsum("k,ki,kj->ij", self.weights, centred, centred) + (self.weights @ variances).diag()
+
+    def sample(self, n: int, *, generator: Generators = None, dtype: torch.dtype = torch.float64) -> Tensor:
+        """n independent samples, [n, *D]."""
+        generator = fresh(generator)
+        one = generator if isinstance(generator, torch.Generator) else generator[0]
+        index = torch.multinomial(self.weights, n, replacement=True, generator=one)
+        return (self.means[index] + self.stds[index] * randn((n, *self.shape), generator, like=self.means)).to(dtype)
+
+    def _components(self, x: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """alpha, m_k, s_k^2 and v_k, broadcasting to [B, K, *D], and log(w_k N(x; alpha m_k, v_k)), [B, K]."""
+        each = x.unsqueeze(1)
+        means, variances, weights = (value.to(x) for value in (self.means, self.stds**2, self.weights))
+        alpha, noise = match(kernel.alpha, each), match(kernel.variance, each)
+        total = alpha**2 * variances + noise
+        quadratic = (each - alpha * means) ** 2 / total + total.log() + math.log(2.0 * math.pi)
+        return alpha, means, variances, total, weights.log() - 0.5 * quadratic.flatten(2).sum(2)
+
+    def log_prob(self, x: Tensor, kernel: Kernel = CLEAN) -> Tensor:
+        """log p_t(x), the density of the noisy marginal (of the data without a kernel), in nats, [B]."""
+        return self._components(x, kernel)[-1].logsumexp(1)
+
+    def denoiser(self) -> Denoiser:
+        """E[x_0 | x_t], exact."""
+
+        def denoise(x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
+            alpha, means, variances, total, logits = self._components(x, kernel)
+            posterior = means + alpha * variances / total * (x.unsqueeze(1) - alpha * means)
+            weights = logits.softmax(1)
+            return (weights.reshape(*weights.shape, *(1,) * (x.ndim - 1)) * posterior).sum(1)
+
+        return denoise
+
+
+class EmpiricalDenoiser:
+    """The exact denoiser of a finite data set [N, *D]: a softmax average of its samples.
+
+    It is what a network of unlimited capacity would learn; sampling with it returns the training set.
+    """
+
+    def __init__(self, data: Tensor) -> None:
+        if data.ndim < 2 or not len(data):
+            raise UserError(f"a data set [N, *D] is needed, got {tuple(data.shape)}")
+        self.data = data
+
+    def __call__(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
+        # The logits are differences of large numbers at low noise, so they are formed in float64.
+        data, flat = (value.flatten(1).to(device=x.device, dtype=torch.float64) for value in (self.data, x))
+        alpha, variance = match(kernel.alpha, flat), match(kernel.variance, flat)
+        logits = (alpha * (flat @ data.T) - 0.5 * alpha**2 * (data**2).sum(1)) / variance
+        return (logits.softmax(1) @ data).to(x.dtype).reshape(x.shape)

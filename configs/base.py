@@ -1,0 +1,93 @@
+"""Every key of a configuration, with its unit and its default. Other configurations override what differs."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The defaults: a small U-Net on 8x8 digits under the VP-SDE."""
+    config = ConfigDict()
+    config.seed = 0  # one seed gives the same weights, samples and likelihoods
+    config.device = "auto"  # "cpu", "cuda", "cuda:1", ...; "auto" takes a GPU where there is one
+
+    config.data = data = ConfigDict()
+    data.dataset = "digits"  # a key of sde_diffusion.data.DATASETS
+    data.root = ""  # folder of the data (cifar10, folder)
+    data.source = "auto"  # cifar10: "parquet", "huggingface" or "binary"; "auto" looks at the root
+    data.name = ""  # name of a data set on the Hugging Face hub
+    data.image_size = 0  # pixels a side; 0 keeps the set's own
+    data.shape = "moons"  # toy2d: "moons", "checkerboard" or "mixture"
+    data.size = 0  # toy2d: number of training points; 0 for its default
+    data.flip = False  # random horizontal flips in training
+    data.subtract_mean = "none"  # "all": the mean of the training set; "class": of each class
+    data.dequantize = False  # train on dequantised grey levels, the density that bits/dim is about
+
+    config.process = process = ConfigDict()
+    process.name = "VPSDE"  # a key of sde_diffusion.build.PROCESS_BUILDERS
+    process.beta_min = 0.1  # VP, sub-VP, DiscreteVP: rate at t = 0
+    process.beta_max = 20.0  # rate at t = 1 (Song et al. 2021, Appendix C)
+    process.sigma_min = 0.01  # VE, EDM, DiscreteVE: noise std, in model units (data in [-1, 1])
+    process.sigma_max = 50.0
+    process.levels = 1000  # discrete processes: number of noise levels
+
+    config.model = model = ConfigDict()
+    model.network = "unet"  # a key of sde_diffusion.nets.NETWORKS
+    model.prediction = "v"  # "eps", "x0", "v", "score" or "edm"
+    model.label = "time"  # how the noise level is told: "time", "logsnr", "log_sigma", "edm" or "index"
+    model.input_scale = "none"  # "unit": divide x by its std
+    model.class_conditional = False
+    model.dropout = 0.0
+    model.embedding = "positional"  # of the noise label: "positional" or "fourier"
+    model.fourier_scale = 16.0  # std of the random Fourier frequencies
+    model.unet = unet = ConfigDict()
+    unet.channels = 128  # at full resolution
+    unet.multipliers = (1, 2, 2, 2)  # of the channels, one a level
+    unet.blocks = 2  # residual blocks a level
+    unet.attention_resolutions = (16,)  # pixels a side
+    unet.heads = 1
+    model.mlp = mlp = ConfigDict()
+    mlp.width = 256
+    mlp.blocks = 4
+
+    config.training = training = ConfigDict()
+    training.steps = 1000  # optimiser updates
+    training.batch_size = 128  # samples
+    training.learning_rate = 2e-4
+    training.adam_betas = (0.9, 0.999)
+    training.adam_eps = 1e-8
+    training.weight_decay = 0.0
+    training.warmup_steps = 100  # linear, from 0
+    training.cooldown_steps = 0  # cosine, to 0 at the last step
+    training.grad_clip = 1.0  # Euclidean norm of the whole gradient; 0 for none
+    training.ema_decay = 0.999
+    training.weighting = "simple"  # "simple", "v", "likelihood", "edm" or "min_snr"
+    training.times = "uniform"  # "uniform", "stratified", "levels" or "lognormal"
+    training.log_every = 50  # steps
+    training.evaluate_every = 1000  # steps between held-out losses
+    training.sample_every = 0  # steps between sample grids in TensorBoard; 0 for none
+    training.checkpoint_every = 1000  # steps
+    training.keep_checkpoints = 2  # newest ones kept
+
+    config.sampling = sampling = ConfigDict()
+    sampling.sampler = "ddim"  # a key of sde_diffusion.SAMPLERS
+    sampling.steps = 50  # grid nodes, the step to x0_hat included
+    sampling.gallery = ("ddim:50", "pc:200", "ode")  # the bare job's samplers, each with its steps
+    sampling.options = ConfigDict()  # named options of the sampler; --option NAME=VALUE sets them
+    sampling.grid = "uniform"  # a key of sde_diffusion.GRIDS
+    sampling.t_end = -1.0  # time of the last node; negative for the process's smallest sampling time
+    sampling.clip = False  # clip x0_hat to the range of the data
+    sampling.num_samples = 64
+    sampling.batch_size = 500  # samples at once; does not change them
+    sampling.weights = "ema"  # or "raw"
+
+    config.likelihood = likelihood = ConfigDict()
+    likelihood.split = "test"  # or "train"
+    likelihood.num_samples = 0  # 0 for the whole split
+    likelihood.batch_size = 500  # samples at once; does not change them
+    likelihood.method = "per_sample"  # a key of sde_diffusion.SOLVERS
+    likelihood.rtol = 1e-4
+    likelihood.atol = 1e-4
+    likelihood.divergence = "hutchinson"  # or "exact"
+    likelihood.probes = 1
+    likelihood.probe = "rademacher"  # or "gaussian"
+    likelihood.t_min = -1.0  # time at which the data lie; negative for the process's smallest likelihood time
+    return config.lock()

@@ -1,0 +1,76 @@
+"""Arrays of samples become pictures that a person can read."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+Picture = NDArray[np.uint8]
+
+TILE = 64
+"""Smallest side of a tile in pixels: smaller images are enlarged."""
+BORDER = 4
+"""Pixels between tiles; without them neighbouring images run into one another."""
+PAPER = 255
+"""Grey level of the borders."""
+
+
+def _enlarged(image: Picture) -> Picture:
+    """An image [H, W, 3] enlarged smoothly, by a whole factor, until its smaller side has TILE pixels."""
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    factor = math.ceil(TILE / min(height, width))
+    if factor == 1:
+        return image
+    size = (width * factor, height * factor)
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+
+def tiles(images: Picture, columns: int = 0) -> Picture:
+    """Images [N, H, W, C], C = 1 or 3, as one picture [h, w, 3] with borders; about square unless columns are given."""
+    if images.shape[-1] == 1:
+        images = np.repeat(images, 3, axis=-1)
+    shown = [_enlarged(image) for image in images]
+    columns = columns or math.ceil(math.sqrt(len(shown)))
+    rows = math.ceil(len(shown) / columns)
+    height, width = shown[0].shape[:2]
+    sheet = np.full((rows * (height + BORDER) + BORDER, columns * (width + BORDER) + BORDER, 3), PAPER, dtype=np.uint8)
+    for index, image in enumerate(shown):
+        top = BORDER + index // columns * (height + BORDER)
+        left = BORDER + index % columns * (width + BORDER)
+        sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def density(points: NDArray[np.floating], side: int = 512) -> Picture:
+    """The density of points [N, 2] (the first two coordinates of longer vectors), dark on white, [side, side, 3]."""
+    cells = 96
+    low, high = np.percentile(points[:, :2], [0.2, 99.8], axis=0)
+    centre, half = (low + high) / 2, 0.6 * float((high - low).max()) + 1e-6
+    edges = [np.linspace(c - half, c + half, cells + 1) for c in centre]
+    counts, *_ = np.histogram2d(points[:, 0], points[:, 1], bins=edges)
+    shade = np.sqrt(counts / max(counts.max(), 1.0))
+    image = (255 * (1.0 - shade.T[::-1])).round().astype(np.uint8)
+    factor = math.ceil(side / cells)
+    return np.repeat(np.kron(image, np.ones((factor, factor), dtype=np.uint8))[..., None], 3, axis=-1)
+
+
+def picture(samples: NDArray[np.generic], columns: int = 0) -> Picture:
+    """Samples as a picture: images uint8 [N, H, W, C] as tiles, vectors [N, D] as a density."""
+    if samples.dtype == np.uint8:
+        return tiles(samples.astype(np.uint8, copy=False), columns)
+    points = samples.reshape(len(samples), -1).astype(np.float64)
+    return density(points if points.shape[1] > 1 else np.repeat(points, 2, axis=1))
+
+
+def png(image: Picture) -> bytes:
+    """A picture [h, w, 3] as a PNG file."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()

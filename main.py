@@ -141,7 +141,7 @@ def main(argv: list[str]) -> None:
 def parse(argv: list[str]) -> list[str]:
     """Parse the flags; a configuration key that does not exist is a sentence, not a traceback."""
     try:
-        return app.parse_flags_with_usage(argv)  # type: ignore[no-any-return]
+        return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError, TypeError) as error:
         # ml_collections raises these for --config.KEY=VALUE, with the nearest key in the message.
         what = str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'")

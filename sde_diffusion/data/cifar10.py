@@ -31,7 +31,8 @@ def load(root: str = "", source: str = "auto", name: str = "") -> Splits:
 
     source: "parquet" (root holds train-*.parquet and test-*.parquet), "huggingface" (from the hub, by
     `name`), "binary" (root holds the official archive or its extracted folder, else it is downloaded
-    there), or "auto": parquet files if root has some, else binary in a root that exists. root defaults to the user's cache folder.
+    there), or "auto": parquet files if root has some, else binary in a root that exists. root defaults to the
+    user's cache folder.
     The title says "CIFAR-10 (JPEG)" where the pixels went through JPEG: figures on them do not compare
     with published ones. Raises UserError for a damaged or missing file, and for a failed download.
     """

@@ -1,0 +1,204 @@
+"""The real command line, in subprocesses, on small trainings."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = (
+    "--config.model.network=mlp",
+    "--config.model.mlp.width=32",
+    "--config.model.mlp.blocks=1",
+    "--config.training.batch_size=32",
+    "--config.training.warmup_steps=5",
+    "--config.training.cooldown_steps=0",
+    "--config.training.evaluate_every=40",
+    "--config.training.sample_every=0",
+    "--config.likelihood.num_samples=20",
+    "--config.sampling.num_samples=12",
+)
+"""A configuration that trains in seconds."""
+
+
+def command(*flags: object) -> list[str]:
+    return [sys.executable, str(ROOT / "main.py"), *map(str, flags)]
+
+
+def run(*flags: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command(*flags), capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def refused(*flags: object) -> str:
+    """What a bad request says: one line, without a traceback."""
+    done = run(*flags, code=1)
+    assert "Traceback" not in done.stderr
+    (line,) = [text for text in done.stderr.splitlines() if "error" in text.lower() and "urllib" not in text]
+    return line
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder after the bare job."""
+    folder = tmp_path_factory.mktemp("run") / "digits"
+    gallery = "--config.sampling.gallery=('ddim:5','pc:4','ode')"
+    done = run("--config", "vpsde_digits", "--workdir", folder, *TINY, "--config.training.steps=40", gallery)
+    assert "bits/dim" in done.stdout and "ddim" in done.stdout
+    return folder
+
+
+def test_bare_job_leaves_all_it_promises(trained: Path) -> None:
+    for sampler, nfe in {"ddim": 5, "pc": 8, "ode": None}.items():
+        with np.load(trained / f"samples_{sampler}.npz") as arrays:
+            images = arrays["images"]
+        assert images.dtype == np.uint8 and images.shape == (12, 8, 8, 1)
+        manifest = json.loads((trained / f"samples_{sampler}.json").read_text())
+        assert manifest["samples"] == 12 and (nfe is None or manifest["nfe"] == nfe)
+        # 12 tiles of 64 pixels in a grid of 4 x 3 with borders of 4.
+        assert Image.open(trained / f"samples_{sampler}.png").size == (4 * 68 + 4, 3 * 68 + 4)
+    results = json.loads((trained / "results.json").read_text())
+    assert set(results["samples"]) == {"ddim", "pc", "ode"}
+    assert results["likelihood"]["bin_width"] == 2 / 16 and results["likelihood"]["samples"] == 20
+    assert results["likelihood"]["smallest_time"] == 1e-5 and results["samples"]["ddim"]["smallest_time"] == 1e-3
+    assert results["evaluation"]["held_out_loss"]["ema"] > 0
+    assert list((trained / "tensorboard").iterdir()) and list((trained / "checkpoints").iterdir())
+    assert json.loads((trained / "config.json").read_text())["training"]["steps"] == 40
+
+
+def test_same_seed_same_samples_whatever_the_batch_size(trained: Path) -> None:
+    drawn = []
+    for size in (12, 5):
+        run(
+            *("--config", "vpsde_digits", "--workdir", trained, *TINY, "--mode", "sample", "--sampler", "pc"),
+            *("--steps", 6, "--num_samples", 11, "--seed", 3, f"--config.sampling.batch_size={size}"),
+        )
+        with np.load(trained / "samples_pc.npz") as arrays:
+            drawn.append(arrays["images"].astype(int))
+    # Matrix products of another size may round differently, by less than a grey level.
+    assert np.abs(drawn[0] - drawn[1]).max() <= 1
+    assert (drawn[0] != drawn[1]).mean() < 0.01
+    assert drawn[0].std() > 10
+
+
+def test_load_gives_the_denoiser_of_a_run(trained: Path) -> None:
+    import sde_diffusion as sd
+
+    ema, raw = sd.load(trained), sd.load(trained, weights="raw")
+    assert ema.spec.process == sd.VPSDE() and ema.spec.prediction == "v"
+    x = torch.zeros(2, 1, 8, 8)
+    kernel = ema.spec.process.kernel(0.5)
+    assert not torch.equal(ema(x, kernel), raw(x, kernel))
+    with pytest.raises(sd.UserError, match=r"did you mean 'raw'|Valid names: ema, raw"):
+        sd.load(trained, weights="rav")
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    newest = sorted((folder / "checkpoints").glob("*.pt"))[-1]
+    state = torch.load(newest, weights_only=True)
+    assert state["step"] == 60
+    flat = {f"{part}.{key}": value for part in ("network", "ema") for key, value in state[part].items()}
+    moments = {f"{i}.{k}": v for i, row in state["optimizer"]["state"].items() for k, v in row.items()}
+    return flat | moments
+
+
+def test_a_killed_training_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    """kill -9 in the middle, then the same command again: weights, averages and moments as if never killed."""
+    flags = (
+        *("--config", "vpsde_digits", "--mode", "train", *TINY, "--config.training.steps=60", "--device", "cpu"),
+        *("--config.training.checkpoint_every=10", "--config.model.dropout=0.2"),
+    )
+    run(*flags, "--workdir", tmp_path / "whole")
+    process = subprocess.Popen(
+        command(*flags, "--workdir", tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "killed" / "checkpoints").glob("*.pt")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert list((tmp_path / "killed" / "checkpoints").glob("*.pt"))
+    done = run(*flags, "--workdir", tmp_path / "killed")
+    assert "resuming" in done.stdout or "is trained" in done.stdout
+    whole, resumed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "killed")
+    assert whole.keys() == resumed.keys()
+    for key, value in whole.items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(resumed[key])), key
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--config", "vpsde_digit"], "did you mean 'vpsde_digits'"),
+        (["--config", "vpsde_digits", "--config.training.stepz=3"], "steps"),
+        (["--config", "vpsde_digits", "--mode", "trian"], "did you mean 'train'"),
+        (["--config", "vpsde_digits", "--sampler", "dddim"], "did you mean 'ddim'"),
+        (["--config", "vpsde_digits", "--option", "eta=1", "--sampler", "heun"], "it takes no options"),
+        (["--config", "vpsde_digits", "--option", "etta=1"], "did you mean 'eta'"),
+        (["--config", "vpsde_digits", "--steps", "0"], "at least 1"),
+        (["--config", "vpsde_digits", "--config.training.steps=0"], "training.steps must be at least 1"),
+        (["--config", "vpsde_digits", "--sampel", "ddim"], "sampler"),
+        (["--config", "vpsde_digits", "--config.training.steps=many"], "many"),
+        (["--config", "vpsde_digits", "--config.process.name=VPSED"], "VPSDE"),
+        (["--config", "vpsde_digits", "--device", "abacus"], "abacus"),
+        ([], "--config is needed"),
+    ],
+)
+def test_bad_requests_are_one_sentence(flags: list[str], says: str, tmp_path: Path) -> None:
+    assert says in refused(*flags, "--workdir", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_missing_data_folder_is_named(tmp_path: Path) -> None:
+    missing = tmp_path / "nowhere"
+    said = refused("--config", "vpsde_cifar", f"--config.data.root={missing}", "--workdir", tmp_path / "run")
+    assert str(missing) in said and not missing.exists()
+
+
+def test_sampling_without_a_training_says_so(tmp_path: Path) -> None:
+    said = refused("--config", "vpsde_digits", "--mode", "sample", "--workdir", tmp_path / "none")
+    assert "none" in said
+
+
+def test_another_configuration_is_refused_and_nothing_is_lost(trained: Path) -> None:
+    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    said = refused("--config", "subvpsde_digits", "--workdir", trained, *TINY)
+    assert "process.name ('VPSDE' there, 'SubVPSDE' here)" in said
+    assert before == {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+
+
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    flags = ("--config", "vpsde_digits", "--mode", "train", "--workdir", tmp_path / "run", *TINY)
+    run(*flags, "--config.training.steps=10", "--config.training.checkpoint_every=10")
+    (good,) = (tmp_path / "run" / "checkpoints").iterdir()
+    kept = good.read_bytes()
+    said = refused(
+        *flags, "--config.training.steps=40", "--config.training.learning_rate=1e30", "--config.training.grad_clip=0"
+    )
+    assert "nan" in said.lower() or "inf" in said.lower()
+    assert str(good) in said and "learning_rate" in said
+    assert good.read_bytes() == kept
+
+
+def test_a_damaged_checkpoint_is_named(trained: Path, tmp_path: Path) -> None:
+    (newest,) = list((trained / "checkpoints").iterdir())[-1:]
+    damaged = tmp_path / "run" / "checkpoints" / newest.name
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(newest.read_bytes()[:1000])
+    assert str(damaged) in refused("--config", "vpsde_digits", "--mode", "sample", "--workdir", tmp_path / "run")
+
+
+def test_help_reads_well() -> None:
+    done = subprocess.run(command("--help"), capture_output=True, text=True, timeout=120)
+    assert "python main.py --config vpsde_digits" in done.stdout and "--mode" in done.stdout

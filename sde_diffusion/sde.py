@@ -382,7 +382,7 @@ def _slope(x: Tensor, nodes: Tensor, values: Tensor) -> Tensor:
 
 
 def _table(values: Any, name: str) -> Tensor:
-    table = torch.as_tensor(values).detach().to(device="cpu", dtype=torch.float64)
+    table = torch.as_tensor(values, dtype=torch.float64, device="cpu").detach()
     _require(table.ndim == 1 and len(table) >= 2, f"{name} must be a table [N] of at least two levels")
     _require(bool(table.isfinite().all()), f"{name} must be finite")
     return table

@@ -31,8 +31,9 @@ def stand_in(config: ConfigDict) -> Dataset:
 
 def parameters(name: str) -> int:
     config = config_of(name)
+    spec = build.spec(config, stand_in(config))
     with torch.device("meta"):
-        return sum(p.numel() for p in build_network(build.spec(config, stand_in(config))).parameters())
+        return sum(p.numel() for p in build_network(spec).parameters())
 
 
 @pytest.mark.parametrize("name", NAMES)

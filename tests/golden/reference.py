@@ -1,0 +1,168 @@
+"""The stored vectors of other implementations, and their configurations as objects of the library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import sde_diffusion as sd
+from sde_diffusion.grids import Node
+from sde_diffusion.kernel import CLEAN, Kernel
+from sde_diffusion.prediction import to_x0
+from sde_diffusion.samplers.ancestral import ancestral_step
+from sde_diffusion.samplers.euler_maruyama import euler_maruyama_step
+from sde_diffusion.samplers.reverse_diffusion import reverse_diffusion_step
+
+DATA = Path(__file__).parents[1] / "data" / "reference"
+RTOL, ATOL = 1e-9, 1e-10
+DIMS = (2, 12)
+SHAPES = {2: (2, 1, 1), 12: (3, 2, 2)}
+
+Arrays = dict[str, Tensor]
+
+
+@cache
+def arrays(name: str) -> Arrays:
+    """All arrays of a file, in the dtype in which they are stored."""
+    with np.load(DATA / f"{name}.npz") as file:
+        return {key: torch.from_numpy(np.array(file[key])) for key in file.files}
+
+
+@cache
+def cases(name: str) -> dict[str, dict[str, Any]]:
+    """The configurations of a file's cases."""
+    configurations: dict[str, dict[str, Any]] = json.loads((DATA / f"{name}.json").read_text())["cases"]
+    return configurations
+
+
+def close(actual: Tensor, expected: Tensor, rtol: float = RTOL, atol: float = ATOL) -> None:
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
+
+
+def mixture(vectors: Arrays, dims: int) -> sd.GaussianMixture:
+    """The data distribution of a file."""
+    weights, means, stds = (vectors[f"gmm{dims}_{name}"] for name in "wms")
+    return sd.GaussianMixture(means.reshape(-1, *SHAPES[dims]), stds, weights)
+
+
+def one_below(levels: Kernel) -> Kernel:
+    """For each of some ascending levels [N] the level below it, clean data below the first."""
+    alpha = torch.cat([CLEAN.alpha[None], levels.alpha[:-1]])
+    sigma = torch.cat([CLEAN.sigma[None], levels.sigma[:-1]])
+    return Kernel(alpha, sigma)
+
+
+PROCESSES: dict[str, Callable[[float, float], sd.SDE]] = {
+    "vp": sd.VPSDE,
+    "subvp": sd.SubVPSDE,
+    "ve": sd.VESDE,
+}
+
+
+def x0_from_score(score: Tensor, x: Tensor, kernel: Kernel) -> Tensor:
+    """The x0_hat of a step from a node with this kernel, which derives exactly this score from it again."""
+    return to_x0("score", score, x, kernel)
+
+
+@dataclass(frozen=True)
+class SongProcess:
+    """A process as score_sde has it: a continuous one, and N levels beside it that its predictors step on.
+
+    The level of a time is floor(t (N - 1)); below level 0 there is clean data. Sub-VP has no levels there.
+    """
+
+    kind: str
+    params: tuple[float, float]
+    n: int = 1000
+
+    @classmethod
+    def of(cls, case: dict[str, Any]) -> SongProcess:
+        kind = case.get("kind") or case.get("sde") or {"smld": "ve", "ddpm": "vp"}[case["loss"]]
+        return cls(kind, tuple(case["params"]), case.get("N", 1000))
+
+    @property
+    def sde(self) -> sd.SDE:
+        return PROCESSES[self.kind](*self.params)
+
+    @property
+    def discrete(self) -> sd.DiscreteVP | sd.DiscreteVE:
+        if self.kind == "vp":
+            return sd.DiscreteVP.linear(self.n, *self.params)
+        assert self.kind == "ve"
+        return sd.DiscreteVE.geometric(*self.params, self.n)
+
+    def level_pair(self, t: Tensor) -> tuple[Node, Node]:
+        """The nodes of the level of t and of the one below it, for t [] or [B]."""
+        process, index = self.discrete, (t * (self.n - 1)).long()
+        times, levels = process.times, process.levels
+        lower = one_below(levels)[index]
+        return Node(times[index], levels[index]), Node(times[index] - 1.0 / self.n, lower)
+
+    def euler_pair(self, t: Tensor) -> tuple[Node, Node]:
+        """The nodes of an Euler step of 1/N, which score_sde takes whatever the distance of its grid's times.
+
+        Euler's step never looks at the next kernel: at t < 1/N there is none.
+        """
+        return Node(t, self.sde.kernel(t)), Node(t - 1.0 / self.n, CLEAN)
+
+    def predict(self, predictor: str, x: Tensor, score: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """One predictor step from time t by the library's functions; without noise, score_sde's x_mean."""
+        if predictor == "none":
+            return x
+        # For sub-VP, score_sde's reverse diffusion is an Euler step; ours has the exact transition.
+        euler = predictor == "euler_maruyama" or (predictor == "reverse_diffusion" and self.kind == "subvp")
+        now, next = self.euler_pair(t) if euler else self.level_pair(t)
+        x0_hat = x0_from_score(score, x, now.kernel)
+        if euler:
+            return euler_maruyama_step(self.sde, now, next, x, x0_hat, noise)
+        if predictor == "reverse_diffusion":
+            return reverse_diffusion_step(self.discrete, now, next, x, x0_hat, noise)
+        assert predictor == "ancestral_sampling"
+        variance = {"vp": "beta", "ve": "posterior"}[self.kind]
+        return ancestral_step(self.discrete, now, next, x, x0_hat, noise, variance=variance)
+
+
+class ReplayedNoise:
+    """Stored normals [n, B, *D] in the place of the library's draws, in their order of use."""
+
+    def __init__(self, stored: Tensor) -> None:
+        self.stored: list[Tensor] = list(stored)
+
+    def __call__(self, shape: Sequence[int], generator: object, *, like: Tensor | None = None) -> Tensor:
+        noise = self.stored.pop(0)
+        assert tuple(shape) == noise.shape
+        return noise
+
+    @property
+    def unused(self) -> int:
+        return len(self.stored)
+
+
+def replay(monkeypatch: pytest.MonkeyPatch, stored: Tensor) -> ReplayedNoise:
+    """Let the samplers use stored noise."""
+    noise = ReplayedNoise(stored)
+    for module in ("march", "langevin"):
+        monkeypatch.setattr(f"sde_diffusion.samplers.{module}.randn", noise)
+    return noise
+
+
+class Trajectory:
+    """An `on_step` that keeps x at every node."""
+
+    def __init__(self) -> None:
+        self.x: list[Tensor] = []
+
+    def __call__(self, index: int, node: Node, x: Tensor, x0_hat: Tensor) -> None:
+        self.x.append(x)
+
+    def stacked(self, last: Tensor) -> Tensor:
+        return torch.stack([*self.x, last])

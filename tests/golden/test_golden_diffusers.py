@@ -1,0 +1,192 @@
+"""The DDPM and DDIM schedulers of diffusers: whole trajectories of our samplers on the same levels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import sde_diffusion as sd
+from sde_diffusion.grids import Node
+from sde_diffusion.kernel import CLEAN, Kernel
+from sde_diffusion.prediction import to_x0
+from sde_diffusion.samplers.ancestral import ddim_flow_step
+from tests.golden.reference import DIMS, Arrays, Trajectory, arrays, cases, close, mixture, replay
+
+NAMES = list(cases("samplers/diffusers_schedulers_2d"))
+EXPLICIT = ("ddim_linspace_eta0", "ddim_clip_eta0", "ddim_zerosnr_vpred_trailing")
+"""Cases of DDIM that do on purpose what the library's sampler does not; see their own tests."""
+
+both_dims = pytest.mark.parametrize("dims", DIMS)
+PROCESS = sd.DiscreteVP.linear(1000)
+
+
+def load(dims: int, name: str) -> tuple[dict[str, Any], Arrays, sd.GaussianMixture]:
+    """The case, its arrays without its name in front, and the data."""
+    file = f"samplers/diffusers_schedulers_{dims}d"
+    vectors, prefix = arrays(file), f"{name}."
+    own = {key.removeprefix(prefix): value for key, value in vectors.items() if key.startswith(prefix)}
+    return cases(file)[name], own, mixture(vectors, dims)
+
+
+def model(case: dict[str, Any], oracle: sd.GaussianMixture) -> sd.Denoiser:
+    denoiser = oracle.denoiser()
+    return sd.ClippedDenoiser(denoiser) if case["config"]["clip_sample"] else denoiser
+
+
+def zero_snr_alphas() -> Tensor:
+    """The signal scales shifted and stretched so that the last is 0 (Lin et al. 2024, Algorithm 1)."""
+    alphas = PROCESS.levels.alpha
+    return (alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])
+
+
+def level_kernel(name: str, levels: Tensor) -> Kernel:
+    if "zerosnr" not in name:
+        return PROCESS.levels[levels]
+    alphas = zero_snr_alphas()[levels]
+    return Kernel(alphas, (1.0 - alphas**2).sqrt())
+
+
+PREDICTIONS: dict[str, tuple[str, Callable[[sd.Denoiser, Tensor, Kernel], Tensor]]] = {
+    "epsilon": ("eps", sd.eps),
+    "sample": ("x0", lambda denoiser, x, kernel: denoiser(x, kernel)),
+    "v_prediction": ("v", sd.v),
+}
+
+
+@both_dims
+@pytest.mark.parametrize("name", NAMES)
+def test_model_output(dims: int, name: str) -> None:
+    """eps, x0 or v of the exact denoiser at every step, and x0_hat found again from it."""
+    case, own, oracle = load(dims, name)
+    prediction, output = PREDICTIONS[case["config"].get("prediction_type", "epsilon")]
+    x = own["trajectory"][:-1].flatten(0, 1)
+    kernel = level_kernel(name, own["timesteps"].long().repeat_interleave(own["trajectory"].shape[1]))
+    close(kernel.alpha, own["model_alpha_sigma"][:, 0].repeat_interleave(own["trajectory"].shape[1]))
+    close(kernel.sigma, own["model_alpha_sigma"][:, 1].repeat_interleave(own["trajectory"].shape[1]))
+    out = own["model_output"].flatten(0, 1)
+    close(output(oracle.denoiser(), x, kernel), out)
+    close(to_x0(prediction, out, x, kernel), oracle.denoiser()(x, kernel))
+
+
+@both_dims
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("ddpm")])
+def test_ddpm(dims: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fixed_small is the posterior variance, fixed_large beta, of the transitions between visited levels."""
+    case, own, oracle = load(dims, name)
+    variance = {"fixed_small": "posterior", "fixed_large": "beta"}[case["config"]["variance_type"]]
+    noise, visited = replay(monkeypatch, own["noise"]), Trajectory()
+    out = sd.sample(
+        model(case, oracle),
+        grid=sd.TimeGrid(PROCESS, PROCESS.times[own["timesteps"].long()]),
+        sampler="ddpm",
+        x=own["trajectory"][0],
+        on_step=visited,
+        variance=variance,
+    )
+    assert out.nfe == case["steps"] and noise.unused == case["n_noise"] - (case["steps"] - 1)
+    last = out.x
+    if noise.unused:
+        # It never meets level 0, the only one without noise: its least variance, 1e-20, is added.
+        last = last + 1e-10 * own["noise"][-1]
+    close(visited.stacked(last), own["trajectory"])
+
+
+@both_dims
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("ddim") and name not in EXPLICIT])
+def test_ddim(dims: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every spacing is a grid of the visited levels; without set_alpha_to_one it ends at level 0."""
+    case, own, oracle = load(dims, name)
+    eta, to_clean = case["step_kwargs"]["eta"], case["config"].get("set_alpha_to_one", True)
+    levels = own["timesteps"].long()
+    levels = levels if to_clean else torch.cat([levels, torch.tensor([0])])
+    visited = Trajectory()
+    noise = replay(monkeypatch, own["noise"]) if eta else None
+    out = sd.sample(
+        model(case, oracle),
+        grid=sd.TimeGrid(PROCESS, PROCESS.times[levels]),
+        sampler="ddim",
+        x=own["trajectory"][0],
+        finish="denoise" if to_clean else "none",
+        on_step=visited,
+        eta=eta,
+    )
+    assert out.nfe == case["steps"] and (noise is None or noise.unused == 1)
+    close(visited.stacked(out.x), own["trajectory"])
+
+
+Update = Callable[[Node, Node, Tensor, Tensor], Tensor]
+
+
+def flow_step(now: Node, next: Node, x: Tensor, x0_hat: Tensor) -> Tensor:
+    return ddim_flow_step(PROCESS, now, next, x, x0_hat)
+
+
+def replayed(name: str, own: Arrays, denoiser: sd.Denoiser, step: Update = flow_step) -> Tensor:
+    """The trajectory over explicit pairs: from each visited level to one a stride below, or clean data."""
+    levels, x, visited = own["timesteps"].long(), own["trajectory"][0], []
+    stride = 1000 // len(levels)
+    for level in levels:
+        now = Node(PROCESS.times[level], level_kernel(name, level))
+        below = level_kernel(name, level - stride) if level >= stride else CLEAN
+        visited.append(x)
+        x = step(now, Node(now.t - stride / 1000.0, below), x, denoiser(x, now.kernel))
+    return torch.stack([*visited, x])
+
+
+@both_dims
+@pytest.mark.parametrize("name", ["ddim_leading_eta0", "ddim_trailing_eta0"])
+def test_replay_is_the_sampler_where_strides_meet(dims: int, name: str) -> None:
+    _, own, oracle = load(dims, name)
+    close(replayed(name, own, oracle.denoiser()), own["trajectory"])
+
+
+@both_dims
+def test_ddim_linspace(dims: int) -> None:
+    """The source steps 100 levels down although its visited levels are 111 apart.
+
+    Our grids step from node to node, so that none expresses this case; its updates, between the pairs of
+    levels that it looks up, are ours.
+    """
+    name = "ddim_linspace_eta0"
+    _, own, oracle = load(dims, name)
+    close(replayed(name, own, oracle.denoiser()), own["trajectory"])
+    ours = sd.sample(
+        oracle.denoiser(), grid=sd.make_grid(PROCESS, 10, "strided"), sampler="ddim", x=own["trajectory"][0]
+    )
+    assert float((ours.x - own["trajectory"][-1]).abs().max()) > 1e-3
+
+
+@both_dims
+def test_ddim_clip(dims: int) -> None:
+    """After clipping x0_hat the source keeps the network's eps; ours derives eps again from x0_hat."""
+    name = "ddim_clip_eta0"
+    case, own, oracle = load(dims, name)
+
+    def keep_eps(now: Node, next: Node, x: Tensor, x0_hat: Tensor) -> Tensor:
+        return flow_step(now, next, x, x0_hat) + next.kernel.alpha * (x0_hat.clamp(-1.0, 1.0) - x0_hat)
+
+    close(replayed(name, own, oracle.denoiser(), keep_eps), own["trajectory"])
+
+    # Our sampler's own step from the source's last x but one, where x0_hat is clipped.
+    levels, x, clipped = own["timesteps"].long()[-2:], own["trajectory"][-3], model(case, oracle)
+    now, next = (PROCESS.levels[level] for level in levels)
+    x0_hat, kept = clipped(x, now), sd.eps(oracle.denoiser(), x, now)
+    again = (x - now.alpha * x0_hat) / now.sigma
+    grid = sd.TimeGrid(PROCESS, PROCESS.times[levels])
+    out = sd.sample(clipped, grid=grid, x=x, sampler="ddim", finish="none")
+    close(out.x, next.alpha * x0_hat + next.sigma * again)
+    close(own["trajectory"][-2], next.alpha * x0_hat + next.sigma * kept)
+    assert float((again - kept).abs().max()) > 1e-3
+
+
+@both_dims
+def test_ddim_zero_snr(dims: int) -> None:
+    """The first level has alpha = 0: DiscreteVP has no such table, but DDIM's step takes any kernel."""
+    name = "ddim_zerosnr_vpred_trailing"
+    _, own, oracle = load(dims, name)
+    assert float(level_kernel(name, own["timesteps"].long())[0].alpha) == 0.0
+    close(replayed(name, own, oracle.denoiser()), own["trajectory"])

@@ -88,28 +88,32 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def claim(folder: Path, config: ConfigDict) -> None:
-    """Make the folder this configuration's. Raises UserError if it holds a training of another model or data set."""
+def check_folder(folder: Path, config: ConfigDict, same_seed: bool = False) -> None:
+    """Raises UserError if the folder holds a training of another data set, process or model (or with another seed)."""
     path = folder / "config.json"
-    new = json.loads(config.to_json_best_effort())
-    if path.exists() and checkpoint_files(folder):
-        old = json.loads(path.read_text())
-        fixed = {name: [_flat(c[name]) for c in (old, new)] for name in ("data", "process", "model")}
-        fixed["data"][0].pop("root", None), fixed["data"][1].pop("root", None)
-        differing = [
-            f"{section}.{key} ({a.get(key)!r} there, {b.get(key)!r} here)"
-            for section, (a, b) in fixed.items()
-            for key in sorted(a.keys() | b.keys())
-            if a.get(key) != b.get(key)
-        ]
-        if old["seed"] != new["seed"]:
-            differing.append(f"seed ({old['seed']} there, {new['seed']} here)")
-        if differing:
-            raise UserError(
-                f"{folder} holds a training with another configuration: {'; '.join(differing[:4])}"
-                f"{' ...' if len(differing) > 4 else ''}; choose another --workdir, or its own configuration"
-            )
-    write_json(path, new)
+    if not (path.exists() and checkpoint_files(folder)):
+        return
+    old, new = (
+        _flat({name: c[name] for name in ("seed", "data", "process", "model")})
+        for c in (json.loads(path.read_text()), json.loads(config.to_json_best_effort()))
+    )
+    free = {"data.root"} if same_seed else {"data.root", "seed"}
+    differing = [
+        f"{key} ({old.get(key)!r} there, {new.get(key)!r} here)"
+        for key in sorted((old.keys() | new.keys()) - free)
+        if old.get(key) != new.get(key)
+    ]
+    if differing:
+        raise UserError(
+            f"{folder} holds a training with another configuration: {'; '.join(differing[:4])}"
+            f"{' ...' if len(differing) > 4 else ''}; choose another --workdir, or its own configuration"
+        )
+
+
+def trained_network(config: ConfigDict, folder: Path) -> Checkpoint:
+    """The newest checkpoint of the run folder, which must be this configuration's."""
+    check_folder(folder, config)
+    return read_checkpoint(folder)
 
 
 # --- training -------------------------------------------------------------------------------------------------
@@ -181,7 +185,8 @@ def train(config: ConfigDict, folder: Path) -> None:
     device = build.device(config)
     splits = build.data(config)
     settings = config.training
-    claim(folder, config)
+    check_folder(folder, config, same_seed=True)
+    write_json(folder / "config.json", json.loads(config.to_json_best_effort()))
 
     spec = build.spec(config, splits.train)
     transform = DataTransform.fit(splits.train, config.data.subtract_mean)
@@ -399,7 +404,7 @@ def sample_into(
 
 def sample(config: ConfigDict, folder: Path) -> None:
     """Sample the run's network with sampling.sampler."""
-    trained = read_checkpoint(folder)
+    trained = trained_network(config, folder)
     row = sample_into(
         folder, config, trained, config.sampling.sampler, config.sampling.steps, build.sampler_options(config)
     )
@@ -462,7 +467,7 @@ def likelihood_of(config: ConfigDict, trained: Checkpoint, dataset: Dataset) -> 
 
 def likelihood(config: ConfigDict, folder: Path) -> None:
     """Bits/dim of the held-out (or training) split."""
-    trained = read_checkpoint(folder)
+    trained = trained_network(config, folder)
     splits = build.data(config)
     row = likelihood_of(config, trained, getattr(splits, config.likelihood.split))
     add_result(folder, "likelihood", row)
@@ -476,7 +481,7 @@ def likelihood(config: ConfigDict, folder: Path) -> None:
 
 def evaluate(config: ConfigDict, folder: Path) -> None:
     """The held-out loss of raw and averaged weights, and held-out bits/dim."""
-    trained = read_checkpoint(folder)
+    trained = trained_network(config, folder)
     splits = build.data(config)
     device = build.device(config)
     losses = {
@@ -491,7 +496,7 @@ def evaluate(config: ConfigDict, folder: Path) -> None:
 def everything(config: ConfigDict, folder: Path) -> None:
     """Train or resume, sample with every sampler of sampling.gallery from the same noise, and evaluate."""
     train(config, folder)
-    trained = read_checkpoint(folder)
+    trained = trained_network(config, folder)
     own = config.sampling.sampler
     options = {own: build.sampler_options(config)}
     rows = [

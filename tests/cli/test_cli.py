@@ -92,6 +92,27 @@ def test_same_seed_same_samples_whatever_the_batch_size(trained: Path) -> None:
     assert drawn[0].std() > 10
 
 
+def test_class_means_and_labels(tmp_path: Path) -> None:
+    """A class-conditional network, with the mean of each class subtracted: its samples are near the means."""
+    flags = ("--config", "vpsde_digits", "--workdir", tmp_path, *TINY, "--config.model.class_conditional=True")
+    run(
+        *(*flags, "--config.data.subtract_mean=class", "--config.training.steps=40"),
+        *("--config.sampling.gallery=('ddim:5',)", "--config.sampling.num_samples=40"),
+    )
+    with np.load(tmp_path / "samples_ddim.npz") as arrays:
+        labels, images = arrays["labels"], arrays["images"][..., 0].astype(float)
+    assert labels.tolist() == [i % 10 for i in range(40)]
+    from sde_diffusion.data import DataOptions, load_splits
+
+    digits = load_splits("digits", DataOptions()).train
+    assert digits.labels is not None
+    means = np.stack([digits.samples[digits.labels == k, 0].double().mean(0).numpy() * 255 / 16 for k in range(10)])
+    drawn = np.stack([images[labels == k].mean(0) for k in range(10)])
+    own = [np.corrcoef(drawn[k].ravel(), means[k].ravel())[0, 1] for k in range(10)]
+    other = [np.corrcoef(drawn[k].ravel(), means[(k + 1) % 10].ravel())[0, 1] for k in range(10)]
+    assert np.mean(own) > np.mean(other) + 0.2
+
+
 def test_load_gives_the_denoiser_of_a_run(trained: Path) -> None:
     import sde_diffusion as sd
 

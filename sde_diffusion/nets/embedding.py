@@ -84,18 +84,14 @@ class Conditioning(nn.Module):
 
     def forward(self, label: Tensor, labels: Tensor | None, batch: int) -> Tensor:
         if label.shape != (batch,):
-            raise UserError(
-                f"the noise label must have shape [{batch}], one a sample; got {list(label.shape)}"
-            )
+            raise UserError(f"the noise label must have shape [{batch}]; got {list(label.shape)}")
         features = self.features(label).to(self.hidden.weight.dtype)
         vector: Tensor = self.out(nn.functional.silu(self.hidden(features)))
         if self.classes is not None:
             if labels is None:
                 labels = torch.full((batch,), self.num_classes, device=label.device)
             if labels.shape != (batch,):
-                raise UserError(
-                    f"class labels must have shape [{batch}], one a sample; got {list(labels.shape)}"
-                )
+                raise UserError(f"the class labels must have shape [{batch}]; got {list(labels.shape)}")
             vector = vector + self.classes(labels)
         elif labels is not None:
             raise UserError("this network takes no class labels: it was built with num_classes=0")

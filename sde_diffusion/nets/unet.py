@@ -15,13 +15,25 @@ from sde_diffusion.nets.embedding import Conditioning
 from sde_diffusion.nets.initialisation import xavier
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+class GroupNorm(nn.GroupNorm):
     """GroupNorm with the most groups of equal size, at most 32, of at least 4 channels each.
 
-    Source: Wu & He 2018 (32 groups); epsilon as in Ho et al. 2020.
+    To train some layers only, freeze the others with requires_grad_(False). Asking autograd.grad, or
+    backward(inputs=), for a norm's weight but for nothing before it meets the crash described in forward.
+    Shapes: x [B, C, H, W] -> [B, C, H, W]. Source: Wu & He 2018 (32 groups); epsilon as in Ho et al. 2020.
     """
-    groups = max(g for g in range(1, 33) if channels % g == 0 and (g == 1 or channels // g >= 4))
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+    def __init__(self, channels: int) -> None:
+        groups = max(g for g in range(1, 33) if channels % g == 0 and (g == 1 or channels // g >= 4))
+        super().__init__(groups, channels, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # On the CPU in channels_last PyTorch 2.13 crashes when asked for the gradient of the weight but not
+        # of the input, as where the layers before are frozen. The affine map apart is safe, but slower.
+        if x.requires_grad or not (torch.is_grad_enabled() and self.weight.requires_grad):
+            return super().forward(x)
+        normal = F.group_norm(x, self.num_groups, eps=self.eps)
+        return torch.addcmul(self.bias[:, None, None], normal, self.weight[:, None, None])
 
 
 def conv3x3(in_channels: int, out_channels: int, *, stride: int = 1, gain: float = 1.0) -> nn.Conv2d:
@@ -37,10 +49,10 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, *, width: int, dropout: float) -> None:
         super().__init__()
-        self.norm1 = group_norm(in_channels)
+        self.norm1 = GroupNorm(in_channels)
         self.conv1 = conv3x3(in_channels, out_channels)
         self.modulation = xavier(nn.Linear(width, out_channels))
-        self.norm2 = group_norm(out_channels)
+        self.norm2 = GroupNorm(out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = conv3x3(out_channels, out_channels, gain=0.0)
         same = in_channels == out_channels
@@ -66,7 +78,7 @@ class SelfAttention(nn.Module):
         if channels % heads:
             raise UserError(f"heads={heads} does not divide the {channels} channels of an attention layer")
         self.heads = heads
-        self.norm = group_norm(channels)
+        self.norm = GroupNorm(channels)
         self.qkv = xavier(nn.Linear(channels, 3 * channels))
         self.out = xavier(nn.Linear(channels, channels), gain=0.0)
 
@@ -165,7 +177,7 @@ class UNet(nn.Module):
                 into = out
 
         last = conv3x3(into, in_channels if out_channels is None else out_channels, gain=0.0)
-        self.head = nn.Sequential(group_norm(into), nn.SiLU(), last)
+        self.head = nn.Sequential(GroupNorm(into), nn.SiLU(), last)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from its stub
 
     def forward(self, x: Tensor, label: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -46,7 +46,7 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.grids import Node
 from sde_diffusion.likelihood import bits_per_dim, log_likelihood
 from sde_diffusion.losses import denoising_score_matching, sample_times
-from sde_diffusion.noise import randn, sample_generators, seeded
+from sde_diffusion.noise import rand, randn, sample_generators, seeded
 from sde_diffusion.report.pictures import picture, png
 from sde_diffusion.report.table import table
 from sde_diffusion.samplers import sample as draw_samples
@@ -155,11 +155,18 @@ def batch_loss(
     samples, labels = batch
     device, sde = denoiser.device, denoiser.spec.process
     x0 = encoded(transform, samples, labels, config.data.dequantize, generator)
-    t = sample_times(sde, len(x0), generator=generator, kind=config.training.times)
+    settings = config.training
+    t = sample_times(
+        sde, len(x0), generator=generator, kind=settings.times, p_mean=settings.p_mean, p_std=settings.p_std
+    )
     noise = randn(x0.shape, generator, like=x0)
+    if labels is not None and settings.label_dropout > 0:
+        # The class after the last one means "no class": one network learns p(x | y) and p(x) (Ho and Salimans 2022).
+        dropped = rand((len(x0),), generator) < settings.label_dropout
+        labels = labels.where(~dropped, denoiser.spec.options["num_classes"])
     told = conditioning(config, labels, device)
     loss = denoising_score_matching(
-        denoiser, sde, x0.to(device), t, noise.to(device), weighting=config.training.weighting, **told
+        denoiser, sde, x0.to(device), t, noise.to(device), weighting=settings.weighting, **told
     )
     return loss.mean()
 
@@ -451,6 +458,7 @@ def likelihood_of(config: ConfigDict, trained: Checkpoint, dataset: Dataset) -> 
         "standard_error": float(bits.std() / math.sqrt(count)) if count > 1 else None,
         "probe_standard_error_per_sample": probe_error,
         "space": f"{transform.levels} grey levels, uniformly dequantised" if transform.levels else "continuous vectors",
+        "given": "its class" if config.model.class_conditional else "nothing",
         "bin_width": bin_width,
         "samples": count,
         "split": settings.split,
@@ -474,7 +482,8 @@ def likelihood(config: ConfigDict, folder: Path) -> None:
     error = "" if row["standard_error"] is None else f" +- {row['standard_error']:.4f} (standard error of the mean)"
     print(
         f"{config.likelihood.split} bits/dim {row['bits_per_dim']:.4f}{error}: {row['samples']} samples of "
-        f"{row['data']}, {row['space']}, {row['divergence']} trace, {row['method']} at rtol {row['rtol']:g}, "
+        f"{row['data']}{' given its class' if config.model.class_conditional else ''}, {row['space']}, "
+        f"{row['divergence']} trace, {row['method']} at rtol {row['rtol']:g}, "
         f"smallest time {row['smallest_time']:g}, nfe {row['nfe']}, {row['seconds']} s"
     )
 

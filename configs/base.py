@@ -59,8 +59,11 @@ def get_config() -> ConfigDict:
     training.cooldown_steps = 0  # cosine, to 0 at the last step
     training.grad_clip = 1.0  # Euclidean norm of the whole gradient; 0 for none
     training.ema_decay = 0.999
+    training.label_dropout = 0.0  # share of the samples whose class is withheld, if class-conditional
     training.weighting = "simple"  # "simple", "v", "likelihood", "edm" or "min_snr"
     training.times = "uniform"  # "uniform", "stratified", "levels" or "lognormal"
+    training.p_mean = -1.2  # "lognormal": mean of log(sigma/alpha) (Karras et al. 2022, Table 1)
+    training.p_std = 1.2  # and its std
     training.log_every = 50  # steps
     training.evaluate_every = 1000  # steps between held-out losses
     training.sample_every = 0  # steps between sample grids in TensorBoard; 0 for none

@@ -10,9 +10,6 @@ def get_config() -> ConfigDict:
     config = vpsde_digits.get_config()
     config.process.name = "VESDE"
     config.process.sigma_min = 0.01
-    config.process.sigma_max = 16.0  # about the largest distance of two digits (Song and Ermon 2020, Technique 1)
-    config.model.prediction = "edm"
-    config.model.label = "logsnr"
+    config.process.sigma_max = 10.0  # the largest distance of two digits is 9.6 (Song and Ermon 2020, Technique 1)
     config.model.input_scale = "unit"
-    config.training.weighting = "edm"
     return config

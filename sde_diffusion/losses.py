@@ -16,6 +16,7 @@ Discrete time is the same loss with times drawn from the levels of a discrete pr
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -62,29 +63,38 @@ WEIGHTINGS: dict[str, Callable[[SDE, Tensor, Kernel], Tensor]] = {
 }
 
 
-def _uniform(sde: SDE, n: int, generator: torch.Generator, t_min: float) -> Tensor:
-    return t_min + (1.0 - t_min) * rand((n,), generator, dtype=torch.float64).cpu()
+@dataclass(frozen=True)
+class TimeRange:
+    """Where training times lie: t in [t_min, 1], and log(sigma/alpha) ~ N(p_mean, p_std^2) for "lognormal"."""
+
+    t_min: float
+    p_mean: float = EDM_P_MEAN
+    p_std: float = EDM_P_STD
 
 
-def _stratified(sde: SDE, n: int, generator: torch.Generator, t_min: float) -> Tensor:
+def _uniform(sde: SDE, n: int, generator: torch.Generator, within: TimeRange) -> Tensor:
+    return within.t_min + (1.0 - within.t_min) * rand((n,), generator, dtype=torch.float64).cpu()
+
+
+def _stratified(sde: SDE, n: int, generator: torch.Generator, within: TimeRange) -> Tensor:
     # One draw shifts n equally spaced points (Kingma et al. 2021, Appendix I.1): the marginal stays uniform.
     first = rand((1,), generator, dtype=torch.float64).cpu()
-    return t_min + (1.0 - t_min) * (first + torch.arange(n, dtype=torch.float64) / n).remainder(1.0)
+    return within.t_min + (1.0 - within.t_min) * (first + torch.arange(n, dtype=torch.float64) / n).remainder(1.0)
 
 
-def _levels(sde: SDE, n: int, generator: torch.Generator, t_min: float) -> Tensor:
+def _levels(sde: SDE, n: int, generator: torch.Generator, within: TimeRange) -> Tensor:
     if sde.times is None:
         raise UserError(f"times 'levels' are those of a discrete process; {type(sde).__name__} has none")
     index = torch.randint(0, len(sde.times), (n,), generator=generator, device=generator.device)
     return sde.times[index.cpu()]
 
 
-def _lognormal(sde: SDE, n: int, generator: torch.Generator, t_min: float) -> Tensor:
-    log_sigma = EDM_P_MEAN + EDM_P_STD * randn((n,), generator, dtype=torch.float64).cpu()
-    return sde.time_of(-2.0 * log_sigma).clamp(t_min, 1.0)
+def _lognormal(sde: SDE, n: int, generator: torch.Generator, within: TimeRange) -> Tensor:
+    log_sigma = within.p_mean + within.p_std * randn((n,), generator, dtype=torch.float64).cpu()
+    return sde.time_of(-2.0 * log_sigma).clamp(within.t_min, 1.0)
 
 
-TIME_SAMPLERS: dict[str, Callable[[SDE, int, torch.Generator, float], Tensor]] = {
+TIME_SAMPLERS: dict[str, Callable[[SDE, int, torch.Generator, TimeRange], Tensor]] = {
     "uniform": _uniform,
     "stratified": _stratified,
     "levels": _levels,
@@ -93,14 +103,22 @@ TIME_SAMPLERS: dict[str, Callable[[SDE, int, torch.Generator, float], Tensor]] =
 
 
 def sample_times(
-    sde: SDE, n: int, *, generator: torch.Generator, kind: str = "uniform", t_min: float | None = None
+    sde: SDE,
+    n: int,
+    *,
+    generator: torch.Generator,
+    kind: str = "uniform",
+    t_min: float | None = None,
+    p_mean: float = EDM_P_MEAN,
+    p_std: float = EDM_P_STD,
 ) -> Tensor:
     """n training times [n], float64: "uniform", "stratified", "levels" (of a discrete process) or "lognormal".
 
-    t_min: the smallest time (default: the process's smallest training time).
+    t_min: the smallest time (default: the process's smallest training time). p_mean, p_std: of log(sigma/alpha) in
+    "lognormal" (default: EDM's).
     """
-    start = sde.t_train if t_min is None else t_min
-    return choose("time sampler", kind, TIME_SAMPLERS)(sde, n, generator, start)
+    within = TimeRange(sde.t_train if t_min is None else t_min, p_mean, p_std)
+    return choose("time sampler", kind, TIME_SAMPLERS)(sde, n, generator, within)
 
 
 def denoising_score_matching(

@@ -10,10 +10,8 @@ Any key of configs/base.py can be set by --config.SECTION.KEY=VALUE.
 
 from __future__ import annotations
 
-import ast
 import sys
 from pathlib import Path
-from typing import Any
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
@@ -70,19 +68,10 @@ def config_path(name: str) -> Path:
     return CONFIGS / f"{name}.py"
 
 
-def parse_option(text: str) -> tuple[str, Any]:
-    """NAME=VALUE as a pair; the value is a Python literal, or else a string."""
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise UserError(f"--option {text!r} should be NAME=VALUE, such as eta=0.5")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
-
-
 def apply_flags(config: ConfigDict) -> None:
     """Write the short flags into the configuration."""
+    from sde_diffusion import build
+
     sampling = config.sampling
     if FLAGS.sampler is not None:
         if FLAGS.sampler != sampling.sampler:
@@ -91,7 +80,7 @@ def apply_flags(config: ConfigDict) -> None:
         sampling.sampler = FLAGS.sampler
     if FLAGS.option:
         with config.unlocked():
-            sampling.options.update(dict(map(parse_option, FLAGS.option)))
+            sampling.options.update(dict(map(build.option, FLAGS.option)))
     if FLAGS.steps is not None:
         sampling.steps = FLAGS.steps
     if FLAGS.num_samples is not None:
@@ -101,7 +90,8 @@ def apply_flags(config: ConfigDict) -> None:
     if FLAGS.device is not None:
         config.device = FLAGS.device
     if FLAGS.mode == "all" and (FLAGS.sampler is not None or FLAGS.steps is not None):
-        sampling.gallery = (f"{sampling.sampler}:{sampling.steps}",)
+        options = ",".join(f"{name}={value!r}" for name, value in sampling.options.items())
+        sampling.gallery = (f"{sampling.sampler}:{sampling.steps}" + (f":{options}" if options else ""),)
 
 
 def run(argv: list[str]) -> None:

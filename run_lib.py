@@ -506,12 +506,7 @@ def everything(config: ConfigDict, folder: Path) -> None:
     """Train or resume, sample with every sampler of sampling.gallery from the same noise, and evaluate."""
     train(config, folder)
     trained = trained_network(config, folder)
-    own = config.sampling.sampler
-    options = {own: build.sampler_options(config)}
-    rows = [
-        sample_into(folder, config, trained, sampler, steps, options.get(sampler, {}))
-        for sampler, steps in build.gallery(config)
-    ]
+    rows = [sample_into(folder, config, trained, *entry) for entry in build.gallery(config)]
     print(table(rows))
     evaluate(config, folder)
     print(f"wrote samples_<sampler>.png, .npz and .json, and results.json, to {folder}")

@@ -73,7 +73,7 @@ def get_config() -> ConfigDict:
     config.sampling = sampling = ConfigDict()
     sampling.sampler = "ddim"  # a key of sde_diffusion.SAMPLERS
     sampling.steps = 50  # grid nodes, the step to x0_hat included
-    sampling.gallery = ("ddim:50", "pc:200", "ode")  # the bare job's samplers, each with its steps
+    sampling.gallery = ("ddim:50", "pc:200", "ode")  # the bare job's samplers: NAME[:STEPS[:OPTION=VALUE,...]]
     sampling.options = ConfigDict()  # named options of the sampler; --option NAME=VALUE sets them
     sampling.grid = "uniform"  # a key of sde_diffusion.GRIDS
     sampling.t_end = -1.0  # time of the last node; negative for the process's smallest sampling time

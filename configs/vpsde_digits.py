@@ -35,5 +35,5 @@ def get_config() -> ConfigDict:
     config.training.sample_every = 800
     config.training.checkpoint_every = 400
     config.sampling.num_samples = 500
-    config.sampling.gallery = ("ddim:50", "pc:100", "ode")
+    config.sampling.gallery = ("ddim:50", "pc:100", "ode:50:rtol=1e-3,atol=1e-3")
     return config

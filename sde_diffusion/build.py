@@ -5,6 +5,7 @@ A new process, data set or network option is one line in one of the tables here 
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -156,29 +157,45 @@ def network(network_spec: NetworkSpec, seed: int) -> nn.Module:
         return checkpoint.build_network(network_spec)
 
 
-def sampler_options(config: ConfigDict) -> dict[str, Any]:
-    """The sampler's named options. Raises UserError for one that it does not have."""
-    options: dict[str, Any] = config.sampling.options.to_dict()
+def option(text: str) -> tuple[str, Any]:
+    """NAME=VALUE as a pair; the value is a Python literal, or else a string. Raises UserError for another form."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UserError(f"option {text!r} should be NAME=VALUE, such as eta=0.5")
     try:
-        check_options(config.sampling.sampler, options)
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _checked(sampler: str, options: dict[str, Any]) -> dict[str, Any]:
+    try:
+        check_options(sampler, options)
     except TypeError as error:
         raise UserError(str(error)) from error
     return options
 
 
-def gallery(config: ConfigDict) -> list[tuple[str, int]]:
-    """The bare job's samplers and their steps, from entries "name" or "name:steps".
+def sampler_options(config: ConfigDict) -> dict[str, Any]:
+    """The sampler's named options. Raises UserError for one that it does not have."""
+    return _checked(config.sampling.sampler, config.sampling.options.to_dict())
 
-    Raises UserError for an unknown sampler or a count that is none.
+
+def gallery(config: ConfigDict) -> list[tuple[str, int, dict[str, Any]]]:
+    """The bare job's samplers, steps and options, from entries NAME, NAME:STEPS or NAME:STEPS:OPTION=VALUE,...
+
+    Raises UserError for an unknown sampler or option, or a count that is none.
     """
-    pairs = []
+    found = []
     for entry in config.sampling.gallery:
-        name, _, steps = entry.partition(":")
+        name, _, rest = entry.partition(":")
+        steps, _, options = rest.partition(":")
         choose("sampler", name, SAMPLERS)
         if steps and not (steps.isdigit() and int(steps) > 0):
             raise UserError(f"sampling.gallery: {entry!r} should be NAME or NAME:STEPS with at least 1 step")
-        pairs.append((name, int(steps) if steps else config.sampling.steps))
-    return pairs
+        named = dict(map(option, options.split(","))) if options else {}
+        found.append((name, int(steps) if steps else config.sampling.steps, _checked(name, named)))
+    return found
 
 
 def grid(config: ConfigDict, sde: SDE, steps: int) -> TimeGrid:

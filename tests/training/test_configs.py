@@ -43,7 +43,7 @@ def test_every_configuration_builds(name: str) -> None:
     spec = build.spec(config, stand_in(config))
     assert sd.NetworkSpec.from_state(spec.state()).options == spec.options
     assert parameters(name) > 1000
-    for _, steps in build.gallery(config):
+    for _, steps, _ in build.gallery(config):
         grid = build.grid(config, spec.process, steps)
         assert grid.steps == steps and float(grid.times[0]) == 1.0
 
@@ -88,6 +88,7 @@ def test_configurations_share_one_set_of_keys() -> None:
         ("process.beta_min", 30.0, "beta_min < beta_max"),
         ("data.subtract_mean", "class", "needs model.class_conditional"),
         ("sampling.gallery", ("ddim:0",), "at least 1 step"),
+        ("sampling.gallery", ("ode:5:rtoll=1e-3",), "did you mean 'rtol'"),
     ],
 )
 def test_values_that_cannot_be_used(key: str, value: object, says: str) -> None:

@@ -1,0 +1,87 @@
+"""The conversion table: every row undoes its own definition, on every kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from sde_diffusion.errors import UserError
+from sde_diffusion.kernel import Kernel, match
+from sde_diffusion.prediction import PREDICTIONS, eps_from_x0, score_from_x0, to_x0, v_from_x0
+from tests.proofs.cases import PROCESSES, generator
+
+CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+SIGMA_DATA = 0.5
+
+
+def _edm_target(x0: Tensor, noise: Tensor, k: Kernel) -> Tensor:
+    """F of Karras et al. (2022), Table 1, on y = x_0 + s eps with s = sigma/alpha: (x_0 - c_skip y) /
+    c_out."""
+    s = match(k.sigma / k.alpha, x0)
+    y = x0 + s * noise
+    c_skip = SIGMA_DATA**2 / (s**2 + SIGMA_DATA**2)
+    c_out = s * SIGMA_DATA / (s**2 + SIGMA_DATA**2).sqrt()
+    return (x0 - c_skip * y) / c_out
+
+
+TARGETS: dict[str, Callable[[Tensor, Tensor, Kernel], Tensor]] = {
+    "x0": lambda x0, noise, k: x0,
+    "eps": lambda x0, noise, k: noise,
+    "score": lambda x0, noise, k: -noise / match(k.sigma, x0),
+    "v": lambda x0, noise, k: match(k.alpha, x0) * noise - match(k.sigma, x0) * x0,
+    "edm": _edm_target,
+}
+"""What each network is trained to put out, from its definition."""
+KERNELS: dict[str, Kernel] = {
+    name: sde.kernel(torch.linspace(0.05, 0.95, 7, dtype=torch.float64)) for name, sde in PROCESSES.items()
+} | {"arbitrary": Kernel(torch.logspace(-2, 1, 7), torch.logspace(1, -2, 7))}
+
+
+def draw() -> tuple[Tensor, Tensor]:
+    x0, noise = torch.randn(2, 7, 3, generator=generator(0), dtype=torch.float64)
+    return x0, noise
+
+
+def test_every_prediction_has_a_row() -> None:
+    assert set(TARGETS) == set(PREDICTIONS)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("prediction", TARGETS)
+def test_a_row_recovers_x0_from_its_target(prediction: str, kernel: str) -> None:
+    k, (x0, noise) = KERNELS[kernel], draw()
+    out = TARGETS[prediction](x0, noise, k)
+    torch.testing.assert_close(to_x0(prediction, out, k.perturb(x0, noise), k), x0, **CLOSE)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_inverses(kernel: str) -> None:
+    k, (x0, noise) = KERNELS[kernel], draw()
+    x = k.perturb(x0, noise)
+    for name, inverse in {"eps": eps_from_x0, "score": score_from_x0, "v": v_from_x0}.items():
+        torch.testing.assert_close(inverse(x0, x, k), TARGETS[name](x0, noise, k), rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(to_x0(name, inverse(x0, x, k), x, k), x0, **CLOSE)
+
+
+def test_edm_row_is_table_1_at_alpha_1() -> None:
+    sigma = torch.logspace(-3, 2, 11, dtype=torch.float64)
+    c_skip, c_out = PREDICTIONS["edm"](Kernel(1.0, sigma))
+    torch.testing.assert_close(c_skip, 0.25 / (sigma**2 + 0.25), **CLOSE)
+    torch.testing.assert_close(c_out, sigma * 0.5 / (0.25 + sigma**2).sqrt(), **CLOSE)
+
+
+def test_v_row_on_the_unit_circle_is_salimans_and_ho() -> None:
+    """alpha x - sigma v for alpha^2 + sigma^2 = 1 (Appendix D)."""
+    angle = torch.linspace(0.1, 1.4, 9, dtype=torch.float64)
+    c_skip, c_out = PREDICTIONS["v"](Kernel(angle.cos(), angle.sin()))
+    torch.testing.assert_close(c_skip, angle.cos(), **CLOSE)
+    torch.testing.assert_close(c_out, -angle.sin(), **CLOSE)
+
+
+def test_an_unknown_prediction_is_answered() -> None:
+    x = torch.zeros(1, 2)
+    with pytest.raises(UserError, match="did you mean 'score'"):
+        to_x0("scores", x, x, Kernel(1.0, 1.0))

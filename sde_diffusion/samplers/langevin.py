@@ -131,8 +131,11 @@ def pc(
     for index, now in enumerate(nodes):
         next = nodes[index + 1] if index + 1 < len(nodes) else None
         transition = now.kernel.after(next.kernel if next else CLEAN)
-        for _ in range(corrector_steps):
-            score = score_from_x0(denoiser(x, now.kernel), x, now.kernel)
+        for repeat in range(corrector_steps):
+            x0_hat = denoiser(x, now.kernel)
+            if repeat == 0 and next is not None:
+                notify(index, now, x, x0_hat)
+            score = score_from_x0(x0_hat, x, now.kernel)
             noise = randn(x.shape, generator, like=x)
             x = langevin_step(x, score, noise, step_size(score, noise, now.kernel, transition, snr_target, measure))
         if next is None:
@@ -141,7 +144,8 @@ def pc(
             x = MOVES[predictor](now, next, x)
         else:
             x0_hat = denoiser(x, now.kernel)
-            notify(index, now, x, x0_hat)
+            if corrector_steps == 0:
+                notify(index, now, x, x0_hat)
             noise = randn(x.shape, generator, like=x)
             x = PREDICTORS[predictor](grid.sde, now, next, x, x0_hat, noise)
     return x

@@ -117,7 +117,7 @@ def test_load_gives_the_denoiser_of_a_run(trained: Path) -> None:
     import sde_diffusion as sd
 
     ema, raw = sd.load(trained), sd.load(trained, weights="raw")
-    assert ema.spec.process == sd.VPSDE() and ema.spec.prediction == "v"
+    assert ema.spec.process == sd.VPSDE() and ema.spec.prediction == "edm"
     x = torch.zeros(2, 1, 8, 8)
     kernel = ema.spec.process.kernel(0.5)
     assert not torch.equal(ema(x, kernel), raw(x, kernel))

@@ -107,7 +107,9 @@ SAMPLERS: dict[str, SamplerRow] = {
     "reverse_diffusion": SamplerRow(nfe=lambda n: n),
     "ancestral": SamplerRow(nfe=lambda n: n),
     "pc": SamplerRow(nfe=lambda n: 2 * n),
-    "annealed_langevin": SamplerRow(nfe=lambda n: 8 * n + 1, options={"langevin_steps": 8}, steps=300, excess=0.1),
+    "annealed_langevin": SamplerRow(
+        nfe=lambda n: 4 * n + 1, options={"langevin_steps": 4, "snr_target": 0.3}, steps=300, excess=0.1
+    ),
     "ode": SamplerRow(nfe=None, deterministic=True, visits=False, steps=50),
     "euler": SamplerRow(nfe=lambda n: n, deterministic=True, order=1),
     "heun": SamplerRow(nfe=lambda n: 2 * n - 1, deterministic=True, order=2),

@@ -92,7 +92,7 @@ def test_configurations_share_one_set_of_keys() -> None:
     ],
 )
 def test_values_that_cannot_be_used(key: str, value: object, says: str) -> None:
-    config = config_of("vpsde_digits")
+    config = config_of("base")
     section, name = key.split(".")
     config[section][name] = value
     with pytest.raises(sd.UserError, match=says):

@@ -54,7 +54,6 @@ from sde_diffusion.sde import SDE, process_state
 
 # One stream of random numbers for each purpose, so that none repeats another's.
 TRAIN_STREAM, HELD_OUT_STREAM, DROPOUT_STREAM, DEQUANTIZE_STREAM, PROBE_STREAM = 2, 3, 4, 5, 6
-HELD_OUT_SAMPLES = 1000
 PICTURE_SAMPLES = 100
 
 
@@ -175,9 +174,9 @@ def batch_loss(
 def held_out_loss(config: ConfigDict, net: nn.Module, checkpoint: Checkpoint, dataset: Dataset) -> float:
     """The loss on held-out data, at times and with noise that are the same at every call."""
     denoiser = NetworkDenoiser(net, checkpoint.spec)
-    count = min(len(dataset), HELD_OUT_SAMPLES)
-    size = min(config.training.batch_size, count)
-    fixed = itertools.islice(batches(dataset, size, seed=config.seed), math.ceil(count / size))
+    size = min(config.training.batch_size, len(dataset))
+    count = min(config.training.held_out_batches, math.ceil(len(dataset) / size))
+    fixed = itertools.islice(batches(dataset, size, seed=config.seed), count)
     losses = [
         float(batch_loss(config, denoiser, checkpoint.transform, batch, seeded(config.seed, i, stream=HELD_OUT_STREAM)))
         for i, batch in enumerate(fixed)

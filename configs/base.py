@@ -66,6 +66,7 @@ def get_config() -> ConfigDict:
     training.p_std = 1.2  # and its std
     training.log_every = 50  # steps
     training.evaluate_every = 1000  # steps between held-out losses
+    training.held_out_batches = 8  # batches of a held-out loss
     training.sample_every = 0  # steps between sample grids in TensorBoard; 0 for none
     training.checkpoint_every = 1000  # steps
     training.keep_checkpoints = 2  # newest ones kept

@@ -20,20 +20,20 @@ def get_config() -> ConfigDict:
     config.model.unet.multipliers = (1, 2, 2)
     config.model.unet.blocks = 1
     config.model.unet.attention_resolutions = (4,)
-    config.training.steps = 1600
+    config.training.steps = 1250
     config.training.batch_size = 64
     config.training.learning_rate = 2e-3
     config.training.adam_betas = (0.9, 0.99)
-    config.training.cooldown_steps = 1100
+    config.training.cooldown_steps = 875
     config.training.ema_decay = 0.995
     config.training.label_dropout = 0.1
     config.training.weighting = "edm"
     config.training.times = "lognormal"
     config.training.p_mean = -0.6
     config.training.p_std = 1.2
-    config.training.evaluate_every = 400
-    config.training.sample_every = 800
-    config.training.checkpoint_every = 400
+    config.training.evaluate_every = 500
+    config.training.sample_every = 1250
+    config.training.checkpoint_every = 250
     config.sampling.num_samples = 500
     config.sampling.gallery = ("ddim:50", "pc:100", "ode:50:rtol=1e-3,atol=1e-3")
     return config

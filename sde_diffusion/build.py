@@ -54,6 +54,7 @@ _COUNTS = {
         "log_every",
         "evaluate_every",
         "checkpoint_every",
+        "held_out_batches",
         "keep_checkpoints",
     ),
     "sampling": ("steps", "num_samples", "batch_size"),

@@ -71,7 +71,7 @@ def ode(
 ) -> Tensor:
     """The flow solved adaptively between the ends of the grid; as many evaluations as the tolerances need.
 
-    method: a key of `sde_diffusion.ode.SOLVERS`.
+    method: a key of `sde_diffusion.ode.SOLVERS`. The solver has no nodes, so on_step sees the last one only.
     """
     sde = grid.sde
 

@@ -23,7 +23,7 @@ from torch import Tensor
 import sde_diffusion as sd
 from tests.proofs.cases import MIXTURES, PROCESSES, SAMPLERS, SDES, generator, quick_denoiser
 
-SAMPLES = {2: 3000, 12: 2000}
+SAMPLES = {2: 3000, 12: 1500}
 
 
 class Deviation(NamedTuple):

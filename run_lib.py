@@ -260,11 +260,12 @@ def train(config: ConfigDict, folder: Path) -> None:
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             norm = nn.utils.clip_grad_norm_(net.parameters(), settings.grad_clip or math.inf)
-            if not math.isfinite(float(loss)) or not math.isfinite(float(norm)):
+            value = float(loss.detach())
+            if not math.isfinite(value) or not math.isfinite(float(norm)):
                 files = checkpoint_files(folder)
                 last = f"the last good checkpoint is {files[-1]}" if files else "there is no checkpoint yet"
                 raise UserError(
-                    f"the loss is {float(loss):g} and the gradient's norm {float(norm):g} at step {step}; {last}. "
+                    f"the loss is {value:g} and the gradient's norm {float(norm):g} at step {step}; {last}. "
                     "A lower training.learning_rate or training.grad_clip usually helps"
                 )
             optimizer.step()
@@ -276,8 +277,8 @@ def train(config: ConfigDict, folder: Path) -> None:
             final = step == settings.steps
             if step % settings.log_every == 0 or final:
                 speed = (step - first) * settings.batch_size / (time.perf_counter() - started)
-                bar.set_postfix(loss=f"{float(loss):.4f}", images=f"{speed:.0f}/s")
-                board.add_scalar("loss/train", float(loss), step)
+                bar.set_postfix(loss=f"{value:.4f}", images=f"{speed:.0f}/s")
+                board.add_scalar("loss/train", value, step)
                 board.add_scalar("gradient_norm", float(norm), step)
                 board.add_scalar("images_per_second", speed, step)
             if step % settings.evaluate_every == 0 or final:

@@ -283,7 +283,7 @@ def train(config: ConfigDict, folder: Path) -> None:
                 board.add_scalar("images_per_second", speed, step)
             if step % settings.evaluate_every == 0 or final:
                 board.add_scalar("loss/held_out", held_out_loss(config, ema.module, state(), splits.test), step)
-            if settings.sample_every and (step % settings.sample_every == 0 or final):
+            if settings.sample_every and step % settings.sample_every == 0:
                 samples, _ = draw(
                     config, NetworkDenoiser(ema.module, spec), transform, splits.train.classes, "ddim", 20, 36
                 )

@@ -39,7 +39,7 @@ from sde_diffusion.checkpoint import (
     save_checkpoint,
     write_aside,
 )
-from sde_diffusion.data import Dataset, DataTransform, batches
+from sde_diffusion.data import Dataset, DataTransform, Splits, batches
 from sde_diffusion.denoiser import ConditionedDenoiser, Denoiser, NetworkDenoiser
 from sde_diffusion.ema import averaged
 from sde_diffusion.errors import UserError
@@ -171,14 +171,13 @@ def batch_loss(
 
 
 @torch.no_grad()
-def held_out_loss(config: ConfigDict, net: nn.Module, checkpoint: Checkpoint, dataset: Dataset) -> float:
+def held_out_loss(config: ConfigDict, denoiser: NetworkDenoiser, transform: DataTransform, dataset: Dataset) -> float:
     """The loss on held-out data, at times and with noise that are the same at every call."""
-    denoiser = NetworkDenoiser(net, checkpoint.spec)
     size = min(config.training.batch_size, len(dataset))
     count = min(config.training.held_out_batches, math.ceil(len(dataset) / size))
     fixed = itertools.islice(batches(dataset, size, seed=config.seed), count)
     losses = [
-        float(batch_loss(config, denoiser, checkpoint.transform, batch, seeded(config.seed, i, stream=HELD_OUT_STREAM)))
+        float(batch_loss(config, denoiser, transform, batch, seeded(config.seed, i, stream=HELD_OUT_STREAM)))
         for i, batch in enumerate(fixed)
     ]
     return sum(losses) / len(losses)
@@ -245,7 +244,7 @@ def train(config: ConfigDict, folder: Path) -> None:
         f"{settings.steps:,}, {device}, smallest training time {spec.process.t_train:g}"
     )
     net.train()
-    denoiser = NetworkDenoiser(net, spec)
+    denoiser, ema_denoiser = NetworkDenoiser(net, spec), NetworkDenoiser(ema.module, spec)
     stream = batches(splits.train, settings.batch_size, seed=config.seed, start_step=step, flip=config.data.flip)
     started, first = time.perf_counter(), step
     with (
@@ -282,11 +281,10 @@ def train(config: ConfigDict, folder: Path) -> None:
                 board.add_scalar("gradient_norm", float(norm), step)
                 board.add_scalar("images_per_second", speed, step)
             if step % settings.evaluate_every == 0 or final:
-                board.add_scalar("loss/held_out", held_out_loss(config, ema.module, state(), splits.test), step)
+                held_out = held_out_loss(config, ema_denoiser, transform, splits.test)
+                board.add_scalar("loss/held_out", held_out, step)
             if settings.sample_every and step % settings.sample_every == 0:
-                samples, _ = draw(
-                    config, NetworkDenoiser(ema.module, spec), transform, splits.train.classes, "ddim", 20, 36
-                )
+                samples, _ = draw(config, ema_denoiser, transform, splits.train.classes, "ddim", 20, 36)
                 board.add_image(
                     "samples",
                     picture(samples["images" if "images" in samples else "samples"]),
@@ -473,10 +471,8 @@ def likelihood_of(config: ConfigDict, trained: Checkpoint, dataset: Dataset) -> 
     }
 
 
-def likelihood(config: ConfigDict, folder: Path) -> None:
-    """Bits/dim of the held-out (or training) split."""
-    trained = trained_network(config, folder)
-    splits = build.data(config)
+def report_likelihood(config: ConfigDict, folder: Path, trained: Checkpoint, splits: Splits) -> None:
+    """Store and print the bits/dim of likelihood.split."""
     row = likelihood_of(config, trained, getattr(splits, config.likelihood.split))
     add_result(folder, "likelihood", row)
     error = "" if row["standard_error"] is None else f" +- {row['standard_error']:.4f} (standard error of the mean)"
@@ -488,18 +484,23 @@ def likelihood(config: ConfigDict, folder: Path) -> None:
     )
 
 
+def likelihood(config: ConfigDict, folder: Path) -> None:
+    """Bits/dim of the held-out (or training) split."""
+    report_likelihood(config, folder, trained_network(config, folder), build.data(config))
+
+
 def evaluate(config: ConfigDict, folder: Path) -> None:
     """The held-out loss of raw and averaged weights, and held-out bits/dim."""
     trained = trained_network(config, folder)
     splits = build.data(config)
     device = build.device(config)
     losses = {
-        weights: held_out_loss(config, denoiser_of(trained, weights, device).net, trained, splits.test)
+        weights: held_out_loss(config, denoiser_of(trained, weights, device), trained.transform, splits.test)
         for weights in ("ema", "raw")
     }
     add_result(folder, "evaluation", {"held_out_loss": losses, "checkpoint_step": trained.step})
     print(f"held-out loss ({config.training.weighting}): {losses['ema']:.4f} averaged, {losses['raw']:.4f} raw weights")
-    likelihood(config, folder)
+    report_likelihood(config, folder, trained, splits)
 
 
 def everything(config: ConfigDict, folder: Path) -> None:

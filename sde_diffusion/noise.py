@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_diffusion.errors import UserError
+
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -53,7 +55,7 @@ def _draw(draw: Draw, shape: Sequence[int], generator: Generators, like: Tensor 
         out = draw(tuple(shape), generator)
     else:
         if len(generator) != shape[0]:
-            raise ValueError(f"{len(generator)} generators for a batch of {shape[0]}: one for each sample is needed")
+            raise UserError(f"{len(generator)} generators for a batch of {shape[0]}: one for each sample is needed")
         out = torch.stack([draw(tuple(shape[1:]), g) for g in generator])
     return out if like is None else out.to(like.device)
 

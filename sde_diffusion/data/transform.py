@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.errors import UserError, choose
+from sde_diffusion.noise import rand
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +74,7 @@ class DataTransform:
         encoded = self.encode(samples, labels)
         if self.bin_width is None:
             return encoded
-        return encoded + self.bin_width * (_uniform(encoded, generator) - 0.5)
+        return encoded + self.bin_width * (rand(encoded.shape, generator, like=encoded) - 0.5)
 
     def decode(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Model space [B, *D] to images of nominal range -1..1, or to vectors in their own units.
@@ -123,15 +124,6 @@ class DataTransform:
         if labels is None:
             raise UserError("this data transform subtracts the mean of each class: labels are needed.")
         return mean[labels.to(like.device)]
-
-
-def _uniform(like: Tensor, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
-    if isinstance(generator, torch.Generator):
-        return torch.rand(like.shape, generator=generator, device=generator.device).to(like.device)
-    if len(generator) != len(like):
-        raise UserError(f"{len(generator)} generators were given for {len(like)} samples.")
-    rows = [torch.rand(like.shape[1:], generator=each, device=each.device) for each in generator]
-    return torch.stack(rows).to(like.device)
 
 
 def _mean(transform: DataTransform, samples: Tensor) -> Tensor:

@@ -182,17 +182,21 @@ def test_correctors_are_the_papers_formulas(corrector: str) -> None:
         size = 2.0 * alpha * (r * noise.norm(dim=1) / score.norm(dim=1))[:, None] ** 2
     else:
         size = 2.0 * alpha * (r * level.sigma) ** 2
-    found = sd.sample(
-        MIXTURE.denoiser(),
-        grid=sd.TimeGrid(vp, vp.times[[i, i - 1]]),
-        x=x,
-        sampler="pc",
-        generator=generator(7),
-        finish="none",
-        predictor="none",
-        corrector=corrector,
-        snr_target=r,
-    )
+
+    def corrected_by(denoiser: sd.Denoiser) -> Tensor:
+        return sd.sample(
+            denoiser,
+            grid=sd.TimeGrid(vp, vp.times[[i, i - 1]]),
+            x=x,
+            sampler="pc",
+            generator=generator(7),
+            finish="none",
+            predictor="none",
+            corrector=corrector,
+            snr_target=r,
+        ).x
+
+    found = corrected_by(MIXTURE.denoiser())
     corrected = x + size * score + (2.0 * size).sqrt() * noise
     # The second node's correction follows; it is undone by comparing the state that the denoiser sees there.
     seen: list[Tensor] = []
@@ -201,19 +205,9 @@ def test_correctors_are_the_papers_formulas(corrector: str) -> None:
         seen.append(x)
         return MIXTURE.denoiser()(x, kernel)
 
-    again = sd.sample(
-        watch,
-        grid=sd.TimeGrid(vp, vp.times[[i, i - 1]]),
-        x=x,
-        sampler="pc",
-        generator=generator(7),
-        finish="none",
-        predictor="none",
-        corrector=corrector,
-        snr_target=r,
-    )
+    again = corrected_by(watch)
     torch.testing.assert_close(seen[1], corrected, **CLOSE)
-    torch.testing.assert_close(again.x, found.x, **CLOSE)
+    torch.testing.assert_close(again, found, **CLOSE)
 
 
 def test_annealed_langevin_is_pc_without_a_predictor() -> None:

@@ -2,7 +2,9 @@
 
     python main.py --config vpsde_digits                          train or resume, then sample and evaluate
     python main.py --config vpsde_digits --mode sample --sampler pc --steps 1000 --num_samples 64 --seed 0
+    python main.py --config vpsde_digits --mode sample --sampler dpmpp_2m --sampler.order 2 --grid karras --grid.rho 7
     python main.py --config vpsde_digits --mode likelihood
+    python main.py --mode samplers                                the samplers and grids with their options
     python main.py --config vpsde_cifar --config.training.batch_size=64 --config.data.root=FOLDER
 
 Any key of configs/base.py can be set by --config.SECTION.KEY=VALUE.
@@ -10,7 +12,9 @@ Any key of configs/base.py can be set by --config.SECTION.KEY=VALUE.
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from absl import app, flags
@@ -19,20 +23,33 @@ from ml_collections import ConfigDict, config_flags
 from sde_diffusion.errors import UserError, choose, nearest
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
-MODE_NAMES = ("all", "train", "sample", "likelihood", "evaluate")
+MODE_NAMES = ("all", "train", "sample", "likelihood", "evaluate", "samplers")
+NAMED_OPTIONS = {
+    "sampler": "option",
+    "config.sampling.options": "option",
+    "grid": "grid_option",
+    "config.sampling.grid_options": "grid_option",
+}
+"""--KEY.NAME VALUE -> the flag that takes it as NAME=VALUE."""
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file(
     "config", None, "A configuration's name (a file of configs/) or path.", lock_config=True
 )
-flags.DEFINE_string("mode", "all", f"What to do: {', '.join(MODE_NAMES)}. 'all' trains, samples and evaluates.")
+flags.DEFINE_string(
+    "mode",
+    "all",
+    f"What to do: {', '.join(MODE_NAMES)}. 'all' trains, samples and evaluates; 'samplers' lists samplers and grids.",
+)
 flags.DEFINE_string("workdir", None, "The run folder; runs/<configuration> unless given.")
 flags.DEFINE_string("sampler", None, "The sampler (sampling.sampler).")
 flags.DEFINE_integer("steps", None, "Steps of the sampler (sampling.steps).")
 flags.DEFINE_integer("num_samples", None, "How many samples to draw (sampling.num_samples).")
 flags.DEFINE_integer("seed", None, "The seed of training, samples and likelihoods (seed).")
 flags.DEFINE_string("device", None, "cpu, cuda, ... (device).")
-flags.DEFINE_multi_string("option", [], "A named option of the sampler, NAME=VALUE; may be repeated.")
+flags.DEFINE_multi_string("option", [], "A sampler's option NAME=VALUE, also --sampler.NAME VALUE; may be repeated.")
+flags.DEFINE_string("grid", None, "The grid of noise levels (sampling.grid).")
+flags.DEFINE_multi_string("grid_option", [], "A grid's option NAME=VALUE, also --grid.NAME VALUE; may be repeated.")
 
 
 def resolve_config(argv: list[str]) -> list[str]:
@@ -53,6 +70,29 @@ def resolve_config(argv: list[str]) -> list[str]:
     return resolved
 
 
+def resolve_options(argv: list[str]) -> list[str]:
+    """The arguments with --sampler.NAME VALUE and --grid.NAME VALUE as flags that absl knows.
+
+    Raises UserError for one without a name or a value.
+    """
+    keys = "|".join(map(re.escape, NAMED_OPTIONS))
+    resolved, left = [], iter(argv)
+    for argument in left:
+        match = re.fullmatch(rf"--?({keys})\.([^=]*)(?:=(.*))?", argument, re.DOTALL)
+        if match is None:
+            resolved.append(argument)
+            continue
+        key, name, value = match.groups()
+        if not name:
+            raise UserError(f"{argument} lacks the name of an option, as in --{key}.NAME VALUE; see --mode samplers")
+        if value is None:
+            value = next(left, None)
+            if value is None or value.startswith("--"):
+                raise UserError(f"{argument} needs a value, as in {argument} VALUE")
+        resolved.append(f"--{NAMED_OPTIONS[key]}={name}={value}")
+    return resolved
+
+
 def config_names() -> list[str]:
     """The configurations that a name can choose."""
     return sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem not in ("__init__", "base"))
@@ -68,19 +108,26 @@ def config_path(name: str) -> Path:
     return CONFIGS / f"{name}.py"
 
 
+def choose_named(section: ConfigDict, key: str, name: str | None, options: str, given: Iterable[str]) -> None:
+    """Choose a sampler or a grid by name and set its options; those of another one are dropped."""
+    from sde_diffusion import build
+
+    name = section[key] if name is None else name
+    kept = section[options].to_dict() if name == section[key] else {}
+    section[key] = name
+    section[options] = ConfigDict({**kept, **dict(map(build.option, given))})
+
+
 def apply_flags(config: ConfigDict) -> None:
     """Write the short flags into the configuration."""
     from sde_diffusion import build
 
     sampling = config.sampling
-    if FLAGS.sampler is not None:
-        if FLAGS.sampler != sampling.sampler:
-            with config.unlocked():
-                sampling.options = ConfigDict()
-        sampling.sampler = FLAGS.sampler
-    if FLAGS.option:
-        with config.unlocked():
-            sampling.options.update(dict(map(build.option, FLAGS.option)))
+    with config.unlocked():
+        choose_named(sampling, "sampler", FLAGS.sampler, "options", FLAGS.option)
+        choose_named(sampling, "grid", FLAGS.grid, "grid_options", FLAGS.grid_option)
+        sampling.options = ConfigDict(build.sampler_options(config))
+        sampling.grid_options = ConfigDict(build.grid_options(config))
     if FLAGS.steps is not None:
         sampling.steps = FLAGS.steps
     if FLAGS.num_samples is not None:
@@ -89,8 +136,8 @@ def apply_flags(config: ConfigDict) -> None:
         config.seed = FLAGS.seed
     if FLAGS.device is not None:
         config.device = FLAGS.device
-    if FLAGS.mode == "all" and (FLAGS.sampler is not None or FLAGS.steps is not None):
-        options = ",".join(f"{name}={value!r}" for name, value in sampling.options.items())
+    if FLAGS.mode == "all" and (FLAGS.sampler is not None or FLAGS.steps is not None or FLAGS.option):
+        options = ",".join(f"{name}={value}" for name, value in sampling.options.items())
         sampling.gallery = (f"{sampling.sampler}:{sampling.steps}" + (f":{options}" if options else ""),)
 
 
@@ -99,6 +146,11 @@ def run(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --, see --help")
     choose("mode", FLAGS.mode, dict.fromkeys(MODE_NAMES))
+    if FLAGS.mode == "samplers":
+        from run_lib import catalogue
+
+        print(catalogue())
+        return
     if FLAGS.config is None:
         raise UserError(f"--config is needed; {nearest('', config_names())}")
     config: ConfigDict = FLAGS.config
@@ -142,10 +194,11 @@ def cli() -> None:
     """The console script."""
     sys.path.insert(0, str(CONFIGS.parent))
     try:
-        argv = resolve_config(sys.argv)
+        # ml_collections looks for --config.KEY in sys.argv itself.
+        sys.argv = resolve_options(resolve_config(sys.argv))
     except UserError as error:
         sys.exit(explain(error))
-    app.run(main, argv=argv, flags_parser=parse)
+    app.run(main, flags_parser=parse)
 
 
 if __name__ == "__main__":

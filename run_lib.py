@@ -10,6 +10,7 @@ interruption changes a result.
 
 from __future__ import annotations
 
+import inspect
 import io
 import itertools
 import json
@@ -43,18 +44,21 @@ from sde_diffusion.data import Dataset, DataTransform, Splits, batches
 from sde_diffusion.denoiser import ConditionedDenoiser, Denoiser, NetworkDenoiser
 from sde_diffusion.ema import averaged
 from sde_diffusion.errors import UserError
-from sde_diffusion.grids import Node
+from sde_diffusion.grids import GRIDS, Node, TimeGrid, grid_options, make_grid
 from sde_diffusion.likelihood import bits_per_dim, log_likelihood
 from sde_diffusion.losses import denoising_score_matching, sample_times
 from sde_diffusion.noise import rand, randn, sample_generators, seeded
 from sde_diffusion.report.pictures import picture, png
 from sde_diffusion.report.table import table
+from sde_diffusion.report.wrap import wrapped
+from sde_diffusion.samplers import SAMPLER_TABLE, sampler_options
 from sde_diffusion.samplers import sample as draw_samples
-from sde_diffusion.sde import SDE, process_state
+from sde_diffusion.sde import process_state
 
 # One stream of random numbers for each purpose, so that none repeats another's.
 TRAIN_STREAM, HELD_OUT_STREAM, DROPOUT_STREAM, DEQUANTIZE_STREAM, PROBE_STREAM = 2, 3, 4, 5, 6
 PICTURE_SAMPLES = 100
+PREVIEW_STEPS, PREVIEW_SAMPLES = 20, 36
 
 
 def progress(total: int, unit: str, what: str, done: int = 0, leave: bool = False) -> Any:
@@ -284,7 +288,11 @@ def train(config: ConfigDict, folder: Path) -> None:
                 held_out = held_out_loss(config, ema_denoiser, transform, splits.test)
                 board.add_scalar("loss/held_out", held_out, step)
             if settings.sample_every and step % settings.sample_every == 0:
-                samples, _ = draw(config, ema_denoiser, transform, splits.train.classes, "ddim", 20, 36)
+                # A grid that every process has at any number of steps, whatever sampling.grid is.
+                preview = make_grid(spec.process, PREVIEW_STEPS, "logsnr")
+                samples, _ = draw(
+                    config, ema_denoiser, transform, splits.train.classes, "ddim", preview, PREVIEW_SAMPLES
+                )
                 board.add_image(
                     "samples",
                     picture(samples["images" if "images" in samples else "samples"]),
@@ -310,7 +318,7 @@ def draw(
     transform: DataTransform,
     classes: tuple[str, ...],
     sampler: str,
-    steps: int,
+    grid: TimeGrid,
     count: int,
     options: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -318,8 +326,6 @@ def draw(
 
     Sample i starts from noise that depends on (seed, i) only: the same for every sampler and batch size.
     """
-    sde: SDE = denoiser.spec.process
-    grid = build.grid(config, sde, steps)
     size = min(config.sampling.batch_size, count)
     arrays: dict[str, list[np.ndarray]] = {}
     nfe = 0
@@ -356,8 +362,10 @@ def draw(
         "samples": count,
         "seconds": round(time.perf_counter() - started, 3),
         "grid": config.sampling.grid,
+        "grid_options": build.grid_options(config),
+        "snap": config.sampling.snap,
         "smallest_time": float(grid.times[-1]),
-        "process": {key: value for key, value in process_state(sde).items() if not isinstance(value, list)},
+        "process": {key: value for key, value in process_state(grid.sde).items() if not isinstance(value, list)},
         "clip": config.sampling.clip,
         "seed": config.seed,
         "device": str(denoiser.device),
@@ -384,7 +392,8 @@ def sample_into(
     """Draw the samples of one sampler, write its picture, arrays and manifest; the row for the table."""
     denoiser = denoiser_of(trained, config.sampling.weights, build.device(config))
     count = config.sampling.num_samples
-    arrays, protocol = draw(config, denoiser, trained.transform, trained.classes, sampler, steps, count, options)
+    grid = build.grid(config, denoiser.spec.process, steps)
+    arrays, protocol = draw(config, denoiser, trained.transform, trained.classes, sampler, grid, count, options)
     shown = arrays["images" if "images" in arrays else "samples"]
     shown = shown[:PICTURE_SAMPLES] if "images" in arrays else shown
     buffer = io.BytesIO()
@@ -505,12 +514,63 @@ def evaluate(config: ConfigDict, folder: Path) -> None:
 
 def everything(config: ConfigDict, folder: Path) -> None:
     """Train or resume, sample with every sampler of sampling.gallery from the same noise, and evaluate."""
+    gallery = build.gallery(config)
+    for entry in gallery:
+        build.rehearse(config, *entry)
     train(config, folder)
     trained = trained_network(config, folder)
-    rows = [sample_into(folder, config, trained, *entry) for entry in build.gallery(config)]
+    rows = [sample_into(folder, config, trained, *entry) for entry in gallery]
     print(table(rows))
     evaluate(config, folder)
     print(f"wrote samples_<sampler>.png, .npz and .json, and results.json, to {folder}")
+
+
+# --- what there is --------------------------------------------------------------------------------------------
+
+
+def _listed(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={str(value) or repr('')}" for name, value in options.items()) or "-"
+
+
+def sampler_rows() -> list[dict[str, str]]:
+    """The samplers with their options and defaults, a row each."""
+    return [
+        {
+            "sampler": name,
+            "order": entry.order,
+            "evaluations": entry.evaluations,
+            "noise": entry.noise,
+            "options": _listed(sampler_options(name)),
+            "source": entry.source,
+        }
+        for name, entry in SAMPLER_TABLE.items()
+    ]
+
+
+def grid_rows() -> list[dict[str, str]]:
+    """The grids with their options and defaults, a row each."""
+    return [
+        {
+            "grid": kind,
+            "options": _listed(grid_options(kind)),
+            "nodes": (inspect.getdoc(builder) or "").partition("\n")[0],
+        }
+        for kind, builder in GRIDS.items()
+    ]
+
+
+def catalogue() -> str:
+    """The samplers and grids as tables of text."""
+    samplers = wrapped(sampler_rows(), {"order": 17, "evaluations": 15, "noise": 10, "options": 28, "source": 23})
+    return "\n\n".join(
+        [
+            "Samplers (--sampler NAME, --sampler.OPTION VALUE), with their order of convergence and the network's\n"
+            "evaluations a step under the default options; the step to x0_hat at the end is one evaluation more.",
+            table(samplers),
+            "Grids of noise levels (--grid NAME, --grid.OPTION VALUE).",
+            table(wrapped(grid_rows(), {"options": 30, "nodes": 72})),
+        ]
+    )
 
 
 MODES: dict[str, Callable[[ConfigDict, Path], None]] = {

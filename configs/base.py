@@ -75,8 +75,10 @@ def get_config() -> ConfigDict:
     sampling.sampler = "ddim"  # a key of sde_diffusion.SAMPLERS
     sampling.steps = 50  # grid nodes, the step to x0_hat included
     sampling.gallery = ("ddim:50", "pc:200", "ode")  # the bare job's samplers: NAME[:STEPS[:OPTION=VALUE,...]]
-    sampling.options = ConfigDict()  # named options of the sampler; --option NAME=VALUE sets them
+    sampling.options = ConfigDict()  # named options of the sampler; --sampler.NAME VALUE sets them
     sampling.grid = "uniform"  # a key of sde_diffusion.GRIDS
+    sampling.grid_options = ConfigDict()  # named options of the grid; --grid.NAME VALUE sets them
+    sampling.snap = False  # move the nodes to the levels of the network's own process, where it is discrete
     sampling.t_end = -1.0  # time of the last node; negative for the process's smallest sampling time
     sampling.clip = False  # clip x0_hat to the range of the data
     sampling.num_samples = 64

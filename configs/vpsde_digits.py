@@ -2,7 +2,9 @@
 
 One small class-conditional U-Net. A tenth of the training samples come without their class, so that the network also
 knows the digits as a whole. Preconditioning, weighting and times are EDM's (Karras et al. 2022, Table 1) but for the
-mean of log sigma, which is higher because the shape of these digits is decided at more noise.
+mean of log sigma, which is higher because the shape of these digits is decided at more noise. The network is told the
+log-SNR: the sinusoids of 999 t ripple at a thousandth of t, which makes the flow rough and adaptive solvers slow (290
+evaluations at 1e-5, and 122 this way), at the same quality of samples and the same bits/dim.
 """
 
 from ml_collections import ConfigDict
@@ -16,6 +18,7 @@ def get_config() -> ConfigDict:
     config.data.dequantize = True  # so that bits/dim is the likelihood of what the network was trained on
     config.model.class_conditional = True
     config.model.prediction = "edm"
+    config.model.label = "logsnr"
     config.model.unet.channels = 24
     config.model.unet.multipliers = (1, 2, 2)
     config.model.unet.blocks = 1

@@ -22,7 +22,7 @@ from sde_diffusion.losses import denoising_score_matching, sample_times
 from sde_diffusion.noise import sample_generators
 from sde_diffusion.ode import SOLVERS, integrate
 from sde_diffusion.oracles import EmpiricalDenoiser, GaussianMixture
-from sde_diffusion.samplers import SAMPLERS, Sample, sample
+from sde_diffusion.samplers import SAMPLERS, Sample, ddim_inversion, sample
 from sde_diffusion.sde import (
     EDM,
     PROCESSES,
@@ -66,6 +66,7 @@ __all__ = [
     "TimeGrid",
     "UserError",
     "bits_per_dim",
+    "ddim_inversion",
     "denoising_score_matching",
     "eps",
     "integrate",

@@ -6,23 +6,26 @@ A new process, data set or network option is one line in one of the tables here 
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import fields
+from types import NoneType
 from typing import Any
 
 import torch
 from ml_collections import ConfigDict
-from torch import nn
+from torch import Tensor, nn
 
-from sde_diffusion import checkpoint
+from sde_diffusion import checkpoint, grids, samplers
 from sde_diffusion.data import DataOptions, Dataset, Splits, load_splits
 from sde_diffusion.denoiser import ClippedDenoiser, Denoiser, NetworkSpec
-from sde_diffusion.errors import UserError, choose
+from sde_diffusion.errors import UserError, choose, nearest
 from sde_diffusion.grids import GRIDS, TimeGrid, make_grid
+from sde_diffusion.kernel import Kernel
 from sde_diffusion.likelihood import DIVERGENCES, PROBES
 from sde_diffusion.losses import TIME_SAMPLERS, WEIGHTINGS
 from sde_diffusion.ode import SOLVERS
-from sde_diffusion.samplers import SAMPLERS, check_options
+from sde_diffusion.samplers import SAMPLERS
 from sde_diffusion.sde import (
     EDM,
     SDE,
@@ -88,6 +91,7 @@ def check(config: ConfigDict) -> None:
     process(config)
     gallery(config)
     sampler_options(config)
+    grid_options(config)
     if config.data.subtract_mean == "class" and not config.model.class_conditional:
         raise UserError(
             "data.subtract_mean='class' needs model.class_conditional=True: without labels a sample has no class "
@@ -158,50 +162,110 @@ def network(network_spec: NetworkSpec, seed: int) -> nn.Module:
         return checkpoint.build_network(network_spec)
 
 
-def option(text: str) -> tuple[str, Any]:
-    """NAME=VALUE as a pair; the value is a Python literal, or else a string. Raises UserError for another form."""
+def option(text: str) -> tuple[str, str]:
+    """NAME=VALUE as a pair. Raises UserError for another form."""
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise UserError(f"option {text!r} should be NAME=VALUE, such as eta=0.5")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
+    return name, value
 
 
-def _checked(sampler: str, options: dict[str, Any]) -> dict[str, Any]:
-    try:
-        check_options(sampler, options)
-    except TypeError as error:
-        raise UserError(str(error)) from error
-    return options
+_OPTION_TYPES: dict[type, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "True or False"),
+    int: ((int,), "a whole number"),
+    float: ((float, int), "a number"),
+    str: ((str,), "text"),
+    NoneType: ((int, NoneType), "a whole number or None"),
+}
+"""The type of an option's default -> the types that the option takes, and their name."""
+
+
+def _literal(text: str) -> Any:
+    for read in (ast.literal_eval, float):  # float knows "inf"
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, TypeError):
+            continue
+    return text
+
+
+def checked_options(kind: str, owner: str, schema: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a sampler or grid in the types of their defaults; text, as the command line gives it, is read.
+
+    Raises UserError for an option that is not in the schema (name -> default) and for a value of another type.
+    """
+    found = {}
+    for name, given in options.items():
+        if name not in schema:
+            known = nearest(name, schema) if schema else "it takes no options."
+            raise UserError(f"{kind} {owner!r} has no option {name!r}; {known}")
+        types, what = _OPTION_TYPES[type(schema[name])]
+        value = _literal(given) if isinstance(given, str) and str not in types else given
+        if type(value) not in types:
+            raise UserError(f"option {name} of {owner} must be {what}, got {given!r}")
+        found[name] = float(value) if float in types else value
+    return found
 
 
 def sampler_options(config: ConfigDict) -> dict[str, Any]:
-    """The sampler's named options. Raises UserError for one that it does not have."""
-    return _checked(config.sampling.sampler, config.sampling.options.to_dict())
+    """The sampler's named options. Raises UserError for one that it does not have or that has another type."""
+    sampler = config.sampling.sampler
+    return checked_options("sampler", sampler, samplers.sampler_options(sampler), config.sampling.options)
+
+
+def grid_options(config: ConfigDict) -> dict[str, Any]:
+    """The grid's named options. Raises UserError for one that it does not have or that has another type."""
+    kind = config.sampling.grid
+    return checked_options("grid", kind, grids.grid_options(kind), config.sampling.grid_options)
 
 
 def gallery(config: ConfigDict) -> list[tuple[str, int, dict[str, Any]]]:
     """The bare job's samplers, steps and options, from entries NAME, NAME:STEPS or NAME:STEPS:OPTION=VALUE,...
 
-    Raises UserError for an unknown sampler or option, or a count that is none.
+    Raises UserError for an unknown sampler or option, a value of another type, or a count that is none.
     """
     found = []
     for entry in config.sampling.gallery:
         name, _, rest = entry.partition(":")
         steps, _, options = rest.partition(":")
-        choose("sampler", name, SAMPLERS)
+        schema = samplers.sampler_options(name)
         if steps and not (steps.isdigit() and int(steps) > 0):
             raise UserError(f"sampling.gallery: {entry!r} should be NAME or NAME:STEPS with at least 1 step")
-        named = dict(map(option, options.split(","))) if options else {}
-        found.append((name, int(steps) if steps else config.sampling.steps, _checked(name, named)))
+        # A comma inside a value is not followed by NAME=.
+        named = dict(map(option, re.split(r",(?=\w+=)", options))) if options else {}
+        named = checked_options("sampler", name, schema, named)
+        found.append((name, int(steps) if steps else config.sampling.steps, named))
     return found
 
 
 def grid(config: ConfigDict, sde: SDE, steps: int) -> TimeGrid:
-    """The sampling grid with the given number of steps."""
-    return make_grid(sde, steps, config.sampling.grid, t_end=_or_default(config.sampling.t_end))
+    """The sampling grid of a network trained under `sde`, with the given number of steps.
+
+    Raises UserError for a grid that the process does not have.
+    """
+    settings = config.sampling
+    return make_grid(
+        sde,
+        steps,
+        settings.grid,
+        t_end=_or_default(settings.t_end),
+        snap=sde if settings.snap else None,
+        **grid_options(config),
+    )
+
+
+def rehearse(config: ConfigDict, sampler: str, steps: int, options: Mapping[str, Any]) -> None:
+    """Lay out the grid and take the sampler's first step, with zero for the network's output.
+
+    Raises UserError for what the grid or the sampler refuses, before a network is trained for them.
+    """
+    sde = process(config)
+    start = TimeGrid(sde, grid(config, sde, steps).times[:2])
+
+    def zero(x: Tensor, kernel: Kernel, **conditioning: Any) -> Tensor:
+        return torch.zeros_like(x)
+
+    samplers.sample(zero, (1, 1), start, sampler=sampler, generator=torch.Generator().manual_seed(0), **options)
 
 
 def sampling_denoiser(config: ConfigDict, denoiser: Denoiser) -> Denoiser:

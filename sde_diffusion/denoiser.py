@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -32,6 +33,16 @@ class Denoiser(Protocol):
     """E[x_0 | x_t = x] for noisy data x [B, *D] at the noise level of a kernel; conditioning is by name."""
 
     def __call__(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor: ...
+
+
+def moments(denoiser: Denoiser, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> tuple[Tensor, Tensor | None]:
+    """x0_hat and, where the denoiser has a method `moments` for it, the fraction [B, *D] of its learned variance.
+
+    The fraction lies in [0, 1] and says where the log-variance of a DDPM step is between those of the posterior and of
+    beta (Nichol and Dhariwal 2021, equation 15).
+    """
+    both = getattr(denoiser, "moments", None)
+    return both(x, kernel, **conditioning) if both else (denoiser(x, kernel, **conditioning), None)
 
 
 def score(denoiser: Denoiser, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
@@ -95,6 +106,22 @@ INPUT_SCALES: dict[str, Callable[[Kernel], Tensor]] = {
 }
 
 
+def _fixed(out: Tensor) -> tuple[Tensor, Tensor | None]:
+    return out, None
+
+
+def _learned_range(out: Tensor) -> tuple[Tensor, Tensor | None]:
+    prediction, v = out.chunk(2, dim=1)
+    return prediction, 0.5 * (v + 1.0)  # the network's v runs from -1 to 1
+
+
+VARIANCES: dict[str, Callable[[Tensor], tuple[Tensor, Tensor | None]]] = {
+    "fixed": _fixed,
+    "learned_range": _learned_range,
+}
+"""Network outputs -> the prediction and the fraction of the learned variance."""
+
+
 @dataclass(frozen=True)
 class NetworkSpec:
     """What must be known of a network to use it: stored in its checkpoint.
@@ -106,6 +133,7 @@ class NetworkSpec:
     input_scale        a key of INPUT_SCALES
     data_range         where its training data lay; model space is [-1, 1]
     shape              one sample's shape
+    variance           "fixed", or "learned_range": the second half of its channels is the fraction of the log-variance
     """
 
     process: SDE
@@ -116,11 +144,13 @@ class NetworkSpec:
     shape: tuple[int, ...] = ()
     network: str = ""
     options: dict[str, Any] = field(default_factory=dict)
+    variance: str = "fixed"
 
     def __post_init__(self) -> None:
         choose("prediction", self.prediction, PREDICTIONS)
         choose("label", self.label, LABELS)
         choose("input scale", self.input_scale, INPUT_SCALES)
+        choose("variance", self.variance, VARIANCES)
 
     def state(self) -> dict[str, Any]:
         """The spec as plain containers that JSON can hold."""
@@ -148,8 +178,7 @@ class NetworkDenoiser:
         self._times = (first, 1.0)
         ends = home.kernel(torch.tensor(self._times, dtype=torch.float64)).logsnr
         self._most, self._least = float(ends[0]), float(ends[1])
-        in_range = spec.data_range == (-1.0, 1.0)
-        self._denoise: Denoiser = self._at_home if in_range else RangeDenoiser(self._at_home, *spec.data_range)
+        self._in_range = spec.data_range == (-1.0, 1.0)
         self._label = LABELS[spec.label]
         self._input_scale = INPUT_SCALES[spec.input_scale]
 
@@ -160,86 +189,152 @@ class NetworkDenoiser:
 
     def __call__(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
         """x0_hat [B, *D]; conditioning such as labels=[B] goes to the network as it is."""
-        return self._denoise(x, kernel, **conditioning)
+        return self.moments(x, kernel, **conditioning)[0]
 
-    def _at_home(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
+    def moments(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x0_hat and the fraction of the learned variance, None for a network that has none."""
+        if self._in_range:
+            return self._at_home(x, kernel, **conditioning)
+        return to_model_range(self._at_home, *self.spec.data_range, x, kernel, **conditioning)
+
+    def _at_home(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> tuple[Tensor, Tensor | None]:
         t = self.spec.process.time_of(kernel.logsnr.clamp(self._least, self._most)).clamp(*self._times)
         home = self.spec.process.kernel(t)
         # The two ratios agree inside the home's range; outside it the larger part of x is the one to preserve.
         ratio = torch.where(kernel.alpha > kernel.sigma, home.alpha / kernel.alpha, home.sigma / kernel.sigma)
         x_home = match(ratio, x) * x
         label = self._label(self.spec.process, t).to(device=x.device, dtype=x.dtype).expand(len(x))
-        out = self.net(match(self._input_scale(home), x) * x_home, label, **conditioning)
-        return to_x0(self.spec.prediction, out, x_home, home)
+        out, fraction = VARIANCES[self.spec.variance](
+            self.net(match(self._input_scale(home), x) * x_home, label, **conditioning)
+        )
+        return to_x0(self.spec.prediction, out, x_home, home), fraction
 
 
 # --- denoisers around denoisers -------------------------------------------------------------------------------
 
 
-class CountingDenoiser:
+class _Wrapper:
+    """A denoiser around a denoiser: `moments` is all that it defines."""
+
+    denoiser: Denoiser
+
+    def __call__(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
+        return self.moments(x, kernel, **conditioning)[0]
+
+    def moments(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x0_hat and the fraction of the learned variance, None where there is none."""
+        return moments(self.denoiser, x, kernel, **conditioning)
+
+    @property
+    def device(self) -> torch.device | None:
+        """The device of the denoiser inside, where it has one."""
+        return getattr(self.denoiser, "device", None)
+
+
+class CountingDenoiser(_Wrapper):
     """Counts the calls for a whole batch: `nfe`."""
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.denoiser = denoiser
         self.nfe = 0
 
-    def __call__(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
+    def moments(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> tuple[Tensor, Tensor | None]:
         self.nfe += 1
-        return self.denoiser(x, kernel, **conditioning)
+        return moments(self.denoiser, x, kernel, **conditioning)
+
+
+class CheckedDenoiser(_Wrapper):
+    """Refuses an output of another shape than x and, with `finite`, values that are not finite.
+
+    where: says of a kernel where in the sampling it is. Raises UserError.
+    """
+
+    def __init__(self, denoiser: Denoiser, where: Callable[[Kernel], str], *, finite: bool = False) -> None:
+        self.denoiser = denoiser
+        self.where = where
+        self.finite = finite
+
+    def moments(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.finite and not bool(x.isfinite().all()):
+            raise UserError(f"the sampler diverged before {self.where(kernel)}: take more steps, or a lower order")
+        x0_hat, fraction = moments(self.denoiser, x, kernel, **conditioning)
+        if x0_hat.shape != x.shape:
+            raise UserError(
+                f"the denoiser returned {tuple(x0_hat.shape)} for x of shape {tuple(x.shape)} in {self.where(kernel)}"
+            )
+        if self.finite and not bool(x0_hat.isfinite().all()):
+            raise UserError(f"the denoiser returned values that are not finite in {self.where(kernel)}")
+        return x0_hat, fraction
 
 
 @dataclass(frozen=True)
-class ClippedDenoiser:
+class ClippedDenoiser(_Wrapper):
     """x0_hat clipped to [low, high]. Samplers derive eps from it, so that eps agrees with the clipped x0_hat."""
 
     denoiser: Denoiser
     low: float = -1.0
     high: float = 1.0
 
-    def __call__(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
-        return self.denoiser(x, kernel, **conditioning).clamp(self.low, self.high)
+    def moments(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> tuple[Tensor, Tensor | None]:
+        x0_hat, fraction = moments(self.denoiser, x, kernel, **conditioning)
+        return x0_hat.clamp(self.low, self.high), fraction
 
 
-class ConditionedDenoiser:
+class ConditionedDenoiser(_Wrapper):
     """A denoiser with some of its conditioning, such as labels=[B], fixed."""
 
     def __init__(self, denoiser: Denoiser, **conditioning: Tensor) -> None:
         self.denoiser = denoiser
         self.conditioning = conditioning
 
-    def __call__(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
-        return self.denoiser(x, kernel, **{**self.conditioning, **conditioning})
+    def moments(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> tuple[Tensor, Tensor | None]:
+        return moments(self.denoiser, x, kernel, **{**self.conditioning, **conditioning})
 
 
-@dataclass(frozen=True)
-class GuidedDenoiser:
+class GuidedDenoiser(_Wrapper):
     """Classifier-free guidance, x0_hat = (1 + w) x0_hat(x | c) - w x0_hat(x) (Ho and Salimans 2022, equation 6).
 
     The equation is stated for eps; as eps and x0_hat are linear in one another at a given x, it is the same for x0_hat.
+    A learned variance is the conditional one's.
     """
 
-    conditional: Denoiser
-    unconditional: Denoiser
-    weight: float
+    def __init__(self, conditional: Denoiser, unconditional: Denoiser, weight: float) -> None:
+        self.denoiser = conditional
+        self.unconditional = unconditional
+        self.weight = weight
 
-    def __call__(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
-        with_c = self.conditional(x, kernel, **conditioning)
-        return torch.lerp(self.unconditional(x, kernel), with_c, 1.0 + self.weight)
+    def moments(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> tuple[Tensor, Tensor | None]:
+        with_c, fraction = moments(self.denoiser, x, kernel, **conditioning)
+        return torch.lerp(self.unconditional(x, kernel), with_c, 1.0 + self.weight), fraction
 
 
-@dataclass(frozen=True)
-class RangeDenoiser:
-    """A denoiser trained on data in [low, high], for model space [-1, 1].
+def to_model_range(
+    both: Callable[..., tuple[Tensor, Tensor | None]],
+    low: float,
+    high: float,
+    x: Tensor,
+    kernel: Kernel,
+    /,
+    **conditioning: Tensor,
+) -> tuple[Tensor, Tensor | None]:
+    """The moments of a denoiser for data in [low, high], asked for and given in model space [-1, 1].
 
     With y_0 = c x_0 + d, c = (high - low)/2 and d = (high + low)/2: if x has the kernel (alpha, sigma), then
     c x + alpha d has the kernel (alpha, c sigma) of y.
     """
+    c, d = 0.5 * (high - low), 0.5 * (high + low)
+    y = c * x + match(kernel.alpha * d, x)
+    y0_hat, fraction = both(y, Kernel(kernel.alpha, c * kernel.sigma), **conditioning)
+    return (y0_hat - d) / c, fraction
+
+
+@dataclass(frozen=True)
+class RangeDenoiser(_Wrapper):
+    """A denoiser trained on data in [low, high], for model space [-1, 1]."""
 
     denoiser: Denoiser
     low: float
     high: float
 
-    def __call__(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
-        c, d = 0.5 * (self.high - self.low), 0.5 * (self.high + self.low)
-        y = c * x + match(kernel.alpha * d, x)
-        return (self.denoiser(y, Kernel(kernel.alpha, c * kernel.sigma), **conditioning) - d) / c
+    def moments(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> tuple[Tensor, Tensor | None]:
+        return to_model_range(partial(moments, self.denoiser), self.low, self.high, x, kernel, **conditioning)

@@ -4,21 +4,49 @@ A grid of n steps has n nodes t_0 > t_1 > ... > t_{n-1}. A sampler moves from no
 driver's last step (finish="denoise") takes the last node to x0_hat: n steps in all, the count of DDPM, DDIM and EDM,
 where the last step goes to sigma = 0. No node ever has sigma = 0.
 
-Builders are functions (sde, steps, t_end, named options) -> times [steps]. With u_i = i/(n - 1),
+Builders are functions (sde, steps, t_end, named options) -> times [steps]. With u_i = i/(n - 1) these
+run from t = 1 to t_end exactly, and a grid of one step is t = 1:
 
-    uniform    t = 1 + u (t_end - 1)
-    quadratic  sqrt(t) uniform: finer near the data (the "quad" spacing of Song et al. 2020, DDIM, Appendix D.3)
-    karras     (sigma/alpha)^(1/rho) uniform, rho = 7 (Karras et al. 2022, equation 5)
-    logsnr     log(alpha^2/sigma^2) uniform (Lu et al. 2022)
-    strided    a subset of the levels of a discrete process, both ends included, evenly spaced
+    uniform         t = 1 + u (t_end - 1)
+    quadratic       sqrt(t) uniform: finer near the data (the "quad" spacing of Song et al. 2020, DDIM, Appendix D.3)
+    karras          (sigma/alpha)^(1/rho) uniform, rho = 7 (Karras et al. 2022, equation 5)
+    logsnr          log(alpha^2/sigma^2) uniform (Lu et al. 2022)
+    polyexponential log(sigma/alpha) = end + (start - end) (1 - u)^rho (k-diffusion's get_sigmas_polyexponential);
+                    rho = 1 is logsnr, and a larger rho is finer near the data
+
+These visit levels 0 .. T-1 of a discrete process, whose last level is the prior's, and take no t_end:
+
+    strided         evenly spaced, by the spacings of diffusers (Lin et al. 2023, Table 2). For i = 0 .. n-1
+                      linspace   round(i (T-1)/(n-1)), both ends included
+                      leading    i floor(T/n): starts at the first level, and never visits the last one unless n = T
+                      trailing   round(T - i T/n) - 1: visits the last level, and ends at round(T/n) - 1, above the
+                                 first one unless T/n <= 1.5
+    respaced        iDDPM's respacing strings (Nichol and Dhariwal 2021, section 4, and its code's space_timesteps):
+                      "ddimN"    0, s, 2s, .. for the smallest integer stride s that gives exactly N levels
+                      "a,b,c"    the T levels in as many equal sections as there are counts, the first few of them
+                                 one level longer where T does not divide evenly; in a section of m levels,
+                                 round(i (m-1)/(a-1)) for i = 0 .. a-1, or its first level where a = 1
+                      "N"        one section: N levels, both ends included
+
+So leading and "ddimN" start below the prior's level, though sampling starts from the prior, and trailing ends above
+the first level: these are the published spacings. One step of strided, or of respaced without a string, is the last
+level, where linspace and leading in diffusers and iDDPM's "1" have the first.
+
+A grid of any kind can be snapped to the levels of a discrete process, a network's home. With lam the log-SNR, node i
+goes to the level k_i that minimises
+
+    sum_i (lam_i - lam(k_i))^2    subject to    k_0 > k_1 > ... > k_{n-1},
+
+which is the nearest level of every node where these are distinct. In k_i + i the constraint is that of a non-increasing
+sequence, and dynamic programming over i finds the minimum in O(n (T - n + 1)) operations.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
+from itertools import accumulate, islice, pairwise, repeat
 
 import torch
 from torch import Tensor
@@ -30,10 +58,14 @@ from sde_diffusion.sde import SDE
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One time of a grid: t as a float64 tensor [], and its kernel."""
+    """One time of a grid, or several: t as a float64 tensor [] or [n], and its kernel."""
 
     t: Tensor
     kernel: Kernel
+
+    def __getitem__(self, index: int | slice | Tensor) -> Node:
+        """Some of several nodes."""
+        return Node(self.t[index], self.kernel[index])
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +77,8 @@ class TimeGrid:
 
     sde: SDE
     times: Tensor
+    levels: Node = field(init=False, repr=False)
+    """All nodes as one, [n]."""
 
     def __post_init__(self) -> None:
         times = self.times.detach().to(device="cpu", dtype=torch.float64)
@@ -52,9 +86,11 @@ class TimeGrid:
             raise UserError("a grid needs at least one time")
         if not bool((times.diff() < 0).all()):
             raise UserError(f"the times of a grid must descend strictly, got {times.tolist()[:5]} ...")
-        if not bool((self.sde.kernel(times).sigma > 0).all()):
+        kernel = self.sde.kernel(times)
+        if not bool((kernel.sigma > 0).all()):
             raise UserError("a grid never holds a node without noise; the step to x0_hat is finish='denoise'")
         object.__setattr__(self, "times", times)
+        object.__setattr__(self, "levels", Node(times, kernel))
 
     @property
     def steps(self) -> int:
@@ -64,8 +100,14 @@ class TimeGrid:
     @property
     def nodes(self) -> list[Node]:
         """All nodes, from noise to data."""
-        kernels = self.sde.kernel(self.times)
-        return [Node(t, kernels[i]) for i, t in enumerate(self.times)]
+        return [Node(t, kernel) for t, kernel in zip(self.times.unbind(), self.levels.kernel.unbind())]
+
+    def place(self, kernel: Kernel) -> str:
+        """Where a noise level lies on the grid, in words: the step that it belongs to, counted from 1."""
+        logsnr = float(kernel.logsnr.min())
+        passed = int((self.levels.kernel.logsnr <= logsnr + 1e-9 * abs(logsnr)).sum())
+        alpha, sigma = float(kernel.alpha.min()), float(kernel.sigma.max())
+        return f"step {max(1, passed)} of {self.steps} (alpha = {alpha:.4g}, sigma = {sigma:.4g})"
 
     def pairs(self) -> Iterator[tuple[Node, Node]]:
         """The updates: explicit (now, next) pairs."""
@@ -106,10 +148,14 @@ def _ends(sde: SDE, t_end: float) -> Tensor:
     return logsnr
 
 
-def karras(sde: SDE, steps: int, t_end: float, *, rho: float = 7.0) -> Tensor:
-    """Equal steps in (sigma/alpha)^(1/rho)."""
+def _require_positive(rho: float) -> None:
     if rho <= 0:
         raise UserError(f"rho must be positive, got {rho}")
+
+
+def karras(sde: SDE, steps: int, t_end: float, *, rho: float = 7.0) -> Tensor:
+    """Equal steps in (sigma/alpha)^(1/rho)."""
+    _require_positive(rho)
     start, end = torch.exp(-0.5 * _ends(sde, t_end) / rho)
     return _from_logsnr(sde, -2.0 * rho * _spaced(start, end, steps).log(), t_end)
 
@@ -120,18 +166,155 @@ def logsnr(sde: SDE, steps: int, t_end: float) -> Tensor:
     return _from_logsnr(sde, _spaced(start, end, steps), t_end)
 
 
-def strided(sde: SDE, steps: int, t_end: float) -> Tensor:
-    """Levels of a discrete process, from the last one to the first, as evenly spaced as integers allow."""
-    if sde.times is None:
+def polyexponential(sde: SDE, steps: int, t_end: float, *, rho: float = 1.0) -> Tensor:
+    """log(sigma/alpha) a power of the steps that remain: equal steps in log-SNR for rho = 1."""
+    _require_positive(rho)
+    start, end = _ends(sde, t_end)
+    return _from_logsnr(sde, torch.lerp(end, start, _spaced(_scalar(1.0), _scalar(0.0), steps) ** rho), t_end)
+
+
+# --- levels of a discrete process -------------------------------------------------------------------------------
+
+
+def _levels(process: SDE, steps: int, purpose: str, otherwise: str = "") -> Tensor:
+    """The times [T] of a discrete process, ascending. UserError if it is none, or has fewer levels than steps."""
+    if process.times is None:
         raise UserError(
-            f"a strided grid visits the levels of a discrete process, which {type(sde).__name__} does not have; "
-            "choose uniform, quadratic, karras or logsnr"
+            f"{purpose} the levels of a discrete process, which {type(process).__name__} does not have; "
+            f"give one such as DiscreteVP{otherwise}"
         )
-    if steps > len(sde.times):
-        raise UserError(f"{steps} steps of a process of {len(sde.times)} levels; choose 1 to {len(sde.times)}")
-    last = len(sde.times) - 1
-    index = _spaced(_scalar(float(last)), _scalar(0.0), steps).round().long()
-    return sde.times[index]
+    count = len(process.times)
+    if steps > count:
+        raise UserError(f"{steps} steps of a process of {count} levels; choose 1 to {count}")
+    return process.times
+
+
+_OTHERWISE = " or choose uniform, quadratic, karras, logsnr or polyexponential"
+
+SPACINGS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "linspace": lambda i, levels: (i * ((levels - 1) / max(len(i) - 1, 1))).round().flip(0),
+    "leading": lambda i, levels: (i * (levels // len(i))).flip(0),
+    "trailing": lambda i, levels: (levels - i * levels / len(i)).round() - 1.0,
+}
+"""Spacing -> function (i = 0 .. n-1, T) -> the levels of a strided grid [n], descending."""
+
+
+def strided(sde: SDE, steps: int, t_end: float, *, spacing: str = "linspace") -> Tensor:
+    """Evenly spaced levels of a discrete process: those of diffusers' DDPMScheduler and DDIMScheduler.
+
+    DPMSolverMultistepScheduler and EulerDiscreteScheduler agree but for these: the former spaces n + 1 levels for
+    "linspace" and "leading" and leaves out the lowest, the end of its n-th step; the latter does not round "linspace".
+    steps_offset, which Stable Diffusion sets to 1 and which moves "leading" up, is 0 here. For "trailing", diffusers
+    accumulates T/n in floating point: a half may round the other way there, and for some n (61 of 1000) it returns
+    n + 1 levels, the last of them -1.
+    """
+    times = _levels(sde, steps, "a strided grid visits", _OTHERWISE)
+    levels = choose("spacing", spacing, SPACINGS)
+    if steps == 1:
+        return times[-1:]
+    return times[levels(torch.arange(steps, dtype=torch.float64), len(times)).long()]
+
+
+def _parsed(sections: str) -> tuple[bool, list[int]]:
+    """Whether a respacing string asks for an integer stride, and its counts."""
+    integer = sections.startswith("ddim")
+    try:
+        counts = [int(count) for count in sections.removeprefix("ddim").split(",")]
+    except ValueError:
+        counts = []
+    if sum(counts) < 1 or min(counts) < 0 or (integer and len(counts) > 1):
+        raise UserError(f"a respacing is 'ddimN', a count such as '250' or counts such as '10,10,5', not {sections!r}")
+    return integer, counts
+
+
+def respacing_count(sections: str) -> int:
+    """The number of levels, which is that of steps, that a respacing string asks for. UserError if it is malformed."""
+    return sum(_parsed(sections)[1])
+
+
+def _integer_stride(count: int, total: int) -> list[int]:
+    """`count` levels of `total`, ascending, at the smallest integer stride that gives so many."""
+    stride = -(-total // count)
+    fewer, more = range(0, total, stride), range(0, total, max(stride - 1, 1))
+    if len(fewer) != count:
+        near = min(len(fewer), len(more), key=lambda n: abs(n - count))
+        raise UserError(f"no integer stride gives exactly {count} of {total} levels; the nearest is 'ddim{near}'")
+    return list(fewer)
+
+
+def _sectioned(counts: list[int], total: int) -> list[int]:
+    """`counts` levels of the consecutive sections of `total`, ascending."""
+    size, longer = divmod(total, len(counts))
+    levels: list[int] = []
+    start = 0
+    for i, count in enumerate(counts):
+        length = size + (i < longer)
+        if count > length:
+            raise UserError(
+                f"section {i + 1} of {len(counts)} has {length} of the {total} levels, fewer than the {count} that are "
+                f"asked of it; choose at most {length}"
+            )
+        # The stride is summed, as it is in the source, so that halves round as they do there.
+        stride = (length - 1) / max(count - 1, 1)
+        levels += [start + round(offset) for offset in islice(accumulate(repeat(stride), initial=0.0), count)]
+        start += length
+    return levels
+
+
+def respaced(sde: SDE, steps: int, t_end: float, *, sections: str = "") -> Tensor:
+    """The levels that a respacing string retains, which must be as many as steps; without one, str(steps)."""
+    times = _levels(sde, steps, "a respaced grid visits", _OTHERWISE)
+    if not sections and steps == 1:
+        return times[-1:]
+    integer, counts = _parsed(sections or str(steps))
+    if sum(counts) != steps:
+        raise UserError(
+            f"the respacing {sections!r} gives {sum(counts)} levels, which must be the number of steps, got {steps}"
+        )
+    levels = _integer_stride(counts[0], len(times)) if integer else _sectioned(counts, len(times))
+    return times[levels].flip(0)
+
+
+def _nearest_distinct(values: Tensor, targets: Tensor, *, first: bool) -> Tensor:
+    """Ascending indices k [n] that minimise sum_i (values[k_i] - targets[i])^2, for ascending values [T].
+
+    first: whether k_0 is 0. In m_i = k_i - i the constraint is 0 <= m_0 <= m_1 <= ... <= T - n, and the least sum for
+    nodes 0 .. i with m_i = m is that node's own square plus the least sum for nodes 0 .. i-1 with m_{i-1} <= m.
+    """
+    n = len(targets)
+    squares = (values.unfold(0, len(values) - n + 1, 1) - targets.clamp(values[0], values[-1])[:, None]) ** 2
+    if first:
+        squares[0, 1:] = torch.inf
+    least, before = squares[0], []
+    for square in squares[1:]:
+        least, choice = least.cummin(0)
+        least = least + square
+        before.append(choice)
+    m = [least.argmin()]
+    for choice in reversed(before):
+        m.append(choice[m[-1]])
+    return torch.stack(m).flip(0) + torch.arange(n)
+
+
+def _snapped(grid: TimeGrid, home: SDE) -> TimeGrid:
+    """The grid moved to distinct levels of a discrete process, the nearest in log-SNR.
+
+    A first node at the prior's time goes to the home's last level, which on another process may lie a little beyond
+    t = 1. Raises UserError where the noise there is not that of the prior, from which sampling starts.
+    """
+    sde = grid.sde
+    times = _levels(home, grid.steps, "snap needs").flip(0)
+    logsnr = home.kernel(times).logsnr
+    at_prior = float(grid.times[0]) == 1.0
+    index = _nearest_distinct(logsnr, grid.levels.kernel.logsnr, first=at_prior)
+    snapped = TimeGrid(sde, times[index] if home is sde else sde.time_of(logsnr[index]))
+    sigma = float(snapped.levels.kernel.sigma[0])
+    if at_prior and abs(sigma / sde.prior_std - 1.0) > 0.05:
+        raise UserError(
+            f"the last level of the home has sigma = {sigma:.4g} in {type(sde).__name__}, whose prior has "
+            f"{sde.prior_std:.4g}; choose parameters of {type(sde).__name__} that end at the home's last level"
+        )
+    return snapped
 
 
 GRIDS: dict[str, Callable[..., Tensor]] = {
@@ -139,24 +322,50 @@ GRIDS: dict[str, Callable[..., Tensor]] = {
     "quadratic": quadratic,
     "karras": karras,
     "logsnr": logsnr,
+    "polyexponential": polyexponential,
     "strided": strided,
+    "respaced": respaced,
 }
 
 
-def make_grid(sde: SDE, steps: int, kind: str = "uniform", *, t_end: float | None = None, **options: float) -> TimeGrid:
-    """A grid of `steps` nodes from the prior's time 1 to t_end (default: the process's smallest sampling time).
+def grid_options(kind: str) -> dict[str, float | str]:
+    """The named options of a kind of grid and their defaults. Raises UserError for an unknown kind."""
+    parameters = inspect.signature(choose("grid", kind, GRIDS)).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
-    Options are those of the builder (karras: rho). Raises UserError for an unknown kind or option and for steps < 1.
-    """
-    builder = choose("grid", kind, GRIDS)
-    valid = list(inspect.signature(builder).parameters)[3:]
-    for name in options:
+
+def _check_options(kind: str, options: dict[str, float | str]) -> None:
+    valid = grid_options(kind)
+    for name, value in options.items():
         if name not in valid:
             known = nearest(name, valid) if valid else "It takes none."
             raise UserError(f"grid {kind!r} has no option {name!r}; {known}")
+        if isinstance(value, str) != isinstance(valid[name], str):
+            wanted = "a string" if isinstance(valid[name], str) else "a number"
+            raise UserError(f"{name} of grid {kind!r} is {wanted}, such as {valid[name]!r}, not {value!r}")
+
+
+def make_grid(
+    sde: SDE,
+    steps: int,
+    kind: str = "uniform",
+    *,
+    t_end: float | None = None,
+    snap: SDE | None = None,
+    **options: float | str,
+) -> TimeGrid:
+    """A grid of `steps` nodes from the prior's time 1 to t_end (default: the process's smallest sampling time).
+
+    snap: a discrete process, such as a network's home, to whose levels the nodes are moved. strided and respaced grids
+    are levels of `sde` whatever t_end is. Options are those of the builder, listed by `grid_options(kind)`.
+
+    Raises UserError for an unknown kind or option, for steps < 1, and for more steps than there are levels.
+    """
+    _check_options(kind, options)
     if steps < 1:
         raise UserError(f"at least 1 step is needed, got {steps}")
     end = sde.t_sample if t_end is None else t_end
     if not 0.0 <= end < 1.0:
         raise UserError(f"t_end must lie in [0, 1), got {end}")
-    return TimeGrid(sde, builder(sde, int(steps), end, **options))
+    grid = TimeGrid(sde, GRIDS[kind](sde, int(steps), end, **options))
+    return grid if snap is None else _snapped(grid, snap)

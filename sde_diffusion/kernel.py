@@ -2,11 +2,12 @@
 
 The signal scale alpha and the noise standard deviation sigma are float64 tensors on the CPU, of shape
 [] (one noise level for the whole batch) or [B] (one for each sample). All schedule arithmetic happens in
-that precision; `match` is the one place where such a number meets a batch.
+that precision; `match` and `combine` are the one place where such a number meets a batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,22 @@ def match(value: Tensor, x: Tensor) -> Tensor:
     return value.to(device=x.device, dtype=x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
 
 
+def combine(coefficients: Iterable[Scalar], *tensors: Tensor) -> Tensor:
+    """sum_i c_i x_i, with coefficients [] or [B] and tensors [B, *D]: one pass over the memory for each term.
+
+    Raises ValueError if there are not as many coefficients as tensors.
+    """
+    terms = zip(coefficients, tensors, strict=True)
+    c, x = next(terms)
+    out = (match(c, x) if isinstance(c, Tensor) else c) * x
+    for c, x in terms:
+        if isinstance(c, Tensor) and (c.ndim or c.device.type != "cpu"):
+            out.addcmul_(match(c, x), x)
+        else:
+            out.add_(x, alpha=float(c))
+    return out
+
+
 @dataclass(frozen=True, eq=False)
 class Kernel:
     """p(x_t | x_0) = N(alpha x_0, sigma^2 I), for one noise level [] or one a sample [B]."""
@@ -71,6 +88,10 @@ class Kernel:
         """The kernels of some of the levels or samples."""
         return Kernel(self.alpha[index], self.sigma[index])
 
+    def unbind(self) -> list[Kernel]:
+        """The kernels [] of all levels [n]."""
+        return [_checked(alpha, sigma) for alpha, sigma in zip(self.alpha.unbind(), self.sigma.unbind())]
+
     def perturb(self, x0: Tensor, noise: Tensor) -> Tensor:
         """alpha x0 + sigma noise, a sample of x_t given x_0. Shapes [B, *D]."""
         return match(self.alpha, x0) * x0 + match(self.sigma, x0) * noise
@@ -83,6 +104,14 @@ class Kernel:
         alpha = self.alpha / earlier.alpha
         variance = self.variance - (alpha * earlier.sigma) ** 2
         return Kernel(alpha, variance.clamp_min(0.0).sqrt())
+
+
+def _checked(alpha: Tensor, sigma: Tensor) -> Kernel:
+    """A kernel of float64 tensors on the CPU of one shape: a grid makes many of them."""
+    kernel = object.__new__(Kernel)
+    object.__setattr__(kernel, "alpha", alpha)
+    object.__setattr__(kernel, "sigma", sigma)
+    return kernel
 
 
 CLEAN = Kernel(1.0, 0.0)

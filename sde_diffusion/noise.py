@@ -39,6 +39,17 @@ def fresh(generator: Generators) -> torch.Generator | Sequence[torch.Generator]:
     return generator
 
 
+def states(generator: torch.Generator | Sequence[torch.Generator]) -> list[Tensor]:
+    """The states of one or several generators, to return to by `rewind`."""
+    return [g.get_state() for g in ([generator] if isinstance(generator, torch.Generator) else generator)]
+
+
+def rewind(generator: torch.Generator | Sequence[torch.Generator], earlier: Sequence[Tensor]) -> None:
+    """Put one or several generators back into the states they had."""
+    for g, state in zip([generator] if isinstance(generator, torch.Generator) else generator, earlier, strict=True):
+        g.set_state(state)
+
+
 def device_of(generator: Generators) -> torch.device:
     """The device that a generator draws on; the CPU where there is none."""
     if generator is None:

@@ -63,8 +63,12 @@ def _first_step(f: Field, t: Tensor, y: Tensor, k: Tensor, span: float, rtol: fl
 def _per_sample(f: Field, y: Tensor, t0: float, t1: float, rtol: float, atol: float, max_nfe: int) -> Tensor:
     sign = 1.0 if t1 > t0 else -1.0
     t = torch.full((len(y),), t0, dtype=torch.float64)
-    k0 = f(t, y)
-    h = _first_step(f, t, y, k0, t1 - t0, rtol, atol)
+    # All stages lie in one piece of memory, so that a sum over them is one matrix product, one pass.
+    stages = y.new_empty(len(_C), *y.shape)
+    flat = stages.flatten(1)
+    rows = [y.new_tensor(row) for row in (*_A, _ERROR)]
+    stages[0] = f(t, y)
+    h = _first_step(f, t, y, stages[0], t1 - t0, rtol, atol)
     nfe = 2
     while bool((t != t1).any()):
         if nfe + 6 > max_nfe:
@@ -74,18 +78,18 @@ def _per_sample(f: Field, y: Tensor, t0: float, t1: float, rtol: float, atol: fl
             )
         step = sign * torch.minimum(h, (t1 - t).abs())
         weight = step.to(y)[:, None]
-        stages = [k0]
-        for c, row in zip(_C[1:], _A[1:], strict=True):
-            y_stage = y + weight * sum(a * k for a, k in zip(row, stages, strict=True) if a)
-            stages.append(f(t + c * step, y_stage))
+        for i, c in enumerate(_C[1:], 1):
+            y_stage = torch.addcmul(y, weight, torch.mv(flat[:i].T, rows[i]).view_as(y))
+            stages[i] = f(t + c * step, y_stage)
         nfe += 6
-        error = weight * sum(b * k for b, k in zip(_ERROR, stages, strict=True) if b)
+        error = weight * torch.mv(flat.T, rows[-1]).view_as(y)
         ratio = _rms(error, atol + rtol * torch.maximum(y.abs(), y_stage.abs())).double().cpu()
         if bool(ratio.isnan().any()):
             raise UserError(f"the flow is not a number at t = {_slowest(t, sign):.4g}: check the model's output")
         accept = ratio <= 1.0
         here = accept.to(y.device)[:, None]
-        y, k0 = torch.where(here, y_stage, y), torch.where(here, stages[-1], k0)
+        y = torch.where(here, y_stage, y)
+        stages[0] = torch.where(here, stages[-1], stages[0])
         # The last step lands on t1 itself, so that the row is finished in floating point too.
         arrived = torch.where(step.abs() >= (t1 - t).abs(), torch.full_like(t, t1), t + step)
         t = torch.where(accept, arrived, t)

@@ -38,6 +38,7 @@ class GaussianMixture:
             )
         if not bool((stds > 0).all() and (weights >= 0).all() and weights.sum() > 0):
             raise UserError("stds must be positive, weights non-negative and not all zero")
+        self._radii = stds**2 if stds.ndim == 1 else None
         self.stds = match(stds, self.means).expand_as(self.means) if stds.ndim == 1 else stds
         self.weights = weights / weights.sum()
 
@@ -80,14 +81,33 @@ class GaussianMixture:
 
     def denoiser(self) -> Denoiser:
         """E[x_0 | x_t], exact."""
+        return self._isotropic if self._radii is not None else self._denoise
 
-        def denoise(x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
-            alpha, means, variances, total, logits = self._components(x, kernel)
-            posterior = means + alpha * variances / total * (x.unsqueeze(1) - alpha * means)
-            weights = logits.softmax(1)
-            return (weights.reshape(*weights.shape, *(1,) * (x.ndim - 1)) * posterior).sum(1)
+    def _denoise(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
+        alpha, means, variances, total, logits = self._components(x, kernel)
+        posterior = means + alpha * variances / total * (x.unsqueeze(1) - alpha * means)
+        weights = logits.softmax(1)
+        return (weights.reshape(*weights.shape, *(1,) * (x.ndim - 1)) * posterior).sum(1)
 
-        return denoise
+    def _isotropic(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
+        """The same where s_k is one number: matrix products, with shrink_k = alpha s_k^2 / v_k.
+
+        x0_hat = (sum_k r_k shrink_k) x + sum_k r_k (1 - alpha shrink_k) m_k.
+        """
+        assert self._radii is not None
+        flat, means = x.flatten(1), self.means.flatten(1).to(x.device)
+        alpha, noise, variances = (
+            value.double().to(x.device) for value in (kernel.alpha, kernel.variance, self._radii)
+        )
+        alpha, noise = (value.reshape(-1, 1) for value in (alpha, noise))  # [B, 1] or [1, 1]
+        total = alpha**2 * variances + noise
+        # The squared distances are differences of large numbers at low noise, so they are formed in float64.
+        wide = flat.double()
+        squares = wide.square().sum(1, keepdim=True) - 2.0 * alpha * (wide @ means.T) + alpha**2 * means.square().sum(1)
+        logits = self.weights.log().to(x.device) - 0.5 * (squares / total + flat.shape[1] * total.log())
+        weights, shrink = logits.softmax(1), alpha * variances / total
+        pull = (weights * (1.0 - alpha * shrink)).to(x.dtype) @ means.to(x.dtype)
+        return torch.addcmul(pull, (weights * shrink).sum(1, keepdim=True).to(x.dtype), flat).reshape(x.shape)
 
 
 class EmpiricalDenoiser:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -32,9 +32,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from sde_diffusion.errors import UserError, choose
-from sde_diffusion.kernel import Kernel, Scalar, as_schedule, match
+from sde_diffusion.kernel import Kernel, Scalar, as_schedule, combine, match
 from sde_diffusion.noise import Generators, device_of, randn
-from sde_diffusion.prediction import eps_from_x0, score_from_x0
 
 
 class SDE(ABC):
@@ -92,16 +91,29 @@ class SDE(ABC):
         variance = self.variance_rate(t) - 2.0 * self.kernel(t).variance * self.dlog_alpha(t)
         return variance.clamp_min(0.0).sqrt()
 
+    def flow(self, t: Scalar) -> tuple[Tensor, Tensor]:
+        """(p, q) of the probability flow dx/dt = p x + q x0_hat, [] or [B]: p = sigma'/sigma, q = alpha' - alpha p."""
+        kernel, p = self.kernel(t), self.dlog_sigma(t)
+        return p, self.alpha_rate(t) - kernel.alpha * p
+
     def velocity(self, x: Tensor, x0_hat: Tensor, t: Scalar) -> Tensor:
         """dx/dt of the probability-flow ODE, alpha' x0_hat + sigma' eps_hat, [B, *D] (Song et al. 2021, eq. 13)."""
+        return combine(self.flow(t), x, x0_hat)
+
+    def reverse(self, t: Scalar, level: Scalar = 1.0) -> tuple[Tensor, Tensor]:
+        """(p, q) of the drift p x + q x0_hat = velocity - level^2/2 g^2 score of a reverse-time SDE, [] or [B].
+
+        With the noise level * g they all have the marginals of the process (Huang et al. 2021, equation 15): level 1
+        is its time reversal (Anderson 1982), where the drift is f x - g^2 score, and level 0 the probability flow.
+        """
         kernel = self.kernel(t)
-        sigma_rate = 0.5 * self.variance_rate(t) / kernel.sigma
-        return match(self.alpha_rate(t), x) * x0_hat + match(sigma_rate, x) * eps_from_x0(x0_hat, x, kernel)
+        p, q = self.flow(t)
+        pull = 0.5 * (as_schedule(level) * self.diffusion(t)) ** 2 / kernel.variance
+        return p + pull, q - pull * kernel.alpha
 
     def reverse_drift(self, x: Tensor, x0_hat: Tensor, t: Scalar) -> Tensor:
         """f_t x - g_t^2 score of the reverse-time SDE, [B, *D] (Anderson 1982; Song et al. 2021, equation 6)."""
-        score = score_from_x0(x0_hat, x, self.kernel(t))
-        return self.drift(x, t) - match(self.diffusion(t) ** 2, x) * score
+        return combine(self.reverse(t), x, x0_hat)
 
     def prior_sample(
         self,
@@ -397,6 +409,7 @@ class DiscreteVP(SDE):
     """
 
     betas: Tensor
+    _nodes: tuple[Tensor, Tensor] = field(init=False, repr=False)
 
     @property
     def t_sample(self) -> float:  # type: ignore[override]  # depends on the table here
@@ -407,6 +420,9 @@ class DiscreteVP(SDE):
         betas = _table(self.betas, "betas")
         _require(bool(((betas > 0) & (betas < 1)).all()), "every beta must lie strictly between 0 and 1")
         object.__setattr__(self, "betas", betas)
+        zero = torch.zeros(1, dtype=torch.float64)
+        log_alphas = torch.cat([zero, 0.5 * torch.log1p(-betas).cumsum(0)])
+        object.__setattr__(self, "_nodes", (torch.cat([zero, self.times]), log_alphas))
 
     @classmethod
     def linear(cls, n: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0) -> DiscreteVP:
@@ -434,21 +450,16 @@ class DiscreteVP(SDE):
         """The kernels of all levels, [N]."""
         return self.kernel(self.times)
 
-    def _nodes(self) -> tuple[Tensor, Tensor]:
-        zero = torch.zeros(1, dtype=torch.float64)
-        log_alphas = 0.5 * torch.log1p(-self.betas).cumsum(0)
-        return torch.cat([zero, self.times]), torch.cat([zero, log_alphas])
-
     def log_alpha(self, t: Scalar) -> Tensor:
         """log alpha, exact at the levels and linear between them, [] or [B]."""
-        return _interpolate(as_schedule(t), *self._nodes())
+        return _interpolate(as_schedule(t), *self._nodes)
 
     def kernel(self, t: Scalar) -> Kernel:
         log_alpha = self.log_alpha(t)
         return Kernel(log_alpha.exp(), (-torch.expm1(2.0 * log_alpha)).sqrt())
 
     def dlog_alpha(self, t: Scalar) -> Tensor:
-        return _slope(as_schedule(t), *self._nodes())
+        return _slope(as_schedule(t), *self._nodes)
 
     def alpha_rate(self, t: Scalar) -> Tensor:
         return self.dlog_alpha(t) * self.log_alpha(t).exp()
@@ -457,7 +468,7 @@ class DiscreteVP(SDE):
         return -2.0 * self.dlog_alpha(t) * (2.0 * self.log_alpha(t)).exp()
 
     def time_of(self, logsnr: Scalar) -> Tensor:
-        times, log_alphas = self._nodes()
+        times, log_alphas = self._nodes
         return _interpolate(-_log_alpha_of(logsnr), -log_alphas, times)
 
 
@@ -525,7 +536,7 @@ PROCESSES: dict[str, type[SDE]] = {
 
 def process_state(sde: SDE) -> dict[str, Any]:
     """A process as plain containers that JSON can hold: its name and its parameters."""
-    values = {f.name: getattr(sde, f.name) for f in fields(sde)}  # type: ignore[arg-type]  # all are dataclasses
+    values = {f.name: getattr(sde, f.name) for f in fields(sde) if f.init}  # type: ignore[arg-type]  # all are dataclasses
     return {"name": type(sde).__name__} | {k: v.tolist() if isinstance(v, Tensor) else v for k, v in values.items()}
 
 

@@ -14,29 +14,73 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.denoiser import CountingDenoiser, Denoiser
+from sde_diffusion.denoiser import CheckedDenoiser, CountingDenoiser, Denoiser
 from sde_diffusion.errors import UserError, choose, nearest
 from sde_diffusion.grids import TimeGrid
-from sde_diffusion.noise import Generators, fresh
-from sde_diffusion.samplers.ancestral import ancestral, ddim, ddpm
-from sde_diffusion.samplers.euler_maruyama import euler_maruyama
+from sde_diffusion.noise import Generators, fresh, rewind, states
+from sde_diffusion.samplers.adaptive_sde import adaptive_sde
+from sde_diffusion.samplers.ancestral import ancestral, ddim, ddim_inversion, ddpm
+from sde_diffusion.samplers.euler_maruyama import euler_maruyama, ito
 from sde_diffusion.samplers.flow import euler, heun, ode
 from sde_diffusion.samplers.langevin import annealed_langevin, pc
 from sde_diffusion.samplers.march import OnStep
+from sde_diffusion.samplers.multistep import deis, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, lms, unipc
 from sde_diffusion.samplers.reverse_diffusion import reverse_diffusion
+from sde_diffusion.samplers.singlestep import dpmpp_2s
 
-SAMPLERS: dict[str, Callable[..., Tensor]] = {
-    "euler_maruyama": euler_maruyama,
-    "reverse_diffusion": reverse_diffusion,
-    "ancestral": ancestral,
-    "pc": pc,
-    "annealed_langevin": annealed_langevin,
-    "ode": ode,
-    "euler": euler,
-    "heun": heun,
-    "ddpm": ddpm,
-    "ddim": ddim,
+__all__ = [
+    "SAMPLERS",
+    "SAMPLER_TABLE",
+    "Entry",
+    "Sample",
+    "check_options",
+    "ddim_inversion",
+    "sample",
+    "sampler_options",
+]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A sampler and what is to be known of it, under its default options.
+
+    order         of convergence: of the flow's solution, or weakly, of mean and covariance
+    evaluations   of the network in a step; the last step, to x0_hat, is one more for all
+    noise         "none", or "drawn" for a stochastic sampler
+    source        the paper
+    """
+
+    function: Callable[..., Tensor]
+    order: str
+    evaluations: str
+    noise: str
+    source: str
+
+
+SAMPLER_TABLE: dict[str, Entry] = {
+    "euler_maruyama": Entry(euler_maruyama, "1", "1", "drawn", "Song et al. 2021, eq. 6"),
+    "reverse_diffusion": Entry(reverse_diffusion, "1", "1", "drawn", "Song et al. 2021, Appendix E"),
+    "ancestral": Entry(ancestral, "1", "1", "drawn", "Song et al. 2021, Appendix F"),
+    "pc": Entry(pc, "1", "1 + corrector_steps", "drawn", "Song et al. 2021, Algorithm 1"),
+    "annealed_langevin": Entry(annealed_langevin, "-", "langevin_steps", "drawn", "Song and Ermon 2019, Algorithm 1"),
+    "ode": Entry(ode, "adaptive, 5", "adaptive", "none", "Song et al. 2021, eq. 13; Dormand and Prince 1980"),
+    "euler": Entry(euler, "1", "1", "none", "Song et al. 2021, eq. 13"),
+    "heun": Entry(heun, "2", "2", "with churn", "Karras et al. 2022, Algorithm 2"),
+    "ito": Entry(ito, "1", "1", "drawn", "Huang et al. 2021, eq. 15"),
+    "adaptive_sde": Entry(adaptive_sde, "adaptive, 1", "2", "drawn", "Jolicoeur-Martineau et al. 2021, Algorithm 1"),
+    "ddpm": Entry(ddpm, "1", "1", "drawn", "Ho et al. 2020, Algorithm 2"),
+    "ddim": Entry(ddim, "1", "1", "with eta", "Song et al. 2020, eq. 12"),
+    "dpmpp_2s": Entry(dpmpp_2s, "2", "2", "with eta", "Lu et al. 2022b, Algorithm 1"),
+    "dpmpp_2m": Entry(dpmpp_2m, "2", "1", "none", "Lu et al. 2022b, Algorithm 2"),
+    "dpmpp_3m": Entry(dpmpp_3m, "2; 3 with start=runge_kutta", "1", "none", "Lu et al. 2022b, eq. 8"),
+    "dpmpp_2m_sde": Entry(dpmpp_2m_sde, "1", "1", "drawn", "Lu et al. 2022b, Appendix D"),
+    "unipc": Entry(unipc, "2", "1", "none", "Zhao et al. 2023, Algorithms 1 and 2"),
+    "deis": Entry(deis, "2; 3 with start=runge_kutta", "1", "none", "Zhang and Chen 2023, eq. 15"),
+    "lms": Entry(lms, "2; 4 with start=runge_kutta", "1", "none", "Adams-Bashforth for Karras et al. 2022, eq. 1"),
 }
+"""The samplers; a new one is one line here."""
+
+SAMPLERS: dict[str, Callable[..., Tensor]] = {name: entry.function for name, entry in SAMPLER_TABLE.items()}
 
 _SHARED = ("denoiser", "x", "grid", "generator", "on_step")
 FINISHES = {"denoise": True, "none": False}
@@ -88,8 +132,8 @@ def sample(
     generator: one for the batch, or one for each sample, which makes a sample independent of its batch.
     The device is that of x, or else `device`, the denoiser's own (where it has one), or the generator's.
 
-    Raises TypeError for an option that the sampler does not have, UserError for other bad arguments and for samples
-    that are not finite.
+    Raises TypeError for an option that the sampler does not have; UserError for other bad arguments, for a denoiser
+    that returns another shape, and for values that are not finite, with the step at which they first appear.
     """
     if grid is None:
         raise UserError("a grid is needed, such as make_grid(sde, 50)")
@@ -97,18 +141,33 @@ def sample(
         raise UserError("either a shape [B, *D] or a starting point x is needed, and not both")
     check_options(sampler, options)
     denoise = choose("finish", finish, FINISHES)
-    generator = fresh(generator)
+    home = getattr(denoiser, "device", None)
     if x is None and shape is not None:
-        where = device or getattr(denoiser, "device", None)
-        x = grid.sde.prior_sample(shape, generator=generator, dtype=dtype, device=where)
+        generator = fresh(generator)
+        x = grid.sde.prior_sample(shape, generator=generator, dtype=dtype, device=device or home)
+    assert x is not None
+    if home is not None and x.device != home:
+        raise UserError(f"x is on {x.device} and the denoiser on {home}; bring x there with x.to({str(home)!r})")
+    generator = fresh(generator)
+    before = states(generator)
     counted = CountingDenoiser(denoiser)
-    out = SAMPLERS[sampler](counted, x, grid, generator=generator, on_step=on_step, **options)
-    if denoise:
-        last = grid.nodes[-1]
-        x0_hat = counted(out, last.kernel)
-        if on_step is not None:
-            on_step(grid.steps - 1, last, out, x0_hat)
-        out = x0_hat
+
+    def run(notify: OnStep | None, *, finite: bool) -> Tensor:
+        checked = CheckedDenoiser(counted, grid.place, finite=finite)
+        out = SAMPLERS[sampler](checked, x, grid, generator=generator, on_step=notify, **options)
+        if denoise:
+            last = grid.nodes[-1]
+            x0_hat = checked(out, last.kernel)
+            if notify is not None:
+                notify(grid.steps - 1, last, out, x0_hat)
+            out = x0_hat
+        return out
+
+    out = run(on_step, finite=False)
     if not bool(out.isfinite().all()):
+        # Looking at every step would cost each sampling a pass over the memory, and a GPU its lead over the host; so
+        # the steps are taken once more, with the same noise, to find the first bad one.
+        rewind(generator, before)
+        run(None, finite=True)
         raise UserError(f"{sampler} gave samples that are not finite: check the model, or take more or smaller steps")
     return Sample(out, counted.nfe)

@@ -12,7 +12,11 @@ or "posterior", s^2. In terms of eps_hat the mean is alpha' x0_hat + sqrt(sigma'
     x_next = alpha' x0_hat + sqrt(sigma'^2 - eta^2 s^2) eps_hat + eta s n.
 
 So eta = 1 is ancestral sampling with the posterior variance, which is DDPM; and eta = 0 draws no noise and is the
-Euler step of the probability flow for x/alpha in the variable sigma/alpha (ibid., equation 14).
+Euler step of the probability flow for x/alpha in the variable sigma/alpha (ibid., equation 14). That step also runs
+upwards, from less noise to more: it takes data to the latents from which DDIM makes them again (ibid., section 4.3).
+
+A network may learn the variance: its logarithm is interpolated between those of "posterior" and "beta" by a
+fraction for every element of x (Nichol and Dhariwal 2021, equation 15).
 
 Written with the score, the mean is (x + v score)/a, the form of Song et al. (2021), Appendix F; there VP models use
 the variance "beta" and VE models "posterior".
@@ -22,15 +26,15 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch
 from torch import Tensor
 
-from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.denoiser import Denoiser, moments
 from sde_diffusion.errors import UserError, choose
 from sde_diffusion.grids import Node, TimeGrid
-from sde_diffusion.kernel import Kernel, match
-from sde_diffusion.noise import Generators
-from sde_diffusion.prediction import eps_from_x0
-from sde_diffusion.samplers.march import OnStep, march, march_flow
+from sde_diffusion.kernel import Kernel, combine
+from sde_diffusion.noise import Generators, randn
+from sde_diffusion.samplers.march import Coefficients, OnStep, as_table, ignore_step, march, table
 from sde_diffusion.sde import SDE
 
 
@@ -41,28 +45,24 @@ def _posterior_variance(now: Kernel, next: Kernel) -> Tensor:
 VARIANCES = {"beta": lambda now, next: now.after(next).variance, "posterior": _posterior_variance}
 
 
-def ancestral_step(
-    sde: SDE, now: Node, next: Node, x: Tensor, x0_hat: Tensor, noise: Tensor, *, variance: str = "posterior"
-) -> Tensor:
-    """A draw from q(x_next | x, x0_hat) with the chosen variance, [B, *D]."""
+def ancestral_row(sde: SDE, now: Node, next: Node, *, variance: str = "posterior") -> Coefficients:
+    """A draw from q(x_next | x, x0_hat) with the chosen variance."""
     a, b = now.kernel, next.kernel
     pull = a.after(b).alpha * b.variance / a.variance
-    mean = match(b.alpha - pull * a.alpha, x) * x0_hat + match(pull, x) * x
-    return mean + match(choose("variance", variance, VARIANCES)(a, b).sqrt(), x) * noise
+    return pull, b.alpha - pull * a.alpha, choose("variance", variance, VARIANCES)(a, b).sqrt()
 
 
-def ddim_step(sde: SDE, now: Node, next: Node, x: Tensor, x0_hat: Tensor, noise: Tensor, *, eta: float) -> Tensor:
-    """alpha' x0_hat + sqrt(sigma'^2 - eta^2 s^2) eps_hat + eta s noise, [B, *D]."""
+def ddim_row(sde: SDE, now: Node, next: Node, *, eta: float) -> Coefficients:
+    """alpha' x0_hat + sqrt(sigma'^2 - eta^2 s^2) eps_hat + eta s n."""
     variance = eta**2 * _posterior_variance(now.kernel, next.kernel)
-    direction = (next.kernel.variance - variance).clamp_min(0.0).sqrt()
-    mean = match(next.kernel.alpha, x) * x0_hat + match(direction, x) * eps_from_x0(x0_hat, x, now.kernel)
-    return mean + match(variance.sqrt(), x) * noise
+    keep = (next.kernel.variance - variance).clamp_min(0.0).sqrt() / now.kernel.sigma
+    return keep, next.kernel.alpha - keep * now.kernel.alpha, variance.sqrt()
 
 
-def ddim_flow_step(sde: SDE, now: Node, next: Node, x: Tensor, x0_hat: Tensor) -> Tensor:
-    """alpha' x0_hat + sigma' eps_hat, DDIM's step with eta = 0, [B, *D]."""
-    eps_hat = eps_from_x0(x0_hat, x, now.kernel)
-    return match(next.kernel.alpha, x) * x0_hat + match(next.kernel.sigma, x) * eps_hat
+def ddim_flow_row(sde: SDE, now: Node, next: Node) -> Coefficients:
+    """alpha' x0_hat + sigma' eps_hat, DDIM's step with eta = 0."""
+    keep = next.kernel.sigma / now.kernel.sigma
+    return keep, next.kernel.alpha - keep * now.kernel.alpha
 
 
 def ancestral(
@@ -75,7 +75,7 @@ def ancestral(
     variance: str = "beta",
 ) -> Tensor:
     """Ancestral sampling of any process; one evaluation a step, stochastic. variance: "beta" or "posterior"."""
-    return march(partial(ancestral_step, variance=variance), denoiser, x, grid, generator, on_step)
+    return march(partial(ancestral_row, variance=variance), denoiser, x, grid, generator, on_step)
 
 
 def ddpm(
@@ -87,8 +87,32 @@ def ddpm(
     on_step: OnStep | None = None,
     variance: str = "posterior",
 ) -> Tensor:
-    """DDPM's sampler (Ho et al. 2020, Algorithm 2): ancestral sampling, by default with the posterior variance."""
-    return march(partial(ancestral_step, variance=variance), denoiser, x, grid, generator, on_step)
+    """DDPM's sampler (Ho et al. 2020, Algorithm 2): ancestral sampling, by default with the posterior variance.
+
+    variance: "posterior", "beta", or "learned" where the network has it. x: [B, *D].
+    """
+    choose("variance", variance, dict.fromkeys([*VARIANCES, "learned"]))
+    if variance == "learned":
+        return _with_learned_variance(denoiser, x, grid, generator, on_step)
+    return march(partial(ancestral_row, variance=variance), denoiser, x, grid, generator, on_step)
+
+
+def _with_learned_variance(
+    denoiser: Denoiser, x: Tensor, grid: TimeGrid, generator: Generators, on_step: OnStep | None
+) -> Tensor:
+    """DDPM with the standard deviation s_posterior^(1 - fraction) s_beta^fraction of every element."""
+    notify = on_step or ignore_step
+    now, next = grid.levels[:-1], grid.levels[1:]
+    means = as_table(ancestral_row(grid.sde, now, next)[:2])
+    log_stds = as_table(tuple(0.5 * of(now.kernel, next.kernel).log() for of in VARIANCES.values()))
+    for index, (node, mean, (beta, posterior)) in enumerate(zip(grid.nodes, means, log_stds)):
+        x0_hat, fraction = moments(denoiser, x, node.kernel)
+        if fraction is None:
+            raise UserError("variance='learned' needs a network that learned it; choose 'posterior' or 'beta'")
+        notify(index, node, x, x0_hat)
+        std = torch.exp(posterior + (beta - posterior) * fraction)
+        x = combine(mean, x, x0_hat).addcmul_(std, randn(x.shape, generator, like=x))
+    return x
 
 
 def ddim(
@@ -103,6 +127,30 @@ def ddim(
     """DDIM; one evaluation a step, order 1 for eta = 0, where no noise is drawn; eta = 1 is DDPM. x: [B, *D]."""
     if not 0.0 <= eta <= 1.0:
         raise UserError(f"eta must lie in [0, 1], got {eta}")
-    if eta == 0.0:
-        return march_flow(ddim_flow_step, denoiser, x, grid, on_step)
-    return march(partial(ddim_step, eta=eta), denoiser, x, grid, generator, on_step)
+    row = partial(ddim_row, eta=eta) if eta else ddim_flow_row
+    return march(row, denoiser, x, grid, generator, on_step)
+
+
+@torch.no_grad()
+def ddim_inversion(denoiser: Denoiser, x: Tensor, grid: TimeGrid, *, refinements: int = 0) -> Tensor:
+    """The latent at the grid's first node of data x [B, *D] at its last node: DDIM's step, upwards.
+
+    Each step takes x0_hat at the node where it starts, one evaluation, so that DDIM leads back to x up to its own
+    first-order error. With refinements it is taken again at the node where the step ends, as DDIM will, `refinements`
+    times: a fixed-point iteration, whose limit DDIM inverts exactly (Pan et al. 2023, section 3.2).
+
+    Raises UserError for a negative number of refinements.
+    """
+    if refinements < 0:
+        raise UserError(f"refinements must be 0 or more, got {refinements}")
+    nodes = grid.nodes
+    up = as_table(ddim_flow_row(grid.sde, grid.levels[1:], grid.levels[:-1]))
+    down = table(ddim_flow_row, grid)
+    for index in reversed(range(len(up))):
+        low, high = nodes[index + 1].kernel, nodes[index].kernel
+        latent = combine(up[index], x, denoiser(x, low))
+        keep, pull = down[index]
+        for _ in range(refinements):
+            latent = combine((1.0 / keep, -pull / keep), x, denoiser(latent, high))
+        x = latent
+    return x

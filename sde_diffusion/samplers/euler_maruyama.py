@@ -1,29 +1,42 @@
-"""Euler-Maruyama on the reverse-time SDE (Song et al. 2021, equation 6).
+"""Euler-Maruyama on the reverse-time SDEs (Song et al. 2021, equation 6).
 
-Backwards in time the process solves dx = (f x - g^2 score) dt + g dw, with dt < 0. One step over dt = t_next - t,
+Backwards in time the process solves dx = (f x - g^2 score) dt + g dw, with dt < 0. It is one of a family,
 
-    x_next = x + dt (f_t x - g_t^2 score) + g_t sqrt(-dt) n,          n ~ N(0, I),
+    dx = (u - s^2/2 g^2 score) dt + s g dw,          u = f x - g^2/2 score,
 
-is weakly of order one.
+which all have the same marginals: s = 1 is the time reversal, s = 0 the probability flow, and s > 1 forgets its past
+faster (Huang et al. 2021, equation 15). The score is linear in x and x0_hat, so that the drift is p x + q x0_hat, and
+one step over dt = t_next - t is
+
+    x_next = (1 + dt p) x + dt q x0_hat + s g_t sqrt(-dt) n,          n ~ N(0, I),
+
+weakly of order one.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
 from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.errors import UserError
 from sde_diffusion.grids import Node, TimeGrid
-from sde_diffusion.kernel import match
 from sde_diffusion.noise import Generators
-from sde_diffusion.samplers.march import OnStep, march
+from sde_diffusion.samplers.march import Coefficients, OnStep, march
 from sde_diffusion.sde import SDE
 
 
-def euler_maruyama_step(sde: SDE, now: Node, next: Node, x: Tensor, x0_hat: Tensor, noise: Tensor) -> Tensor:
-    """x + dt (f x - g^2 score) + g sqrt(-dt) noise, [B, *D]."""
-    dt = next.t - now.t
-    std = sde.diffusion(now.t) * (-dt).sqrt()
-    return x + match(dt, x) * sde.reverse_drift(x, x0_hat, now.t) + match(std, x) * noise
+def euler_row(sde: SDE, now: Node, next: Node) -> Coefficients:
+    """x + dt (p x + q x0_hat) on the probability flow."""
+    dt, (p, q) = next.t - now.t, sde.flow(now.t)
+    return 1.0 + dt * p, dt * q
+
+
+def euler_maruyama_row(sde: SDE, now: Node, next: Node, *, level: float = 1.0) -> Coefficients:
+    """x + dt (p x + q x0_hat) + level g sqrt(-dt) n on a reverse SDE."""
+    dt, (p, q) = next.t - now.t, sde.reverse(now.t, level)
+    return 1.0 + dt * p, dt * q, level * sde.diffusion(now.t) * (-dt).sqrt()
 
 
 def euler_maruyama(
@@ -35,4 +48,23 @@ def euler_maruyama(
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Euler-Maruyama on the reverse SDE; one evaluation a step, stochastic, weak order 1. x: [B, *D]."""
-    return march(euler_maruyama_step, denoiser, x, grid, generator, on_step)
+    return march(euler_maruyama_row, denoiser, x, grid, generator, on_step)
+
+
+def ito(
+    denoiser: Denoiser,
+    x: Tensor,
+    grid: TimeGrid,
+    *,
+    generator: Generators = None,
+    on_step: OnStep | None = None,
+    level: float = 0.5,
+) -> Tensor:
+    """Euler-Maruyama on the reverse SDE with `level` times its noise; one evaluation a step, weak order 1.
+
+    level: 0 is `euler` and draws no noise, 1 is `euler_maruyama`; there is no upper bound. x: [B, *D].
+    """
+    if level < 0:
+        raise UserError(f"level must be 0 (the flow) or more, 1 being the reverse SDE, got {level}")
+    row = partial(euler_maruyama_row, level=level) if level else euler_row
+    return march(row, denoiser, x, grid, generator, on_step)

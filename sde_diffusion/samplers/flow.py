@@ -1,29 +1,77 @@
-"""Samplers of the probability-flow ODE dx/dt = u(x, t) in the time of the grid (Song et al. 2021, equation 13).
+"""Samplers of the probability-flow ODE dx/dt = u(x, t) = p x + q x0_hat (Song et al. 2021, equation 13).
 
     euler   x_next = x + dt u(x, t)                                                    order 1
     heun    x_next = x + dt/2 (u(x, t) + u(x + dt u(x, t), t_next))                    order 2
     ode     an adaptive solver between the ends of the grid, to given tolerances
 
-Under EDM's process, whose sigma is linear in t, these are the Euler and Heun steps of Karras et al. (2022),
-Algorithm 1; the driver's last step, to x0_hat, is their Euler step to sigma = 0.
+t is the time of the grid. Under EDM's process, whose sigma is linear in t, the first two are the steps of Karras et al.
+(2022), Algorithm 1; the driver's last step, to x0_hat, is their Euler step to sigma = 0.
+
+Churn (ibid., Algorithm 2) adds noise before each step: sigma/alpha is raised by the factor 1 + gamma, where gamma is
+churn/n for n steps, at most sqrt(2) - 1, and 0 outside of [churn_min, churn_max]. From the kernel of the node to that
+of the raised level it is a transition of the process, x_hat = a x + churn_noise sqrt(v) n, for any process.
+
+The adaptive solver may take its steps in another variable u, with a scaled state y = x/r, dy/du = p y + q x0_hat. Let c
+and s be the cosine and sine of the angle phi = atan(sigma/alpha):
+
+    variable        u                    r                           p              q
+    log_angle       log(phi + 0.05)      sqrt(alpha^2 + sigma^2)     phi' c/s       -phi'/s
+    logsnr          log(alpha^2/sigma^2) sqrt(alpha^2 + sigma^2)     -c^2/2         c/2
+    logsnr_scaled   log(alpha^2/sigma^2) alpha                       -1/2           1/2
+    t               t                    1                           sigma'/sigma   alpha' - alpha p
+
+In the angle phi the state, of about unit variance, moves at the v-prediction, c eps_hat - s x0_hat (Salimans and Ho
+2022, Appendix D): a speed of about one from noise to data, under every process, and no singular end where alpha = 0.
+What the network decides is spread evenly over log phi, down to a phi of some hundredths, below which the path is
+straight; so in log_angle, phi' = dphi/du = phi + 0.05, the steps are of almost one length, and hardly any is refused.
+It takes the fewest evaluations: see benchmarks/flow_variable.py. t is the variable of Song et al. (2021).
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 
 from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.errors import UserError, choose
 from sde_diffusion.grids import Node, TimeGrid
-from sde_diffusion.kernel import match
-from sde_diffusion.noise import Generators
+from sde_diffusion.kernel import Kernel, combine, match
+from sde_diffusion.noise import Generators, randn
 from sde_diffusion.ode import integrate
-from sde_diffusion.samplers.march import OnStep, march_flow
+from sde_diffusion.samplers.euler_maruyama import euler_row
+from sde_diffusion.samplers.march import Coefficients, OnStep, as_table, ignore_step, march
 from sde_diffusion.sde import SDE
 
+MOST_CHURN = math.sqrt(2.0) - 1.0
+"""The most that one step may raise sigma/alpha, so that no more noise is added than there was (ibid., Algorithm 2)."""
 
-def euler_step(sde: SDE, now: Node, next: Node, x: Tensor, x0_hat: Tensor) -> Tensor:
-    """x + dt u, [B, *D]."""
-    return x + match(next.t - now.t, x) * sde.velocity(x, x0_hat, now.t)
+
+def heun_rows(sde: SDE, now: Node, next: Node) -> tuple[Coefficients, Coefficients]:
+    """The coefficients of (x, x0_hat) in the state ahead, and those of (x, x0_hat, x0_hat ahead) in x_next.
+
+    With the state ahead, x + dt (p x + q x0_hat), put in, Heun's step is
+    (1 + dt/2 (p + p' (1 + dt p))) x + dt/2 (1 + dt p') q x0_hat + dt/2 q' x0_hat'.
+    """
+    half, (p, q), (p_next, q_next) = 0.5 * (next.t - now.t), sde.flow(now.t), sde.flow(next.t)
+    keep, pull = euler_row(sde, now, next)
+    return (keep, pull), (1.0 + half * (p + p_next * keep), half * q + half * p_next * pull, half * q_next)
+
+
+def churned(
+    sde: SDE, node: Node, churn: float, churn_min: float, churn_max: float, churn_noise: float
+) -> tuple[Node, Coefficients]:
+    """The nodes [n] with their noise raised, and the coefficients of x and noise that take x there."""
+    level = node.kernel.sigma / node.kernel.alpha
+    inside = (level >= churn_min) & (level <= churn_max) & level.isfinite()
+    raised = sde.time_of(node.kernel.logsnr - 2.0 * math.log1p(min(churn, MOST_CHURN)))
+    t = torch.where(inside, raised, node.t)
+    hat = Node(t, sde.kernel(t))
+    transition = hat.kernel.after(node.kernel)
+    return hat, (transition.alpha, churn_noise * transition.sigma)
 
 
 def euler(
@@ -35,7 +83,7 @@ def euler(
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Euler's method on the flow; one evaluation a step, deterministic, order 1. x: [B, *D]."""
-    return march_flow(euler_step, denoiser, x, grid, on_step)
+    return march(euler_row, denoiser, x, grid, generator, on_step)
 
 
 def heun(
@@ -45,16 +93,111 @@ def heun(
     *,
     generator: Generators = None,
     on_step: OnStep | None = None,
+    stages: int = 2,
+    churn: float = 0.0,
+    churn_min: float = 0.0,
+    churn_max: float = math.inf,
+    churn_noise: float = 1.0,
 ) -> Tensor:
-    """Heun's method on the flow; two evaluations a step, deterministic, order 2. x: [B, *D]."""
+    """Heun's method on the flow with churn (Karras et al. 2022, Algorithm 2); two evaluations a step, order 2.
 
-    def heun_step(sde: SDE, now: Node, next: Node, x: Tensor, x0_hat: Tensor) -> Tensor:
-        dt = match(next.t - now.t, x)
-        slope = sde.velocity(x, x0_hat, now.t)
-        ahead = x + dt * slope
-        return x + 0.5 * dt * (slope + sde.velocity(ahead, denoiser(ahead, next.kernel), next.t))
+    stages: 1 leaves Euler's step. churn > 0 adds fresh noise of churn_noise times its standard deviation before each
+    step whose sigma/alpha lies in [churn_min, churn_max]; without it no noise is drawn. on_step sees the raised level.
+    x: [B, *D].
+    """
+    if stages not in (1, 2):
+        raise UserError(f"heun has 1 or 2 stages, got {stages}")
+    if churn < 0 or churn_noise < 0 or churn_min > churn_max:
+        raise UserError(
+            f"churn and churn_noise must be at least 0 and churn_min at most churn_max, got {churn}, {churn_noise}, "
+            f"{churn_min} and {churn_max}"
+        )
+    notify = on_step or ignore_step
+    now, next = grid.levels[:-1], grid.levels[1:]
+    nodes, raise_table = grid.nodes, []
+    if churn:
+        now, columns = churned(grid.sde, now, churn / grid.steps, churn_min, churn_max, churn_noise)
+        nodes = [*(now[i] for i in range(len(now.t))), nodes[-1]]
+        raise_table = as_table(columns)
+    ahead_row, full_row = heun_rows(grid.sde, now, next)
+    for index, (ahead, full) in enumerate(zip(as_table(ahead_row), as_table(full_row))):
+        if raise_table and raise_table[index][1] > 0:
+            x = combine(raise_table[index], x, randn(x.shape, generator, like=x))
+        x0_hat = denoiser(x, nodes[index].kernel)
+        notify(index, nodes[index], x, x0_hat)
+        x_next = combine(ahead, x, x0_hat)
+        if stages == 2:
+            x_next = combine(full, x, x0_hat, denoiser(x_next, grid.nodes[index + 1].kernel))
+        x = x_next
+    return x
 
-    return march_flow(heun_step, denoiser, x, grid, on_step)
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable u in which to integrate the flow, and the scale r of its state y = x/r.
+
+    of      (t, kernel) -> u
+    time    (sde, u) -> t
+    scale   kernel -> r
+    rates   (sde, t, kernel) -> (p, q) of dy/du = p y + q x0_hat
+    """
+
+    of: Callable[[Tensor, Kernel], Tensor]
+    time: Callable[[SDE, Tensor], Tensor]
+    scale: Callable[[Kernel], Tensor]
+    rates: Callable[[SDE, Tensor, Kernel], tuple[Tensor, Tensor]]
+
+
+def _norm(kernel: Kernel) -> Tensor:
+    return torch.hypot(kernel.alpha, kernel.sigma)
+
+
+STRAIGHT = 0.05
+"""The angle atan(sigma/alpha) below which a step of log_angle is one of the angle itself: measured, on images and
+mixtures in [-1, 1]."""
+
+
+def _log_angle_rates(sde: SDE, t: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
+    rate = torch.atan2(kernel.sigma, kernel.alpha) + STRAIGHT
+    return rate * kernel.alpha / kernel.sigma, -rate * _norm(kernel) / kernel.sigma
+
+
+def _logsnr_rates(sde: SDE, t: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
+    c = kernel.alpha / _norm(kernel)
+    return -0.5 * c**2, 0.5 * c
+
+
+def _scaled_rates(sde: SDE, t: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
+    half = torch.full_like(kernel.alpha, 0.5)
+    return -half, half
+
+
+VARIABLES: dict[str, Variable] = {
+    "log_angle": Variable(
+        of=lambda t, kernel: (torch.atan2(kernel.sigma, kernel.alpha) + STRAIGHT).log(),
+        time=lambda sde, u: sde.time_of(-2.0 * (u.exp() - STRAIGHT).tan().log()),
+        scale=_norm,
+        rates=_log_angle_rates,
+    ),
+    "logsnr": Variable(
+        of=lambda t, kernel: kernel.logsnr,
+        time=lambda sde, u: sde.time_of(u),
+        scale=_norm,
+        rates=_logsnr_rates,
+    ),
+    "logsnr_scaled": Variable(
+        of=lambda t, kernel: kernel.logsnr,
+        time=lambda sde, u: sde.time_of(u),
+        scale=lambda kernel: kernel.alpha,
+        rates=_scaled_rates,
+    ),
+    "t": Variable(
+        of=lambda t, kernel: t,
+        time=lambda sde, u: u,
+        scale=lambda kernel: torch.ones_like(kernel.alpha),
+        rates=lambda sde, t, kernel: sde.flow(t),
+    ),
+}
 
 
 def ode(
@@ -67,16 +210,26 @@ def ode(
     method: str = "per_sample",
     rtol: float = 1e-5,
     atol: float = 1e-5,
+    variable: str = "log_angle",
     max_nfe: int = 100_000,
 ) -> Tensor:
     """The flow solved adaptively between the ends of the grid; as many evaluations as the tolerances need.
 
-    method: a key of `sde_diffusion.ode.SOLVERS`. The solver has no nodes, so on_step sees the last one only.
+    method: a key of `sde_diffusion.ode.SOLVERS`; variable: "log_angle", "logsnr", "logsnr_scaled" or "t". The solver
+    has no nodes, so on_step sees the last one only. Raises UserError where the variable is infinite at the first node.
     """
-    sde = grid.sde
+    sde, (first, last) = grid.sde, (grid.nodes[0], grid.nodes[-1])
+    along = choose("variable", variable, VARIABLES)
+    start, end = (along.of(node.t, node.kernel) for node in (first, last))
+    if not bool(start.isfinite()):
+        raise UserError(f"{variable} is infinite at t = {float(first.t):g}, where alpha = 0; choose 'log_angle' or 't'")
 
-    def field(t: Tensor, x: Tensor) -> Tensor:
-        return sde.velocity(x, denoiser(x, sde.kernel(t)), t)
+    def field(u: Tensor, y: Tensor) -> Tensor:
+        t = along.time(sde, u)
+        kernel = sde.kernel(t)
+        scale, (p, q) = along.scale(kernel), along.rates(sde, t, kernel)
+        return combine((p, q), y, denoiser(match(scale, y) * y, kernel))
 
-    ends = grid.times[0], grid.times[-1]
-    return integrate(field, x, *ends, method=method, rtol=rtol, atol=atol, max_nfe=max_nfe)
+    y = x / match(along.scale(first.kernel), x)
+    y = integrate(field, y, start, end, method=method, rtol=rtol, atol=atol, max_nfe=max_nfe)
+    return match(along.scale(last.kernel), x) * y

@@ -10,6 +10,8 @@ The first follows each sample's own scale, but its size depends on x, which tilt
 1/e(x): the variance of a Gaussian in D dimensions grows by up to 2/D. That is nothing for images and ruinous in two
 dimensions. The second, which does not depend on x, has no such bias and is the default.
 
+With score = (alpha x0_hat - x) / sigma^2 the step is (1 - e/sigma^2) x + e alpha/sigma^2 x0_hat + sqrt(2 e) n.
+
 a is the signal scale of the transition to the present level from the next (less noisy) one: a^2 = 1 - beta_i on
 DDPM's levels, 1 for VE, and defined for every process and grid. The norms are those of each sample; the original
 averages them over the batch (norm="batch"), which removes the tilt but makes a sample depend on its batch mates.
@@ -29,20 +31,20 @@ from torch import Tensor
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.errors import UserError, choose
 from sde_diffusion.grids import Node, TimeGrid
-from sde_diffusion.kernel import CLEAN, Kernel, match
+from sde_diffusion.kernel import CLEAN, Kernel, combine
 from sde_diffusion.noise import Generators, fresh, randn
-from sde_diffusion.prediction import score_from_x0
-from sde_diffusion.samplers.ancestral import ancestral_step, ddim_step
-from sde_diffusion.samplers.euler_maruyama import euler_maruyama_step
-from sde_diffusion.samplers.march import OnStep, Step, ignore_step
-from sde_diffusion.samplers.reverse_diffusion import reverse_diffusion_step
+from sde_diffusion.samplers.ancestral import ancestral_row, ddim_flow_row
+from sde_diffusion.samplers.euler_maruyama import euler_maruyama_row
+from sde_diffusion.samplers.march import Coefficients, OnStep, Row, ignore_step, table
+from sde_diffusion.samplers.reverse_diffusion import reverse_diffusion_row
+from sde_diffusion.sde import SDE
 
 Norm = Callable[[Tensor], Tensor]
 
 
 def _sample_norm(x: Tensor) -> Tensor:
-    """|x| of each sample, [B, 1, ...]."""
-    return x.flatten(1).norm(dim=1).reshape(-1, *(1,) * (x.ndim - 1))
+    """|x| of each sample, [B]."""
+    return x.flatten(1).norm(dim=1)
 
 
 def _batch_norm(x: Tensor) -> Tensor:
@@ -54,49 +56,50 @@ NORMS: dict[str, Norm] = {"sample": _sample_norm, "batch": _batch_norm}
 
 
 def langevin_size(
-    score: Tensor, noise: Tensor, kernel: Kernel, transition: Kernel, snr_target: float, norm: Norm
+    x: Tensor, x0_hat: Tensor, noise: Tensor, kernel: Kernel, transition: Kernel, snr_target: float, norm: Norm
 ) -> Tensor:
-    """e = 2 a^2 (snr_target |noise| / |score|)^2, broadcasting to [B, *D]."""
-    size = 2.0 * (snr_target * norm(noise) / norm(score)) ** 2
-    return match(transition.alpha**2, score) * size
+    """e = 2 a^2 (snr_target |noise| / |score|)^2, [B] or []."""
+    score = combine((kernel.alpha / kernel.variance, -1.0 / kernel.variance), x0_hat, x)
+    return 2.0 * transition.alpha**2 * (snr_target * norm(noise) / norm(score)) ** 2
 
 
 def annealed_size(
-    score: Tensor, noise: Tensor, kernel: Kernel, transition: Kernel, snr_target: float, norm: Norm
+    x: Tensor, x0_hat: Tensor, noise: Tensor, kernel: Kernel, transition: Kernel, snr_target: float, norm: Norm
 ) -> Tensor:
-    """e = 2 a^2 (snr_target sigma)^2."""
-    return match(2.0 * transition.alpha**2 * (snr_target * kernel.sigma) ** 2, score)
+    """e = 2 a^2 (snr_target sigma)^2, []."""
+    return 2.0 * transition.alpha**2 * (snr_target * kernel.sigma) ** 2
 
 
-CORRECTORS: dict[str, Callable[[Tensor, Tensor, Kernel, Kernel, float, Norm], Tensor]] = {
+CORRECTORS: dict[str, Callable[[Tensor, Tensor, Tensor, Kernel, Kernel, float, Norm], Tensor]] = {
     "langevin": langevin_size,
     "annealed": annealed_size,
 }
 
 
-def langevin_step(x: Tensor, score: Tensor, noise: Tensor, size: Tensor) -> Tensor:
+def langevin_step(x: Tensor, x0_hat: Tensor, noise: Tensor, kernel: Kernel, size: Tensor) -> Tensor:
     """x + e score + sqrt(2 e) noise, [B, *D]."""
-    return x + size * score + (2.0 * size).sqrt() * noise
+    pull = size / kernel.variance
+    return combine((1.0 - pull, pull * kernel.alpha, (2.0 * size).sqrt()), x, x0_hat, noise)
 
 
-def _stay(now: Node, next: Node, x: Tensor) -> Tensor:
-    return x
+def _stay(sde: SDE, now: Node, next: Node) -> Coefficients:
+    return (now.kernel.alpha * 0.0 + 1.0,)
 
 
-def _carry(now: Node, next: Node, x: Tensor) -> Tensor:
-    """x brought to the signal scale of the next node, [B, *D]; as it is where the scale does not change (VE)."""
-    return match(next.kernel.alpha / now.kernel.alpha, x) * x if now.kernel.alpha > 0 else x
+def _carry(sde: SDE, now: Node, next: Node) -> Coefficients:
+    """x brought to the signal scale of the next node; as it is where there is none."""
+    return ((next.kernel.alpha / now.kernel.alpha).where(now.kernel.alpha > 0.0, 1.0),)
 
 
-MOVES: dict[str, Callable[[Node, Node, Tensor], Tensor]] = {"none": _stay, "carry": _carry}
+MOVES: dict[str, Row] = {"none": _stay, "carry": _carry}
 """Ways to the next node without the network, which leave all the work to the corrector."""
 
-PREDICTORS: dict[str, Step] = {
-    "euler_maruyama": euler_maruyama_step,
-    "reverse_diffusion": reverse_diffusion_step,
-    "ancestral": partial(ancestral_step, variance="beta"),
-    "ddpm": ancestral_step,
-    "ddim": partial(ddim_step, eta=0.0),
+PREDICTORS: dict[str, Row] = {
+    "euler_maruyama": euler_maruyama_row,
+    "reverse_diffusion": reverse_diffusion_row,
+    "ancestral": partial(ancestral_row, variance="beta"),
+    "ddpm": ancestral_row,
+    "ddim": ddim_flow_row,
 }
 """Steps that evaluate the network once."""
 
@@ -119,7 +122,7 @@ def pc(
     predictor: a key of PREDICTORS or MOVES; corrector: "langevin" or "annealed", corrector_steps of it at each
     node with the signal-to-noise ratio snr_target; norm: "sample", or "batch" for the original's. x: [B, *D].
     """
-    choose("predictor", predictor, dict.fromkeys([*PREDICTORS, *MOVES]))
+    rows = table(choose("predictor", predictor, {**PREDICTORS, **MOVES}), grid)
     step_size = choose("corrector", corrector, CORRECTORS)
     measure = choose("norm", norm, NORMS)
     if corrector_steps < 0 or not snr_target > 0:
@@ -129,25 +132,25 @@ def pc(
     generator, notify = fresh(generator), on_step or ignore_step
     nodes = grid.nodes
     for index, now in enumerate(nodes):
-        next = nodes[index + 1] if index + 1 < len(nodes) else None
-        transition = now.kernel.after(next.kernel if next else CLEAN)
+        is_last = index + 1 == len(nodes)
+        transition = now.kernel.after(CLEAN if is_last else nodes[index + 1].kernel)
         for repeat in range(corrector_steps):
             x0_hat = denoiser(x, now.kernel)
-            if repeat == 0 and next is not None:
+            if repeat == 0 and not is_last:
                 notify(index, now, x, x0_hat)
-            score = score_from_x0(x0_hat, x, now.kernel)
             noise = randn(x.shape, generator, like=x)
-            x = langevin_step(x, score, noise, step_size(score, noise, now.kernel, transition, snr_target, measure))
-        if next is None:
+            size = step_size(x, x0_hat, noise, now.kernel, transition, snr_target, measure)
+            x = langevin_step(x, x0_hat, noise, now.kernel, size)
+        if is_last:
             break
-        if predictor in MOVES:
-            x = MOVES[predictor](now, next, x)
-        else:
-            x0_hat = denoiser(x, now.kernel)
+        terms = [x]
+        if predictor in PREDICTORS:
+            terms.append(denoiser(x, now.kernel))
             if corrector_steps == 0:
-                notify(index, now, x, x0_hat)
-            noise = randn(x.shape, generator, like=x)
-            x = PREDICTORS[predictor](grid.sde, now, next, x, x0_hat, noise)
+                notify(index, now, *terms)
+        if len(rows[index]) == 3:
+            terms.append(randn(x.shape, generator, like=x))
+        x = combine(rows[index], *terms)
     return x
 
 

@@ -1,7 +1,12 @@
-"""What samplers share: the types of their parts, and the loop of those that evaluate the network once a step.
+"""What samplers share: rows of coefficients, and the loop of those that evaluate the network once a step.
 
-A sampler's formula is a pure function, its step: (sde, now, next, x, x0_hat, noise) -> x at the next node. The
-noise is passed in, so that a step can be tested, replayed and composed; deterministic steps are given none.
+Every update is linear in what it is made of. A step of a sampler with one evaluation is
+
+    x_next = a x + b x0_hat + c n,          n ~ N(0, I),
+
+so that a sampler is one row (a, b) or (a, b, c) of coefficients, a pure function of two noise levels. All rows of a
+grid are computed at once, in float64, before the first step; the loop has nothing left to do but to evaluate the
+network and to add up. A row without c draws no noise.
 """
 
 from __future__ import annotations
@@ -9,50 +14,50 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.grids import Node, TimeGrid
-from sde_diffusion.noise import Generators, fresh, randn
+from sde_diffusion.kernel import combine
+from sde_diffusion.noise import Generators, randn
 from sde_diffusion.sde import SDE
 
 OnStep = Callable[[int, Node, Tensor, Tensor], None]
 """Called at each node that is visited, with its number, the node, x there and x0_hat."""
 
-
-class Step(Protocol):
-    """One update from a node to the next."""
-
-    def __call__(self, sde: SDE, now: Node, next: Node, x: Tensor, x0_hat: Tensor, noise: Tensor) -> Tensor: ...
+Coefficients = tuple[Tensor, ...]
+Table = list[tuple[float, ...]]
 
 
-class FlowStep(Protocol):
-    """One deterministic update from a node to the next."""
+class Row(Protocol):
+    """The coefficients of x, x0_hat and, where there is any, noise in the step between two nodes: each [] or [n]."""
 
-    def __call__(self, sde: SDE, now: Node, next: Node, x: Tensor, x0_hat: Tensor) -> Tensor: ...
+    def __call__(self, sde: SDE, now: Node, next: Node) -> Coefficients: ...
 
 
 def ignore_step(index: int, node: Node, x: Tensor, x0_hat: Tensor) -> None:
     """The default of `on_step`."""
 
 
+def as_table(columns: Coefficients) -> Table:
+    """Columns [n] of coefficients as n rows of numbers."""
+    return [tuple(row) for row in torch.stack(columns, dim=-1).tolist()]
+
+
+def table(row: Row, grid: TimeGrid) -> Table:
+    """The coefficients of every step of a grid."""
+    return as_table(row(grid.sde, grid.levels[:-1], grid.levels[1:]))
+
+
 def march(
-    step: Step, denoiser: Denoiser, x: Tensor, grid: TimeGrid, generator: Generators, on_step: OnStep | None
+    row: Row, denoiser: Denoiser, x: Tensor, grid: TimeGrid, generator: Generators, on_step: OnStep | None
 ) -> Tensor:
-    """Every update of a stochastic sampler with one evaluation a step, [B, *D]."""
-    generator = fresh(generator)
-
-    def with_noise(sde: SDE, now: Node, next: Node, x: Tensor, x0_hat: Tensor) -> Tensor:
-        return step(sde, now, next, x, x0_hat, randn(x.shape, generator, like=x))
-
-    return march_flow(with_noise, denoiser, x, grid, on_step)
-
-
-def march_flow(step: FlowStep, denoiser: Denoiser, x: Tensor, grid: TimeGrid, on_step: OnStep | None) -> Tensor:
-    """Every update of a deterministic sampler with one evaluation a step, [B, *D]."""
+    """Every update of a sampler with one evaluation a step, [B, *D]."""
     notify = on_step or ignore_step
-    for index, (now, next) in enumerate(grid.pairs()):
-        x0_hat = denoiser(x, now.kernel)
-        notify(index, now, x, x0_hat)
-        x = step(grid.sde, now, next, x, x0_hat)
+    for index, (node, coefficients) in enumerate(zip(grid.nodes, table(row, grid))):
+        x0_hat = denoiser(x, node.kernel)
+        notify(index, node, x, x0_hat)
+        noise = [randn(x.shape, generator, like=x)] if len(coefficients) == 3 else []
+        x = combine(coefficients, x, x0_hat, *noise)
     return x

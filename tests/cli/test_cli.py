@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -165,8 +166,18 @@ def test_a_killed_training_resumes_to_the_same_bits(tmp_path: Path) -> None:
         (["--config", "vpsde_digits", "--config.training.stepz=3"], "steps"),
         (["--config", "vpsde_digits", "--mode", "trian"], "did you mean 'train'"),
         (["--config", "vpsde_digits", "--sampler", "dddim"], "did you mean 'ddim'"),
-        (["--config", "vpsde_digits", "--option", "eta=1", "--sampler", "heun"], "it takes no options"),
-        (["--config", "vpsde_digits", "--option", "etta=1"], "did you mean 'eta'"),
+        (["--config", "vpsde_digits", "--option", "eta=1", "--sampler", "euler"], "it takes no options"),
+        (["--config", "vpsde_digits", "--sampler.etta=1"], "did you mean 'eta'"),
+        (
+            ["--config", "vpsde_digits", "--sampler", "dpmpp_2m", "--sampler.order", "two"],
+            "option order of dpmpp_2m must be a whole number, got 'two'",
+        ),
+        (["--config", "vpsde_digits", "--sampler", "dpmpp_2m", "--sampler.order", "9"], "order of dpmpp_2m must be"),
+        (["--config", "vpsde_digits", "--grid", "karras", "--grid.rhoo", "5"], "did you mean 'rho'"),
+        (["--config", "vpsde_digits", "--grid", "strided"], "levels of a discrete process"),
+        (["--config", "ddpm_cifar", "--steps", "2000", "--sampler", "ddim"], "choose 1 to 1000"),
+        (["--config", "vpsde_digits", "--sampler.", "2"], "--sampler. lacks the name of an option"),
+        (["--config", "vpsde_digits", "--sampler.eta"], "--sampler.eta needs a value"),
         (["--config", "vpsde_digits", "--steps", "0"], "at least 1"),
         (["--config", "vpsde_digits", "--config.training.steps=0"], "training.steps must be at least 1"),
         (["--config", "vpsde_digits", "--sampel", "ddim"], "sampler"),
@@ -179,6 +190,51 @@ def test_a_killed_training_resumes_to_the_same_bits(tmp_path: Path) -> None:
 def test_bad_requests_are_one_sentence(flags: list[str], says: str, tmp_path: Path) -> None:
     assert says in refused(*flags, "--workdir", tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_options_on_the_command_line_are_read_in_any_form() -> None:
+    sys.path.insert(0, str(ROOT))
+    from main import resolve_options
+
+    given = "main.py --sampler lms --sampler.order 2 -sampler.start=a=b --grid.shift -1 --config.sampling.options.x= 0"
+    said = "main.py --sampler lms --option=order=2 --option=start=a=b --grid_option=shift=-1 --option=x= 0"
+    assert resolve_options(given.split(" ")) == said.split(" ")
+    for alone in ("--sampler.order", "--grid.rho --steps 5"):
+        with pytest.raises(ValueError, match="needs a value"):
+            resolve_options(["main.py", *alone.split()])
+
+
+def test_the_catalogue_lists_every_sampler_and_grid_with_its_options() -> None:
+    from sde_diffusion.grids import GRIDS, grid_options
+    from sde_diffusion.samplers import SAMPLERS, sampler_options
+
+    text = run("--mode", "samplers").stdout
+    assert max(map(len, text.splitlines())) <= 120
+    # A row goes on in the lines that begin with a space.
+    rows = {row.split()[0]: row for row in re.split(r"\n(?! )", text) if row}
+    for names, options in ((SAMPLERS, sampler_options), (GRIDS, grid_options)):
+        for name in names:
+            words = {word.strip(",") for word in rows[name].split()}
+            assert words >= {f"{option}={default!s}" for option, default in options(name).items() if default != ""}
+    assert "Lu et al. 2022b" in rows["dpmpp_2m"] and "with churn" in rows["heun"] and "sections=''" in rows["respaced"]
+
+
+def test_named_options_reach_the_sampler_and_the_grid(trained: Path) -> None:
+    """In the bare job, and in a sampling with the configuration's own sampler (ddim)."""
+    flags = ("--config", "vpsde_digits", "--workdir", trained, *TINY, "--config.training.steps=40", "--steps", 4)
+    lms = ("--sampler", "lms", "--sampler.order", 2, "--sampler.start=runge_kutta")
+    run(*flags, *lms, "--grid", "karras", "--grid.rho", 5)
+    keys = ("--config.sampling.grid=polyexponential", "--config.sampling.grid_options.rho=2")
+    run(*flags, "--mode", "sample", "--sampler.eta", "1", *keys)
+    manifests = [json.loads((trained / f"samples_{name}.json").read_text()) for name in ("lms", "ddim")]
+    assert [m["options"] for m in manifests] == [{"order": 2, "start": "runge_kutta"}, {"eta": 1.0}]
+    assert [(m["grid"], m["grid_options"]) for m in manifests] == [
+        ("karras", {"rho": 5.0}),
+        ("polyexponential", {"rho": 2.0}),
+    ]
+    assert [m["snap"] for m in manifests] == [False, False]
+    stored = json.loads((trained / "config.json").read_text())["sampling"]
+    assert stored["options"] == {"order": 2, "start": "runge_kutta"} and stored["grid_options"] == {"rho": 5.0}
 
 
 def test_a_missing_data_folder_is_named(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.grids import Node
-from sde_diffusion.kernel import CLEAN, Kernel
+from sde_diffusion.grids import Node, TimeGrid
+from sde_diffusion.kernel import CLEAN, Kernel, combine
 from sde_diffusion.prediction import to_x0
-from sde_diffusion.samplers.ancestral import ancestral_step
-from sde_diffusion.samplers.euler_maruyama import euler_maruyama_step
-from sde_diffusion.samplers.reverse_diffusion import reverse_diffusion_step
+from sde_diffusion.samplers.adams import Adams
+from sde_diffusion.samplers.ancestral import ancestral_row, ddim_flow_row
+from sde_diffusion.samplers.euler_maruyama import euler_maruyama_row
+from sde_diffusion.samplers.march import Row
+from sde_diffusion.samplers.multistep import published_3m
+from sde_diffusion.samplers.reverse_diffusion import reverse_diffusion_row
 
 DATA = Path(__file__).parents[1] / "data" / "reference"
 RTOL, ATOL = 1e-9, 1e-10
@@ -38,10 +42,26 @@ def arrays(name: str) -> Arrays:
 
 
 @cache
+def document(name: str) -> dict[str, Any]:
+    """What is stored beside a file's arrays."""
+    contents: dict[str, Any] = json.loads((DATA / f"{name}.json").read_text())
+    return contents
+
+
 def cases(name: str) -> dict[str, dict[str, Any]]:
     """The configurations of a file's cases."""
-    configurations: dict[str, dict[str, Any]] = json.loads((DATA / f"{name}.json").read_text())["cases"]
+    configurations: dict[str, dict[str, Any]] = document(name)["cases"]
     return configurations
+
+
+def under(vectors: Arrays, prefix: str) -> Arrays:
+    """The arrays whose names begin with a prefix, without it."""
+    return {key.removeprefix(prefix): value for key, value in vectors.items() if key.startswith(prefix)}
+
+
+def case_of(file: str, name: str) -> tuple[dict[str, Any], Arrays]:
+    """A case's configuration and its arrays without its name in front."""
+    return cases(file)[name], under(arrays(file), f"{name}.")
 
 
 def close(actual: Tensor, expected: Tensor, rtol: float = RTOL, atol: float = ATOL) -> None:
@@ -52,6 +72,41 @@ def mixture(vectors: Arrays, dims: int) -> sd.GaussianMixture:
     """The data distribution of a file."""
     weights, means, stds = (vectors[f"gmm{dims}_{name}"] for name in "wms")
     return sd.GaussianMixture(means.reshape(-1, *SHAPES[dims]), stds, weights)
+
+
+def step(
+    row: Row, sde: sd.SDE, now: Node, next: Node, x: Tensor, x0_hat: Tensor, noise: Tensor | None = None
+) -> Tensor:
+    """A sampler's step, a x + b x0_hat + c noise; without noise, its mean."""
+    coefficients = row(sde, now, next)
+    return combine(coefficients[:2], x, x0_hat) if noise is None else combine(coefficients, x, x0_hat, noise)
+
+
+def grid_of(sde: sd.SDE, ratios: Tensor) -> TimeGrid:
+    """The grid of a process through descending values of sigma/alpha."""
+    return TimeGrid(sde, sde.time_of(-2.0 * ratios.log()))
+
+
+def exact_then_published(h: Tensor, moments: Tensor) -> Tensor:
+    """The moments of multistep methods that enter the published third order by the exact second."""
+    return moments if moments.shape[1] == 2 else published_3m(h, moments)
+
+
+def singlestep(method: Adams, denoiser: sd.Denoiser, x: Tensor, grid: TimeGrid) -> Tensor:
+    """A singlestep method of order 2 on the nodes of a grid, whatever their distances: all states [n, B, *D].
+
+    To every other node by DDIM, and from where it began past it by the slope between the two outputs.
+    """
+    sde, levels = grid.sde, grid.levels
+    now, middle, next = levels[:-1:2], levels[1::2], levels[2::2]
+    visited = []
+    for i, row in enumerate(torch.stack(method.rows(sde, now, next, [middle]), dim=1)):
+        x0_hat = denoiser(x, now[i].kernel)
+        ahead = step(ddim_flow_row, sde, now[i], middle[i], x, x0_hat)
+        f = combine(method.output.parts(middle[i].kernel), ahead, denoiser(ahead, middle[i].kernel))
+        x = combine(row.unbind(), x, x0_hat, f)
+        visited.append(x)
+    return torch.stack(visited)
 
 
 def one_below(levels: Kernel) -> Kernel:
@@ -114,8 +169,8 @@ class SongProcess:
         """
         return Node(t, self.sde.kernel(t)), Node(t - 1.0 / self.n, CLEAN)
 
-    def predict(self, predictor: str, x: Tensor, score: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """One predictor step from time t by the library's functions; without noise, score_sde's x_mean."""
+    def predict(self, predictor: str, x: Tensor, score: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
+        """One predictor step from time t by the library's rows; without noise, score_sde's x_mean."""
         if predictor == "none":
             return x
         # For sub-VP, score_sde's reverse diffusion is an Euler step; ours has the exact transition.
@@ -123,12 +178,13 @@ class SongProcess:
         now, next = self.euler_pair(t) if euler else self.level_pair(t)
         x0_hat = x0_from_score(score, x, now.kernel)
         if euler:
-            return euler_maruyama_step(self.sde, now, next, x, x0_hat, noise)
+            return step(euler_maruyama_row, self.sde, now, next, x, x0_hat, noise)
         if predictor == "reverse_diffusion":
-            return reverse_diffusion_step(self.discrete, now, next, x, x0_hat, noise)
+            return step(reverse_diffusion_row, self.discrete, now, next, x, x0_hat, noise)
         assert predictor == "ancestral_sampling"
         variance = {"vp": "beta", "ve": "posterior"}[self.kind]
-        return ancestral_step(self.discrete, now, next, x, x0_hat, noise, variance=variance)
+        row = partial(ancestral_row, variance=variance)
+        return step(row, self.discrete, now, next, x, x0_hat, noise)
 
 
 class ReplayedNoise:
@@ -150,9 +206,23 @@ class ReplayedNoise:
 def replay(monkeypatch: pytest.MonkeyPatch, stored: Tensor) -> ReplayedNoise:
     """Let the samplers use stored noise."""
     noise = ReplayedNoise(stored)
-    for module in ("march", "langevin"):
-        monkeypatch.setattr(f"sde_diffusion.samplers.{module}.randn", noise)
+    for module in ("march", "ancestral", "langevin", "flow", "singlestep", "adams"):
+        monkeypatch.setattr(import_module(f"sde_diffusion.samplers.{module}"), "randn", noise)
     return noise
+
+
+class Recording:
+    """A denoiser that keeps its inputs, and the kernels at which it was asked."""
+
+    def __init__(self, denoiser: sd.Denoiser) -> None:
+        self.denoiser = denoiser
+        self.inputs: list[Tensor] = []
+        self.kernels: list[Kernel] = []
+
+    def __call__(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
+        self.inputs.append(x)
+        self.kernels.append(kernel)
+        return self.denoiser(x, kernel, **conditioning)
 
 
 class Trajectory:

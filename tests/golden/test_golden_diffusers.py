@@ -1,4 +1,10 @@
-"""The DDPM and DDIM schedulers of diffusers: whole trajectories of our samplers on the same levels."""
+"""The schedulers of diffusers: whole trajectories of our samplers on the same levels.
+
+Those of DDPM, DDIM and the exponential methods step in the process of the model, DiscreteVP; Euler's, Heun's, LMS and
+the ancestral one in x/alpha and sigma/alpha, which is EDM's process. A run to sigma = 0 ends in x0_hat for all of them
+but LMS; one to sigma_min ends at level 0. Lower orders at the end are our final_order: of runs to x0_hat the last
+order, 1, is that step itself. KDPM2, PNDM and the singlestep method of order 3 are other algorithms.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +19,27 @@ import sde_diffusion as sd
 from sde_diffusion.grids import Node
 from sde_diffusion.kernel import CLEAN, Kernel
 from sde_diffusion.prediction import to_x0
-from sde_diffusion.samplers.ancestral import ddim_flow_step
-from tests.golden.reference import DIMS, Arrays, Trajectory, arrays, cases, close, mixture, replay
+from sde_diffusion.samplers.adams import OUTPUTS, VARIABLES, Adams, Moments, multistep
+from sde_diffusion.samplers.ancestral import ddim_flow_row
+from sde_diffusion.samplers.multistep import midpoint, published_3m
+from tests.golden.reference import (
+    DIMS,
+    Arrays,
+    Recording,
+    Trajectory,
+    arrays,
+    case_of,
+    cases,
+    close,
+    grid_of,
+    mixture,
+    replay,
+    singlestep,
+    step,
+)
 
-NAMES = list(cases("samplers/diffusers_schedulers_2d"))
+CASES = cases("samplers/diffusers_schedulers_2d")
+NAMES = [name for name in CASES if name.startswith(("ddpm", "ddim"))]
 EXPLICIT = ("ddim_linspace_eta0", "ddim_clip_eta0", "ddim_zerosnr_vpred_trailing")
 """Cases of DDIM that do on purpose what the library's sampler does not; see their own tests."""
 
@@ -27,9 +50,7 @@ PROCESS = sd.DiscreteVP.linear(1000)
 def load(dims: int, name: str) -> tuple[dict[str, Any], Arrays, sd.GaussianMixture]:
     """The case, its arrays without its name in front, and the data."""
     file = f"samplers/diffusers_schedulers_{dims}d"
-    vectors, prefix = arrays(file), f"{name}."
-    own = {key.removeprefix(prefix): value for key, value in vectors.items() if key.startswith(prefix)}
-    return cases(file)[name], own, mixture(vectors, dims)
+    return *case_of(file, name), mixture(arrays(file), dims)
 
 
 def model(case: dict[str, Any], oracle: sd.GaussianMixture) -> sd.Denoiser:
@@ -122,10 +143,10 @@ Update = Callable[[Node, Node, Tensor, Tensor], Tensor]
 
 
 def flow_step(now: Node, next: Node, x: Tensor, x0_hat: Tensor) -> Tensor:
-    return ddim_flow_step(PROCESS, now, next, x, x0_hat)
+    return step(ddim_flow_row, PROCESS, now, next, x, x0_hat)
 
 
-def replayed(name: str, own: Arrays, denoiser: sd.Denoiser, step: Update = flow_step) -> Tensor:
+def replayed(name: str, own: Arrays, denoiser: sd.Denoiser, update: Update = flow_step) -> Tensor:
     """The trajectory over explicit pairs: from each visited level to one a stride below, or clean data."""
     levels, x, visited = own["timesteps"].long(), own["trajectory"][0], []
     stride = 1000 // len(levels)
@@ -133,7 +154,7 @@ def replayed(name: str, own: Arrays, denoiser: sd.Denoiser, step: Update = flow_
         now = Node(PROCESS.times[level], level_kernel(name, level))
         below = level_kernel(name, level - stride) if level >= stride else CLEAN
         visited.append(x)
-        x = step(now, Node(now.t - stride / 1000.0, below), x, denoiser(x, now.kernel))
+        x = update(now, Node(now.t - stride / 1000.0, below), x, denoiser(x, now.kernel))
     return torch.stack([*visited, x])
 
 
@@ -190,3 +211,126 @@ def test_ddim_zero_snr(dims: int) -> None:
     _, own, oracle = load(dims, name)
     assert float(level_kernel(name, own["timesteps"].long())[0].alpha) == 0.0
     close(replayed(name, own, oracle.denoiser()), own["trajectory"])
+
+
+# --- the solvers ----------------------------------------------------------------------------------------------
+
+
+def solver_grid(own: Arrays) -> tuple[sd.TimeGrid, str]:
+    """The grid of a run of one evaluation a step, and how it ends: in x0_hat or at level 0."""
+    sigmas, kernel = own["sigmas"], own["model_alpha_sigma"]
+    close(sigmas[:-1], kernel[:, 1] / kernel[:, 0])
+    if float(sigmas[-1]) == 0.0:
+        return grid_of(PROCESS, sigmas[:-1]), "denoise"
+    close(sigmas[-1], (-0.5 * PROCESS.levels[0].logsnr).exp())
+    return grid_of(PROCESS, sigmas), "none"
+
+
+# Its name, our sampler and our options.
+SOLVERS: list[tuple[str, str, dict[str, Any]]] = [
+    ("dpmpp_1", "ddim", {}),
+    ("dpmpp_1", "dpmpp_2m", {"order": 1}),
+    ("dpmpp_2m_midpoint", "dpmpp_2m", {}),
+    ("dpmpp_2m_heun", "dpmpp_2m", {"solver": "exact"}),
+    ("dpmpp_2m_trailing", "dpmpp_2m", {}),
+    ("dpmpp_2m_karras", "dpmpp_2m", {}),
+    ("dpmpp_2m_sigma_min_nolof", "dpmpp_2m", {}),
+    ("dpmpp_3m", "dpmpp_3m", {"solver": "published", "final_order": 2}),
+    ("sde_dpmpp_2m", "dpmpp_2m_sde", {}),
+    ("unipc_bh2_o2", "unipc", {}),
+    ("unipc_bh2_o3", "unipc", {"order": 3, "final_order": 2}),
+    ("unipc_bh1_o3_sigma_min", "unipc", {"order": 3, "b": "b1", "final_order": 1}),
+    ("unipc_bh2_o3_eps", "unipc", {"order": 3, "output": "eps", "final_order": 1}),
+    ("deis_o2", "deis", {"order": 2, "final_order": 1}),
+    ("deis_o3", "deis", {"order": 3, "final_order": 1}),
+]
+
+
+@both_dims
+@pytest.mark.parametrize(("name", "sampler", "options"), SOLVERS)
+def test_solver(dims: int, name: str, sampler: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every evaluation's input. With a corrector that is the state before its correction."""
+    case, own, oracle = load(dims, name)
+    (grid, finish), denoiser = solver_grid(own), Recording(oracle.denoiser())
+    noise = replay(monkeypatch, own["noise"]) if case["n_noise"] else None
+    out = sd.sample(denoiser, grid=grid, sampler=sampler, x=own["trajectory"][0], finish=finish, **options)
+    assert out.nfe == case["steps"] and (noise is None or noise.unused == 1)
+    close(torch.stack([*denoiser.inputs, out.x]), own["trajectory"])
+
+
+@both_dims
+@pytest.mark.parametrize(("name", "moments"), [("dpm_2m", midpoint), ("dpm_3m", published_3m)])
+def test_noise_prediction(dims: int, name: str, moments: Moments) -> None:
+    """dpmsolver, without ++: the same methods on eps."""
+    case, own, oracle = load(dims, name)
+    (grid, _), denoiser = solver_grid(own), Recording(oracle.denoiser())
+    method, order = Adams(OUTPUTS["eps"], VARIABLES["logsnr"], moments), case["config"]["solver_order"]
+    x = multistep(method, denoiser, own["trajectory"][0], grid, None, None, order=order, final_order=1)
+    close(torch.stack([*denoiser.inputs, x]), own["trajectory"])
+
+
+@both_dims
+def test_dpmpp_2s(dims: int) -> None:
+    """Its intermediate level is a grid node, ours half way in log-SNR: an Adams step through that node."""
+    _, own, oracle = load(dims, "dpmpp_2s")
+    (grid, _), denoiser = solver_grid(own), Recording(oracle.denoiser())
+    method = Adams(OUTPUTS["x0"], VARIABLES["logsnr"], midpoint)
+    x = singlestep(method, denoiser, own["trajectory"][0], grid)[-1]
+    close(torch.stack([*denoiser.inputs, x]), own["trajectory"])
+    coarse = sd.TimeGrid(PROCESS, grid.times[::2])
+    ours = sd.sample(oracle.denoiser(), grid=coarse, sampler="dpmpp_2s", x=own["trajectory"][0], finish="none")
+    assert float((ours.x - x).abs().max()) > 1e-3
+
+
+# --- in x/alpha and sigma/alpha -------------------------------------------------------------------------------
+
+EULER = ["euler_linspace", "euler_leading", "euler_trailing", "euler_karras"]
+SIGMA_SPACE: list[tuple[str, str, dict[str, Any]]] = [
+    *((name, "euler", {}) for name in EULER),
+    *((name, "ddim", {}) for name in EULER),
+    ("euler_ancestral_linspace", "ddim", {"eta": 1.0}),
+    ("heun_linspace", "heun", {}),
+    ("heun_karras", "heun", {}),
+]
+
+
+@both_dims
+@pytest.mark.parametrize(("name", "sampler", "options"), SIGMA_SPACE)
+def test_sigma_space(
+    dims: int, name: str, sampler: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, own, oracle = load(dims, name)
+    process = sd.EDM(sigma_max=float(own["sigmas"][0]))
+    sigmas = own["sigmas"].unique().flip(0)  # both stages of Heun have theirs
+    grid, denoiser = grid_of(process, sigmas[:-1]), Recording(oracle.denoiser())
+    noise = replay(monkeypatch, own["noise"]) if case["n_noise"] else None
+    out = sd.sample(denoiser, grid=grid, sampler=sampler, x=own["trajectory"][0], **options)
+    assert out.nfe == len(own["timesteps"]) and (noise is None or noise.unused == 1)
+    close(torch.stack([*denoiser.inputs, out.x]), own["trajectory"])
+
+
+@both_dims
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*((name, {}) for name in EULER), ("euler_ancestral_linspace", {"eta": 1.0})],
+)
+def test_same_samplers_in_vp(dims: int, name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """DDIM takes the same steps on alpha x, in the model's own process."""
+    case, own, oracle = load(dims, name)
+    (grid, _), denoiser = solver_grid(own), Recording(oracle.denoiser())
+    alpha = grid.levels.kernel.alpha.reshape(-1, 1, 1, 1, 1)
+    if case["n_noise"]:
+        replay(monkeypatch, own["noise"])
+    out = sd.sample(denoiser, grid=grid, sampler="ddim", x=alpha[0] * own["trajectory"][0], **options)
+    close(torch.stack(denoiser.inputs) / alpha, own["trajectory"][:-1])
+    close(out.x, own["trajectory"][-1])
+
+
+@both_dims
+def test_lms(dims: int) -> None:
+    """sigma = 0 as a limit; its coefficients are integrals by adaptive quadrature, hence the tolerance."""
+    _, own, oracle = load(dims, "lms_linspace")
+    sigmas = own["sigmas"].clamp_min(1e-12)
+    grid, denoiser = grid_of(sd.EDM(sigma_max=float(sigmas[0])), sigmas), Recording(oracle.denoiser())
+    out = sd.sample(denoiser, grid=grid, sampler="lms", x=own["trajectory"][0], finish="none")
+    close(torch.stack([*denoiser.inputs, out.x]), own["trajectory"], rtol=1e-7)

@@ -48,7 +48,7 @@ def denoised(dims: int, name: str, x: Tensor) -> Tensor:
     vectors, process = load(dims, name)
     t = torch.tensor(process.sde.t_sample, dtype=torch.float64)
     score = sd.score(mixture(vectors, dims).denoiser(), x, process.sde.kernel(t))
-    return process.predict("reverse_diffusion", x, score, t, torch.zeros_like(x))
+    return process.predict("reverse_diffusion", x, score, t)
 
 
 @every_case

@@ -9,7 +9,7 @@ import pytest
 from torch import Tensor
 
 import sde_diffusion as sd
-from tests.golden.reference import DIMS, Arrays, SongProcess, arrays, cases, close, mixture
+from tests.golden.reference import DIMS, Arrays, SongProcess, arrays, cases, close, mixture, under
 
 KINDS = ("vp", "subvp", "ve")
 BPD_ATOL, LATENT_ATOL = 3e-4, 5e-4
@@ -23,9 +23,8 @@ every_case = pytest.mark.parametrize(("dims", "kind"), [(dims, kind) for dims in
 def load(dims: int, kind: str) -> tuple[Arrays, SongProcess, sd.GaussianMixture]:
     """The case's arrays without its name in front, its process and the data."""
     file = f"likelihood/score_sde_likelihood_{dims}d"
-    vectors, prefix = arrays(file), f"{kind}_"
-    own = {key.removeprefix(prefix): value for key, value in vectors.items() if key.startswith(prefix)}
-    return own, SongProcess.of(cases(file)[kind]), mixture(vectors, dims)
+    vectors = arrays(file)
+    return under(vectors, f"{kind}_"), SongProcess.of(cases(file)[kind]), mixture(vectors, dims)
 
 
 def stored_probe(monkeypatch: pytest.MonkeyPatch, probe: Tensor) -> None:

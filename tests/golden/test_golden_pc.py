@@ -61,13 +61,13 @@ def pc_loop(case: dict[str, Any], process: SongProcess, score: Score, x: Tensor,
             now, lower = process.level_pair(t)
             transition, kernel = now.kernel.after(lower.kernel), process.sde.kernel(t)
             noise = next(noises)
-            slope = score(x, t)
-            x, mean = corrector_step(case["corrector"], x, slope, noise, kernel, transition, case["snr"])
+            x0_hat = x0_from_score(score(x, t), x, kernel)
+            x, mean = corrector_step(case["corrector"], x, x0_hat, noise, kernel, transition, case["snr"])
         if case["predictor"] == "none":
             mean = x
         else:
             slope, noise = score(x, t), next(noises)
-            mean = process.predict(case["predictor"], x, slope, t, torch.zeros_like(x))
+            mean = process.predict(case["predictor"], x, slope, t)
             x = process.predict(case["predictor"], x, slope, t, noise)
     assert next(noises, None) is None
     return mean if case["denoise"] else x
@@ -137,7 +137,7 @@ def test_pc(dims: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     close(inputs, vectors[f"{name}_model_inputs"])
     t = song_times(case)[-1]
     score = sd.score(denoiser.denoiser, out.x, process.sde.kernel(t))
-    close(process.predict(case["predictor"], out.x, score, t, torch.zeros_like(out.x)), vectors[f"{name}_x"])
+    close(process.predict(case["predictor"], out.x, score, t), vectors[f"{name}_x"])
 
 
 @both_dims

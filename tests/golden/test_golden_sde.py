@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.samplers.flow import euler_step
-from sde_diffusion.samplers.reverse_diffusion import reverse_diffusion_step
-from tests.golden.reference import SongProcess, arrays, cases, close, x0_from_score
+from sde_diffusion.samplers.euler_maruyama import euler_row
+from sde_diffusion.samplers.reverse_diffusion import reverse_diffusion_row
+from tests.golden.reference import SongProcess, arrays, cases, close, step, x0_from_score
 
 FILE = "sde/score_sde_math"
 CASES = cases(FILE)
@@ -29,7 +29,7 @@ def column(values: Tensor) -> Tensor:
     return values.reshape(-1, 1, 1, 1)
 
 
-def reverse_step(process: SongProcess, score: Tensor, noise: Tensor) -> Tensor:
+def reverse_step(process: SongProcess, score: Tensor, noise: Tensor | None = None) -> Tensor:
     return process.predict("reverse_diffusion", X, score, T, noise)
 
 
@@ -79,7 +79,7 @@ def test_forward_discretisation(name: str) -> None:
 @every_case
 def test_reverse_discretisation(name: str) -> None:
     """x_i = x_{i+1} - f + G n."""
-    still = reverse_step(song(name), SCORE, torch.zeros_like(X))
+    still = reverse_step(song(name), SCORE)
     close(still, X - VECTORS[f"{name}_rev_disc_f_pf0"])
     close(reverse_step(song(name), SCORE, Z) - still, column(VECTORS[f"{name}_rev_disc_G_pf0"]) * Z)
 
@@ -89,10 +89,10 @@ def test_probability_flow_discretisation(name: str) -> None:
     """x_i = x_{i+1} - f: no variant of our reverse diffusion, but its step with half the score, no noise."""
     process, still = song(name), X - VECTORS[f"{name}_rev_disc_f_pf1"]
     assert not VECTORS[f"{name}_rev_disc_G_pf1"].any()
-    close(reverse_step(process, 0.5 * SCORE, torch.zeros_like(X)), still)
+    close(reverse_step(process, 0.5 * SCORE), still)
     if process.kind == "subvp":  # Euler's step of the flow, which we have
         now, next = process.euler_pair(T)
-        close(euler_step(process.sde, now, next, X, x0_from_score(SCORE, X, now.kernel)), still)
+        close(step(euler_row, process.sde, now, next, X, x0_from_score(SCORE, X, now.kernel)), still)
 
 
 @pytest.mark.parametrize("name", ["subvp0_N1000", "subvp1_N100"])
@@ -106,10 +106,8 @@ def test_sub_vp_reverse_diffusion_differs_on_purpose(name: str) -> None:
         steps = SongProcess(process.kind, process.params, n)
         now, next = steps.euler_pair(inner)
         next = type(next)(next.t, process.sde.kernel(next.t))
-        ours = reverse_diffusion_step(
-            process.sde, now, next, x, x0_from_score(score, x, now.kernel), torch.zeros_like(x)
-        )
-        euler = steps.predict("reverse_diffusion", x, score, inner, torch.zeros_like(x))
+        ours = step(reverse_diffusion_row, process.sde, now, next, x, x0_from_score(score, x, now.kernel))
+        euler = steps.predict("reverse_diffusion", x, score, inner)
         return float((ours - euler).abs().max())
 
     assert 1e-9 < gap(4000) < 0.3 * gap(2000)  # a local error of second order: a factor of 4

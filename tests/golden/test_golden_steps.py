@@ -9,7 +9,7 @@ from torch import Tensor
 import sde_diffusion as sd
 from sde_diffusion.kernel import Kernel
 from sde_diffusion.samplers.langevin import CORRECTORS, NORMS, langevin_step
-from tests.golden.reference import DIMS, SongProcess, arrays, cases, close, mixture
+from tests.golden.reference import DIMS, SongProcess, arrays, cases, close, mixture, x0_from_score
 
 
 def file_of(dims: int) -> str:
@@ -21,12 +21,13 @@ def listed(kind: str) -> list[tuple[int, str]]:
 
 
 def corrector_step(
-    corrector: str, x: Tensor, score: Tensor, noise: Tensor, kernel: Kernel, transition: Kernel, snr: float
+    corrector: str, x: Tensor, x0_hat: Tensor, noise: Tensor, kernel: Kernel, transition: Kernel, snr: float
 ) -> tuple[Tensor, Tensor]:
     """The next x and its mean."""
     name = {"langevin": "langevin", "ald": "annealed"}[corrector]
-    size = CORRECTORS[name](score, noise, kernel, transition, snr, NORMS["batch"])
-    return langevin_step(x, score, noise, size), langevin_step(x, score, torch.zeros_like(noise), size)
+    size = CORRECTORS[name](x, x0_hat, noise, kernel, transition, snr, NORMS["batch"])
+    drawn, still = (langevin_step(x, x0_hat, n, kernel, size) for n in (noise, torch.zeros_like(noise)))
+    return drawn, still
 
 
 @pytest.mark.parametrize("dims", DIMS)
@@ -46,7 +47,7 @@ def test_predictor(dims: int, name: str) -> None:
     x, score = vectors[f"{process.kind}_x"], vectors[f"{process.kind}_score"]
     noise = vectors[f"{name}_z"]
     close(process.predict(case["predictor"], x, score, t, noise), vectors[f"{name}_x"])
-    close(process.predict(case["predictor"], x, score, t, torch.zeros_like(noise)), vectors[f"{name}_x_mean"])
+    close(process.predict(case["predictor"], x, score, t), vectors[f"{name}_x_mean"])
 
 
 @pytest.mark.parametrize("dims", DIMS)
@@ -56,10 +57,7 @@ def test_probability_flow_reverse_diffusion(dims: int, kind: str) -> None:
     vectors, name = arrays(file_of(dims)), f"{kind}_reverse_diffusion"
     process, x = SongProcess.of(cases(file_of(dims))[name]), vectors[f"{kind}_x"]
     half = 0.5 * vectors[f"{kind}_score"]
-    close(
-        process.predict("reverse_diffusion", x, half, vectors["t"], torch.zeros_like(x)),
-        vectors[f"{name}_pf_x"],
-    )
+    close(process.predict("reverse_diffusion", x, half, vectors["t"]), vectors[f"{name}_pf_x"])
 
 
 @pytest.mark.parametrize(("dims", "name"), listed("corrector"))
@@ -70,8 +68,10 @@ def test_corrector(dims: int, name: str) -> None:
     kernel, transition = process.sde.kernel(t), now.kernel.after(lower.kernel)
     denoiser, x = mixture(vectors, dims).denoiser(), vectors[f"{process.kind}_x"]
     assert len(vectors[f"{name}_z"]) == case["n_steps"]
+    # A mean over samples at several levels is one of their scores, which are x0_hat - x at the kernel (1, 1).
+    at = Kernel(1.0, 1.0) if case["corrector"] == "langevin" else kernel
     for noise in vectors[f"{name}_z"]:
-        score = sd.score(denoiser, x, kernel)
-        x, mean = corrector_step(case["corrector"], x, score, noise, kernel, transition, case["snr"])
+        x0_hat = x0_from_score(sd.score(denoiser, x, kernel), x, at)
+        x, mean = corrector_step(case["corrector"], x, x0_hat, noise, at, transition, case["snr"])
     close(x, vectors[f"{name}_x"])
     close(mean, vectors[f"{name}_x_mean"])

@@ -8,7 +8,7 @@ import torch
 import sde_diffusion as sd
 from sde_diffusion.grids import Node, TimeGrid
 from sde_diffusion.kernel import Kernel
-from sde_diffusion.samplers.ancestral import VARIANCES, ancestral_step
+from sde_diffusion.samplers.ancestral import VARIANCES, ancestral_row
 from tests.golden.reference import arrays, close, one_below
 
 IDDPM = arrays("iddpm/tables")
@@ -34,16 +34,15 @@ def test_iddpm_cosine_betas(n: int) -> None:
 
 
 def test_iddpm_cosine_posterior() -> None:
-    """q(x_{i-1} | x_i, x_0): the step on unit inputs gives its two coefficients."""
+    """q(x_{i-1} | x_i, x_0): the two coefficients of its mean, and its variance."""
     process = sd.DiscreteVP.cosine(1000)
     now, next = pairs(process.levels)
-    zero, one = torch.zeros(1000, 1, dtype=torch.float64), torch.ones(1000, 1, dtype=torch.float64)
     close(process.levels.alpha**2, IDDPM["cosine_1000_alphas_cumprod"])
+    of_x, of_x0, std = ancestral_row(process, now, next)
+    close(of_x0, IDDPM["cosine_1000_posterior_mean_coef1"])
+    close(of_x, IDDPM["cosine_1000_posterior_mean_coef2"])
+    close(std**2, IDDPM["cosine_1000_posterior_variance"])
     close(VARIANCES["posterior"](now.kernel, next.kernel), IDDPM["cosine_1000_posterior_variance"])
-    of_x0 = ancestral_step(process, now, next, zero, one, zero)
-    of_x = ancestral_step(process, now, next, one, zero, zero)
-    close(of_x0[:, 0], IDDPM["cosine_1000_posterior_mean_coef1"])
-    close(of_x[:, 0], IDDPM["cosine_1000_posterior_mean_coef2"])
 
 
 @pytest.mark.parametrize("spec", SPACED)

@@ -82,15 +82,18 @@ SDES = ("VPSDE", "SubVPSDE", "VESDE")
 
 @dataclass(frozen=True)
 class SamplerRow:
-    """What is claimed of a sampler.
+    """What is claimed of a sampler under some options.
 
     nfe            evaluations over a grid of n nodes with finish="denoise"; None where tolerances decide it
     deterministic  draws no noise
     visits         calls on_step at every node; otherwise at the last one only, by the driver
-    order          order of convergence to the flow, None for stochastic and adaptive samplers
+    order          order of convergence: to the flow where it is deterministic, else of mean and covariance; None for
+                   adaptive samplers and for those whose bias does not fall with the steps
     options        options under which all of this holds
+    shrinking      options that depend on the number of steps, for the order
     steps          steps of the moment test
     excess         relative excess of the variance that the method itself has at these steps
+    flow           a deterministic row whose ODE this stochastic sampler becomes, and the options that take its noise
     """
 
     nfe: Callable[[int], int] | None
@@ -98,25 +101,93 @@ class SamplerRow:
     visits: bool = True
     order: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    shrinking: Callable[[int], Mapping[str, Any]] = field(default=lambda steps: {})
     steps: int = 1000
     excess: float = 0.0
+    flow: tuple[str, Mapping[str, Any]] | None = None
+
+
+def one(n: int) -> int:
+    """One evaluation a step."""
+    return n
+
+
+def two(n: int) -> int:
+    """Two evaluations a step but for the last, to x0_hat."""
+    return 2 * n - 1
+
+
+def flow_row(order: int, nfe: Callable[[int], int] = one, /, **options: Any) -> SamplerRow:
+    """A deterministic sampler."""
+    return SamplerRow(nfe=nfe, deterministic=True, order=order, options=options, steps=1000 if order == 1 else 150)
+
+
+def started(order: int) -> Callable[[int], int]:
+    """One evaluation a step, and three more in the first order - 1 updates, as many of them as there are."""
+    return lambda n: n + 3 * min(order - 1, n - 1)
 
 
 SAMPLERS: dict[str, SamplerRow] = {
-    "euler_maruyama": SamplerRow(nfe=lambda n: n),
-    "reverse_diffusion": SamplerRow(nfe=lambda n: n),
-    "ancestral": SamplerRow(nfe=lambda n: n),
-    "pc": SamplerRow(nfe=lambda n: 2 * n),
+    "euler_maruyama": SamplerRow(nfe=one, order=1, flow=("euler", {})),
+    "reverse_diffusion": SamplerRow(nfe=one, order=1),
+    "ancestral": SamplerRow(nfe=one, order=1),
+    "pc": SamplerRow(nfe=lambda n: 2 * n, order=1, shrinking=lambda n: {"snr_target": 0.6 * n**-0.5}),
     "annealed_langevin": SamplerRow(
         nfe=lambda n: 4 * n + 1, options={"langevin_steps": 4, "snr_target": 0.3}, steps=300, excess=0.1
     ),
     "ode": SamplerRow(nfe=None, deterministic=True, visits=False, steps=50),
-    "euler": SamplerRow(nfe=lambda n: n, deterministic=True, order=1),
-    "heun": SamplerRow(nfe=lambda n: 2 * n - 1, deterministic=True, order=2),
-    "ddpm": SamplerRow(nfe=lambda n: n),
-    "ddim": SamplerRow(nfe=lambda n: n, deterministic=True, order=1),
+    "adaptive_sde": SamplerRow(nfe=None, visits=False, steps=2),
+    "ito": SamplerRow(nfe=one, order=1, flow=("euler", {"level": 0.0})),
+    "ddpm": SamplerRow(nfe=one, order=1),
+    "dpmpp_2m_sde": SamplerRow(nfe=one, order=1, steps=200, flow=("dpmpp_2m", {"eta": 0.0})),
+    "euler": flow_row(1),
+    "ddim": flow_row(1),
+    "heun": flow_row(2, two),
+    "dpmpp_2s": flow_row(2, two),
+    "dpmpp_2m": flow_row(2),
+    "dpmpp_3m": flow_row(3, started(3), start="runge_kutta"),
+    "unipc": flow_row(2),
+    "deis": flow_row(3, started(3), start="runge_kutta"),
+    "lms": flow_row(4, started(4), start="runge_kutta"),
 }
 """One row for every name in sd.SAMPLERS."""
+
+VARIANTS: dict[str, SamplerRow] = {
+    "ito level=0": flow_row(1, level=0.0),
+    "ito level=1.5": SamplerRow(nfe=one, order=1, options={"level": 1.5}, flow=("euler", {"level": 0.0})),
+    "ddim eta=0.7": SamplerRow(nfe=one, order=1, options={"eta": 0.7}, flow=("ddim", {"eta": 0.0})),
+    "ddpm beta": SamplerRow(nfe=one, order=1, options={"variance": "beta"}),
+    "heun stages=1": flow_row(1, stages=1),
+    "heun churn": SamplerRow(nfe=two, order=1, options={"churn": 8.0}, steps=200, flow=("heun", {"churn": 0.0})),
+    "dpmpp_2s eta=1": SamplerRow(nfe=two, order=1, options={"eta": 1.0}, steps=300, flow=("dpmpp_2s", {"eta": 0.0})),
+    "dpmpp_2m order=1": flow_row(1, order=1),
+    "dpmpp_2m exact": flow_row(2, solver="exact"),
+    "dpmpp_3m ramp": flow_row(2, order=3),
+    "dpmpp_2m_sde exact": SamplerRow(nfe=one, order=1, options={"solver": "exact", "eta": 0.5}, steps=200),
+    "unipc order=1": flow_row(1, order=1),
+    "unipc b1": flow_row(2, b="b1"),
+    "unipc eps": flow_row(2, output="eps"),
+    "unipc order=3": flow_row(3, started(3), order=3, start="runge_kutta"),
+    "unipc predictor": flow_row(3, started(3), order=3, start="runge_kutta", corrector=False),
+    "deis order=1": flow_row(1, order=1),
+    "deis order=2": flow_row(2, order=2),
+    "deis order=4": flow_row(4, started(4), order=4, start="runge_kutta"),
+    "deis t": flow_row(3, started(3), variable="t", start="runge_kutta"),
+    "lms order=2": flow_row(2, order=2),
+    "lms order=3": flow_row(3, started(3), order=3, start="runge_kutta"),
+    "pc langevin": SamplerRow(nfe=lambda n: 3 * n, options={"corrector": "langevin", "corrector_steps": 2}),
+    "pc euler_maruyama": SamplerRow(nfe=one, options={"predictor": "euler_maruyama", "corrector_steps": 0}),
+    "pc ddim": SamplerRow(nfe=lambda n: 2 * n, options={"predictor": "ddim"}),
+    "pc carry": SamplerRow(nfe=lambda n: n + 1, options={"predictor": "carry"}),
+}
+"""Samplers under other options; the first word is the sampler."""
+
+ROWS: dict[str, SamplerRow] = {**SAMPLERS, **VARIANTS}
+
+
+def run(row: str, denoiser: Denoise, *arguments: Any, **named: Any) -> sd.Sample:
+    """`sd.sample` with the sampler and the options of a row."""
+    return sd.sample(denoiser, *arguments, sampler=row.split()[0], **{**ROWS[row].options, **named})
 
 
 def slope(sizes: list[float], errors: list[float]) -> float:

@@ -218,6 +218,190 @@ def test_annealed_langevin_is_pc_without_a_predictor() -> None:
     torch.testing.assert_close(langevin, corrected, **CLOSE)
 
 
+ORDER_1: tuple[tuple[str, dict[str, object]], ...] = (
+    ("dpmpp_2m", {"order": 1}),
+    ("dpmpp_3m", {"order": 1}),
+    ("dpmpp_2m_sde", {"order": 1, "eta": 0.0}),
+    ("unipc", {"order": 1, "corrector": False}),
+    ("unipc", {"order": 1, "corrector": False, "output": "eps"}),
+    ("deis", {"order": 1}),
+    ("lms", {"order": 1}),
+)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize(("sampler", "options"), ORDER_1, ids=lambda value: str(value))
+def test_every_exponential_method_of_order_1_is_ddim(sampler: str, options: dict[str, object], process: str) -> None:
+    sde = PROCESSES[process]
+    grid = sd.make_grid(sde, 30)
+    torch.testing.assert_close(draw(sde, grid, sampler, **options), draw(sde, grid, "ddim"), **CLOSE)
+
+
+@pytest.mark.parametrize("process", [name for name in PROCESSES if name != "RectifiedFlow"])
+def test_ddim_is_the_exponential_euler_step(process: str) -> None:
+    """x' = (sigma'/sigma) x + alpha' (1 - exp(lam - lam')) x0_hat, lam = log(alpha/sigma) (Lu et al. 2022b, eq. 8)."""
+    sde = PROCESSES[process]
+    grid = sd.make_grid(sde, 30)
+    x = sde.prior_sample((8, 2), generator=generator(3), dtype=torch.float64)
+    found = sd.sample(MIXTURE.denoiser(), grid=grid, x=x, sampler="ddim", finish="none").x
+    for now, next in grid.pairs():
+        a, b = now.kernel, next.kernel
+        shrink = torch.exp((a.alpha / a.sigma).log() - (b.alpha / b.sigma).log())
+        x = b.sigma / a.sigma * x + b.alpha * (1.0 - shrink) * MIXTURE.denoiser()(x, a)
+    torch.testing.assert_close(found, x, **CLOSE)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_sde_dpm_solver_of_order_1_is_ddpm(process: str) -> None:
+    sde = PROCESSES[process]
+    grid = sd.make_grid(sde, 30)
+    torch.testing.assert_close(draw(sde, grid, "dpmpp_2m_sde", order=1), draw(sde, grid, "ddpm"), **CLOSE)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_multistep_methods_that_are_one(process: str) -> None:
+    """UniPC's predictor has the moments of DPM-Solver++, 2M with B_2(h) and 3M; DEIS in sigma/alpha is LMS."""
+    sde = PROCESSES[process]
+    grid = sd.make_grid(sde, 30)
+    torch.testing.assert_close(draw(sde, grid, "unipc", corrector=False), draw(sde, grid, "dpmpp_2m"), **CLOSE)
+    torch.testing.assert_close(draw(sde, grid, "deis", variable="sigma", order=4), draw(sde, grid, "lms"), **CLOSE)
+    started = [draw(sde, grid, name, start="runge_kutta", **kw) for name, kw in THIRD]
+    torch.testing.assert_close(*started, **CLOSE)
+
+
+THIRD: tuple[tuple[str, dict[str, object]], ...] = (("dpmpp_3m", {}), ("unipc", {"order": 3, "corrector": False}))
+
+
+def test_dpm_solver_2m_is_the_papers_algorithm() -> None:
+    """D = (1 + 1/2r) x0_hat - 1/2r x0_hat of the step before, r = h_before/h (Lu et al. 2022b, Algorithm 2)."""
+    sde, denoiser = PROCESSES["VPSDE"], MIXTURE.denoiser()
+    grid = sd.make_grid(sde, 12, "quadratic")
+    x = sde.prior_sample((8, 2), generator=generator(3), dtype=torch.float64)
+    found = sd.sample(denoiser, grid=grid, x=x, sampler="dpmpp_2m", finish="none").x
+    before, h_before = None, None
+    for now, next in grid.pairs():
+        x0_hat = denoiser(x, now.kernel)
+        h = 0.5 * (next.kernel.logsnr - now.kernel.logsnr)
+        d = x0_hat
+        if before is not None:
+            r = h_before / h
+            d = (1.0 + 0.5 / r) * x0_hat - 0.5 / r * before
+        x = next.kernel.sigma / now.kernel.sigma * x - next.kernel.alpha * torch.expm1(-h) * d
+        before, h_before = x0_hat, h
+    torch.testing.assert_close(found, x, **CLOSE)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_heun_of_one_stage_is_euler(process: str) -> None:
+    """And under EDM's process that is x + (sigma' - sigma)(x - x0_hat)/sigma (Karras et al. 2022, Algorithm 1)."""
+    sde = PROCESSES[process]
+    grid = sd.make_grid(sde, 30)
+    one = draw(sde, grid, "heun", stages=1)
+    torch.testing.assert_close(one, draw(sde, grid, "euler"), **CLOSE)
+    if process == "EDM":
+        x = sde.prior_sample((8, 2), generator=generator(11), dtype=torch.float64)
+        for now, next in grid.pairs():
+            sigma = now.kernel.sigma
+            x = x + (next.kernel.sigma - sigma) * (x - MIXTURE.denoiser()(x, now.kernel)) / sigma
+        torch.testing.assert_close(one, x, **CLOSE)
+
+
+def test_reverse_diffusion_tends_to_ddpm_as_1_over_n() -> None:
+    """On all N levels, with the same noise: (2 - a) x and (x + v score)/a differ in the second order of beta."""
+    sizes, errors = [100.0, 200.0, 400.0, 800.0], []
+    for n in sizes:
+        sde = sd.DiscreteVP.linear(int(n))
+        grid = sd.make_grid(sde, int(n), "strided")
+        pair = [draw(sde, grid, name, **kw) for name, kw in (("reverse_diffusion", {}), ("ddpm", {"variance": "beta"}))]
+        errors.append(float((pair[0] - pair[1]).square().mean().sqrt()))
+    assert -slope(sizes, errors) == pytest.approx(1.0, abs=0.2), errors
+
+
+# --- the latents of DDIM ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("process", [name for name in PROCESSES if name != "RectifiedFlow"])
+def test_refined_inversion_is_the_inverse_of_ddim(process: str) -> None:
+    """On a grid fine enough for the fixed point to attract, DDIM leads back to the data to rounding."""
+    sde = PROCESSES[process]
+    grid = sd.make_grid(sde, 60, "logsnr")
+    x = MIXTURE.sample(16, generator=generator(8))
+    latent = sd.ddim_inversion(MIXTURE.denoiser(), x, grid, refinements=40)
+    back = sd.sample(MIXTURE.denoiser(), grid=grid, x=latent, sampler="ddim", finish="none").x
+    torch.testing.assert_close(back, x, **CLOSE)
+
+
+@pytest.mark.parametrize("process", SDES)
+def test_plain_inversion_errs_by_its_first_order(process: str) -> None:
+    """And its latents tend to those of the exact flow in the same order."""
+    sde, sizes = PROCESSES[process], [100.0, 200.0, 400.0, 800.0]
+    x = MIXTURE.sample(16, generator=generator(8))
+    errors: list[tuple[float, float]] = []
+    for n in sizes:
+        grid = sd.make_grid(sde, int(n) + 1, "logsnr")
+
+        def field(t: Tensor, y: Tensor) -> Tensor:
+            return sde.velocity(y, MIXTURE.denoiser()(y, sde.kernel(t)), t)
+
+        exact = sd.integrate(field, x, grid.times[-1], grid.times[0], method="dop853", rtol=1e-9, atol=1e-9)
+        latent = sd.ddim_inversion(MIXTURE.denoiser(), x, grid)
+        back = sd.sample(MIXTURE.denoiser(), grid=grid, x=latent, sampler="ddim", finish="none").x
+        errors.append((float((latent - exact).norm()), float((back - x).norm())))
+    for found in zip(*errors, strict=True):
+        assert -slope(sizes, list(found)) >= 0.75, errors
+
+
+# --- learned variance ---------------------------------------------------------------------------------------
+
+
+class WithFraction:
+    """The mixture's denoiser with a learned variance that is one fraction everywhere."""
+
+    def __init__(self, fraction: float) -> None:
+        self.fraction = fraction
+
+    def __call__(self, x: Tensor, kernel: sd.Kernel) -> Tensor:
+        return MIXTURE.denoiser()(x, kernel)
+
+    def moments(self, x: Tensor, kernel: sd.Kernel) -> tuple[Tensor, Tensor]:
+        return self(x, kernel), torch.full_like(x, self.fraction)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_learned_variance_runs_from_posterior_to_beta(process: str) -> None:
+    """Fractions 0 and 1 are the two fixed variances; one half adds their geometric mean's noise."""
+    sde = PROCESSES[process]
+    grid = sd.make_grid(sde, 12)
+
+    def drawn(fraction: float, grid: sd.TimeGrid = grid) -> Tensor:
+        return sd.sample(
+            sd.ClippedDenoiser(WithFraction(fraction), -50.0, 50.0),
+            (8, 2),
+            grid,
+            sampler="ddpm",
+            generator=generator(11),
+            finish="none",
+            dtype=torch.float64,
+            variance="learned",
+        ).x
+
+    torch.testing.assert_close(drawn(0.0), draw(sde, grid, "ddpm"), **CLOSE)
+    torch.testing.assert_close(drawn(1.0), draw(sde, grid, "ddpm", variance="beta"), **CLOSE)
+    step = sd.TimeGrid(sde, grid.times[3:5])
+    now, next = (node.kernel for node in step.nodes)
+    x = sde.prior_sample((8, 2), generator=generator(11), dtype=torch.float64)
+    pull = now.after(next).alpha * next.variance / now.variance
+    mean = pull * x + (next.alpha - pull * now.alpha) * MIXTURE.denoiser()(x, now)
+    low, middle, high = (drawn(fraction, step) - mean for fraction in (0.0, 0.5, 1.0))
+    torch.testing.assert_close(middle.square(), low * high, **CLOSE)
+    assert bool((high.abs() > low.abs()).all())
+
+
+def test_learned_variance_needs_a_network_that_has_it() -> None:
+    with pytest.raises(sd.UserError, match="learned it"):
+        draw(PROCESSES["VPSDE"], sd.make_grid(PROCESSES["VPSDE"], 5), "ddpm", variance="learned")
+
+
 # --- the process --------------------------------------------------------------------------------------------
 
 

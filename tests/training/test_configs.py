@@ -13,6 +13,8 @@ import sde_diffusion as sd
 from sde_diffusion import build
 from sde_diffusion.checkpoint import build_network
 from sde_diffusion.data import Dataset
+from sde_diffusion.grids import GRIDS, grid_options
+from sde_diffusion.samplers import SAMPLERS, sampler_options
 
 NAMES = sorted(p.stem for p in (Path(__file__).parents[2] / "configs").glob("*.py") if p.stem != "__init__")
 SHAPES = {"digits": (1, 8, 8), "mnist5k": (1, 32, 32), "toy2d": (2,), "cifar10": (3, 32, 32)}
@@ -43,9 +45,10 @@ def test_every_configuration_builds(name: str) -> None:
     spec = build.spec(config, stand_in(config))
     assert sd.NetworkSpec.from_state(spec.state()).options == spec.options
     assert parameters(name) > 1000
-    for _, steps, _ in build.gallery(config):
+    for sampler, steps, options in build.gallery(config):
         grid = build.grid(config, spec.process, steps)
         assert grid.steps == steps and float(grid.times[0]) == 1.0
+        build.rehearse(config, sampler, steps, options)
 
 
 def test_all_named_configurations_are_there() -> None:
@@ -89,6 +92,10 @@ def test_configurations_share_one_set_of_keys() -> None:
         ("data.subtract_mean", "class", "needs model.class_conditional"),
         ("sampling.gallery", ("ddim:0",), "at least 1 step"),
         ("sampling.gallery", ("ode:5:rtoll=1e-3",), "did you mean 'rtol'"),
+        ("sampling.gallery", ("ode:5:rtol=tight",), "option rtol of ode must be a number, got 'tight'"),
+        ("sampling.options", ConfigDict({"eta": "much"}), "option eta of ddim must be a number, got 'much'"),
+        ("sampling.options", ConfigDict({"etta": 1.0}), "sampler 'ddim' has no option 'etta'; did you mean 'eta'"),
+        ("sampling.grid_options", ConfigDict({"rho": 7.0}), "grid 'uniform' has no option 'rho'; it takes no options"),
     ],
 )
 def test_values_that_cannot_be_used(key: str, value: object, says: str) -> None:
@@ -97,6 +104,114 @@ def test_values_that_cannot_be_used(key: str, value: object, says: str) -> None:
     config[section][name] = value
     with pytest.raises(sd.UserError, match=says):
         build.check(config)
+
+
+SCHEMA = {"flag": False, "count": 2, "size": 0.5, "word": "a", "cap": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "read"),
+    [
+        ("flag", "True", True),
+        ("count", "3", 3),
+        ("count", "-1", -1),
+        ("size", "1e-3", 1e-3),
+        ("size", "inf", float("inf")),
+        ("size", 2, 2.0),
+        ("word", "10,10,5", "10,10,5"),
+        ("word", "2", "2"),
+        ("cap", "None", None),
+        ("cap", "4", 4),
+    ],
+)
+def test_options_are_read_in_the_type_of_their_default(name: str, given: object, read: object) -> None:
+    (value,) = build.checked_options("sampler", "s", SCHEMA, {name: given}).values()
+    assert value == read and type(value) is type(read)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "says"),
+    [
+        ("flag", "1", "True or False, got '1'"),
+        ("flag", "true", "True or False, got 'true'"),
+        ("count", "2.0", "a whole number, got '2.0'"),
+        ("count", True, "a whole number, got True"),
+        ("count", "{[]: 1}", "a whole number"),
+        ("size", "True", "a number, got 'True'"),
+        ("size", "(1, 2)", "a number"),
+        ("size", "", "a number, got ''"),
+        ("word", (10, 10, 5), r"text, got \(10, 10, 5\)"),
+        ("cap", "0.5", "a whole number or None, got '0.5'"),
+    ],
+)
+def test_options_of_another_type_are_refused(name: str, given: object, says: str) -> None:
+    with pytest.raises(sd.UserError, match=f"option {name} of s must be {says}"):
+        build.checked_options("sampler", "s", SCHEMA, {name: given})
+
+
+def test_every_option_has_a_type() -> None:
+    """Its default, as text and as it is, is a valid value that is read back."""
+    for kind, owners, schema_of in (("sampler", SAMPLERS, sampler_options), ("grid", GRIDS, grid_options)):
+        for owner in owners:
+            schema = schema_of(owner)
+            assert build.checked_options(kind, owner, schema, schema) == schema
+            told = {name: str(default) for name, default in schema.items()}
+            assert build.checked_options(kind, owner, schema, told) == schema
+
+
+def test_gallery_options_may_hold_commas() -> None:
+    config = config_of("base")
+    config.sampling.gallery = ("lms:5:order=2,start=a,b,final_order=None",)
+    assert build.gallery(config) == [("lms", 5, {"order": 2, "start": "a,b", "final_order": None})]
+
+
+@pytest.mark.parametrize("process", build.PROCESS_BUILDERS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_rehearsal_accepts_what_can_be_sampled(sampler: str, process: str) -> None:
+    config = config_of("base")
+    config.process.name = process
+    for steps in (1, 50):
+        build.rehearse(config, sampler, steps, {})
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps", "options", "says"),
+    [
+        ("dpmpp_2m", 50, {"order": 9}, "order of dpmpp_2m must be a whole number from 1 to"),
+        ("unipc", 50, {"b": "b3"}, "did you mean"),
+        ("ddim", 50, {"eta": 2.0}, r"eta must lie in \[0, 1\]"),
+        ("ddim", 2000, {}, "choose 1 to 1000"),
+    ],
+)
+def test_a_rehearsal_refuses_what_the_sampler_would(
+    sampler: str, steps: int, options: dict[str, object], says: str
+) -> None:
+    config = config_of("ddpm_cifar")
+    with pytest.raises(sd.UserError, match=says):
+        build.rehearse(config, sampler, steps, options)
+
+
+def test_a_grid_that_cannot_be_laid_does_not_stop_a_training() -> None:
+    config = config_of("ddpm_cifar")
+    config.sampling.steps = 2000
+    config.sampling.gallery = ("ddim",)
+    build.check(config)
+
+
+def test_grid_options_and_snap_reach_the_grid() -> None:
+    config = config_of("ddpm_cifar")
+    process = build.process(config)
+    assert process.times is not None
+    config.sampling.grid = "respaced"
+    config.sampling.grid_options = ConfigDict({"sections": "10,10,5"})
+    grid = build.grid(config, process, 25)
+    assert torch.equal(grid.times, sd.make_grid(process, 25, "respaced", sections="10,10,5").times)
+    config.sampling.grid, config.sampling.grid_options = "karras", ConfigDict()
+    assert not torch.isin(build.grid(config, process, 25).times, process.times).all()
+    config.sampling.snap = True
+    assert torch.isin(build.grid(config, process, 25).times, process.times).all()
+    with pytest.raises(sd.UserError, match="levels of a discrete process"):
+        build.grid(config, sd.VPSDE(), 25)
 
 
 def test_a_network_that_does_not_fit_the_data() -> None:

@@ -17,6 +17,7 @@ from run_lib import learning_rate_factor, stored
 from sde_diffusion.data import DataTransform
 from sde_diffusion.report.pictures import BORDER, PAPER, TILE, density, tiles
 from sde_diffusion.report.table import table
+from sde_diffusion.report.wrap import wrapped
 
 
 def test_learning_rate() -> None:
@@ -67,6 +68,14 @@ def test_density_is_dark_where_points_are() -> None:
 def test_table_is_aligned() -> None:
     text = table([{"name": "ddim", "nfe": 50}, {"name": "heun", "nfe": 1999}])
     assert text.splitlines() == ["name   nfe", "----  ----", "ddim    50", "heun  1999"]
+
+
+def test_long_cells_go_on_below() -> None:
+    rows = wrapped([{"name": "pc", "what": "one, two, three", "none": ""}], {"what": 9})
+    assert rows == [
+        {"name": "pc", "what": "one, two,", "none": ""},
+        {"name": "", "what": "three", "none": ""},
+    ]
 
 
 def test_pictures_are_png(tmp_path: Path) -> None:

@@ -1,0 +1,194 @@
+"""Multistep samplers: what each continues over the step, and its moments. See adams.py for the method.
+
+    deis          eps, u = lam or t, exact moments                     Zhang and Chen 2023, equation 15
+    lms           eps, u = sigma/alpha, exact moments, which makes it Adams-Bashforth for x/alpha
+    dpmpp_2m      x0, u = lam, m_1 = m_0/2 ("midpoint") or exact       Lu et al. 2022b, Algorithm 2
+    dpmpp_3m      x0, u = lam, exact, or m_2/2 ("published")           the same authors' code
+    dpmpp_2m_sde  dpmpp_2m on the reverse SDE                          Lu et al. 2022b, Appendix D
+    unipc         x0 or eps, u = lam, m_1 = B(h)/2 where there are two moments, otherwise exact, with the corrector;
+                  B_1(h) = h, B_2(h) = m_0                             Zhao et al. 2023, Algorithms 1 and 2
+
+The published third-order formula gives the second difference half its weight, and so has order 2 at best, which the
+figures of its own code base show. The exact one has order 3.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, cat
+
+from sde_diffusion.denoiser import Denoiser
+from sde_diffusion.errors import UserError, choose
+from sde_diffusion.grids import TimeGrid
+from sde_diffusion.noise import Generators
+from sde_diffusion.samplers.adams import OUTPUTS, VARIABLES, Adams, Moments, check_orders, exact, multistep
+from sde_diffusion.samplers.march import OnStep
+
+
+def midpoint(h: Tensor, moments: Tensor) -> Tensor:
+    """m_1 = m_0/2, as if f changed at once, in the middle of the step's weight."""
+    return cat([moments[:, :1], 0.5 * moments[:, :1]], dim=1)
+
+
+def published_3m(h: Tensor, moments: Tensor) -> Tensor:
+    """Half of m_2 in the third order, and the midpoint's moments in the second."""
+    return midpoint(h, moments) if moments.shape[1] == 2 else cat([moments[:, :2], 0.5 * moments[:, 2:]], dim=1)
+
+
+def unipc_b1(h: Tensor, moments: Tensor) -> Tensor:
+    """m_1 = h/2 where there are two moments."""
+    return cat([moments[:, :1], 0.5 * h[:, None]], dim=1) if moments.shape[1] == 2 else moments
+
+
+def unipc_b2(h: Tensor, moments: Tensor) -> Tensor:
+    """m_1 = m_0/2 where there are two moments."""
+    return midpoint(h, moments) if moments.shape[1] == 2 else moments
+
+
+SOLVERS_2M: dict[str, Moments] = {"midpoint": midpoint, "exact": exact}
+SOLVERS_3M: dict[str, Moments] = {"exact": exact, "published": published_3m}
+UNIPC_B: dict[str, Moments] = {"b1": unipc_b1, "b2": unipc_b2}
+
+
+def dpmpp_2m(
+    denoiser: Denoiser,
+    x: Tensor,
+    grid: TimeGrid,
+    *,
+    generator: Generators = None,
+    on_step: OnStep | None = None,
+    order: int = 2,
+    solver: str = "midpoint",
+    final_order: int | None = None,
+) -> Tensor:
+    """DPM-Solver++(2M); one evaluation a step, deterministic, order 2 (order=1 is DDIM).
+
+    solver: "midpoint", or "exact" (called "heun" or "taylor" elsewhere). final_order: lowers the last steps to it.
+    x: [B, *D].
+    """
+    check_orders("dpmpp_2m", order, 2, final_order)
+    method = Adams(OUTPUTS["x0"], VARIABLES["logsnr"], choose("solver", solver, SOLVERS_2M))
+    return multistep(method, denoiser, x, grid, generator, on_step, order=order, final_order=final_order)
+
+
+def dpmpp_3m(
+    denoiser: Denoiser,
+    x: Tensor,
+    grid: TimeGrid,
+    *,
+    generator: Generators = None,
+    on_step: OnStep | None = None,
+    order: int = 3,
+    solver: str = "exact",
+    start: str = "ramp",
+    final_order: int | None = None,
+) -> Tensor:
+    """DPM-Solver++(3M); one evaluation a step, deterministic, order 3 with start="runge_kutta", otherwise 2.
+
+    solver: "exact", or "published" for the formula of its authors' code, of order 2. start: "ramp" or "runge_kutta".
+    final_order: lowers the last steps to it. x: [B, *D].
+    """
+    check_orders("dpmpp_3m", order, 3, final_order)
+    method = Adams(OUTPUTS["x0"], VARIABLES["logsnr"], choose("solver", solver, SOLVERS_3M))
+    return multistep(method, denoiser, x, grid, generator, on_step, order=order, start=start, final_order=final_order)
+
+
+def dpmpp_2m_sde(
+    denoiser: Denoiser,
+    x: Tensor,
+    grid: TimeGrid,
+    *,
+    generator: Generators = None,
+    on_step: OnStep | None = None,
+    order: int = 2,
+    solver: str = "midpoint",
+    eta: float = 1.0,
+    final_order: int | None = None,
+) -> Tensor:
+    """SDE-DPM-Solver++(2M); one evaluation a step, stochastic.
+
+    eta multiplies the variance of the noise: 1 is the reverse SDE, 0 is dpmpp_2m and draws none. x: [B, *D].
+    """
+    check_orders("dpmpp_2m_sde", order, 2, final_order)
+    if eta < 0:
+        raise UserError(f"eta must be 0 (the flow) or more, 1 being the reverse SDE, got {eta}")
+    method = Adams(OUTPUTS["x0"], VARIABLES["logsnr"], choose("solver", solver, SOLVERS_2M), eta)
+    return multistep(method, denoiser, x, grid, generator, on_step, order=order, final_order=final_order)
+
+
+def unipc(
+    denoiser: Denoiser,
+    x: Tensor,
+    grid: TimeGrid,
+    *,
+    generator: Generators = None,
+    on_step: OnStep | None = None,
+    order: int = 2,
+    b: str = "b2",
+    corrector: bool = True,
+    output: str = "x0",
+    start: str = "ramp",
+    final_order: int | None = None,
+) -> Tensor:
+    """UniPC; one evaluation a step, deterministic, of at least the given order 1 to 3.
+
+    b: "b1" or "b2", the function B(h). corrector: find x again at each node once x0_hat is known there. output: "x0" or
+    "eps". start: "ramp", or "runge_kutta", without which order 3 is not reached. final_order: lowers the last steps to
+    it. x: [B, *D].
+    """
+    check_orders("unipc", order, 3, final_order)
+    method = Adams(choose("output", output, OUTPUTS), VARIABLES["logsnr"], choose("B(h)", b, UNIPC_B))
+    return multistep(
+        method,
+        denoiser,
+        x,
+        grid,
+        generator,
+        on_step,
+        order=order,
+        start=start,
+        final_order=final_order,
+        correct=corrector,
+    )
+
+
+def deis(
+    denoiser: Denoiser,
+    x: Tensor,
+    grid: TimeGrid,
+    *,
+    generator: Generators = None,
+    on_step: OnStep | None = None,
+    order: int = 3,
+    variable: str = "logsnr",
+    start: str = "ramp",
+    final_order: int | None = None,
+) -> Tensor:
+    """DEIS, exponential Adams-Bashforth on eps; one evaluation a step, deterministic, of the given order 1 to 4.
+
+    variable: what eps is a polynomial in: "logsnr", "t", or "sigma" (sigma/alpha). start: "ramp", or "runge_kutta",
+    without which orders 3 and 4 are not reached. final_order: lowers the last steps to it. x: [B, *D].
+    """
+    check_orders("deis", order, 4, final_order)
+    method = Adams(OUTPUTS["eps"], choose("variable", variable, VARIABLES))
+    return multistep(method, denoiser, x, grid, generator, on_step, order=order, start=start, final_order=final_order)
+
+
+def lms(
+    denoiser: Denoiser,
+    x: Tensor,
+    grid: TimeGrid,
+    *,
+    generator: Generators = None,
+    on_step: OnStep | None = None,
+    order: int = 4,
+    start: str = "ramp",
+    final_order: int | None = None,
+) -> Tensor:
+    """Linear multistep (Adams-Bashforth) in sigma/alpha; one evaluation a step, deterministic, of order 1 to 4.
+
+    It is deis with variable="sigma". start: "ramp", or "runge_kutta", without which orders 3 and 4 are not reached.
+    final_order: lowers the last steps to it. x: [B, *D].
+    """
+    check_orders("lms", order, 4, final_order)
+    method = Adams(OUTPUTS["eps"], VARIABLES["sigma"])
+    return multistep(method, denoiser, x, grid, generator, on_step, order=order, start=start, final_order=final_order)

@@ -1,0 +1,440 @@
+"""The edges: fewest and most steps, one sample, one dimension, images, float32, bad models and bad requests.
+
+The grid of each process is uniform but for two: EDM's equal steps in sigma would jump over the data in the last one, so
+there it is that of its paper; and a CosineVPSDE's rate is 999 at t = 1, where Euler-Maruyama is unstable on the first of
+25 equal steps in t, so there it is logsnr.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import sde_diffusion as sd
+from sde_diffusion.grids import Node
+from sde_diffusion.noise import randn
+from tests.proofs.cases import MIXTURES, PROCESSES, ROWS, Denoise, generator, quick_denoiser, run
+from tests.proofs.test_moments import deviation
+
+ADAPTIVE = [name for name, row in ROWS.items() if row.nfe is None]
+FIXED = [name for name, row in ROWS.items() if row.nfe is not None]
+DENOISER = quick_denoiser(MIXTURES[2])
+
+
+def grid_of(process: str, steps: int, t_end: float | None = None) -> sd.TimeGrid:
+    kind = {"EDM": "karras", "CosineVPSDE": "logsnr"}.get(process, "uniform")
+    return sd.make_grid(PROCESSES[process], steps, kind, t_end=t_end)
+
+
+def evaluations(row: str, grid: sd.TimeGrid) -> int:
+    """The row's claim; a Runge-Kutta start is one step longer where the first node has no signal, hence no log-SNR."""
+    claims = ROWS[row]
+    assert claims.nfe is not None and (claims.order is not None or "start" not in claims.options)
+    silent = float(grid.nodes[0].kernel.alpha) == 0.0 and claims.options.get("start") == "runge_kutta"
+    return claims.nfe(grid.steps) + 3 * (silent and grid.steps > (claims.order or 0))
+
+
+def finite_run(row: str, denoiser: Denoise, shape: tuple[int, ...], grid: sd.TimeGrid) -> sd.Sample:
+    """A run whose x and x0_hat are looked at in every step; adaptive samplers take wide tolerances."""
+    options = {"rtol": 0.05, "atol": 0.05} if row in ADAPTIVE else {}
+    seen: list[int] = []
+
+    def on_step(index: int, node: Node, x: Tensor, x0_hat: Tensor) -> None:
+        assert x.shape == x0_hat.shape == shape
+        assert bool(x.isfinite().all() and x0_hat.isfinite().all()), (index, node)
+        seen.append(index)
+
+    out = run(row, denoiser, shape, grid, generator=generator(0), dtype=torch.float64, on_step=on_step, **options)
+    assert out.x.shape == shape and bool(out.x.isfinite().all())
+    assert seen == (list(range(grid.steps)) if ROWS[row].visits else [grid.steps - 1])
+    return out
+
+
+# --- steps --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("row", FIXED)
+def test_every_step_is_finite_and_counted(row: str, process: str) -> None:
+    """1, 2, 3 and 10 steps on three kinds of grid."""
+    for kind in ("uniform", "karras", "logsnr"):
+        for steps in (1, 2, 3, 10):
+            grid = sd.make_grid(PROCESSES[process], steps, kind)
+            assert finite_run(row, DENOISER, (2, 2), grid).nfe == evaluations(row, grid)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("row", ADAPTIVE)
+def test_an_adaptive_sampler_does_not_know_the_steps(row: str, process: str) -> None:
+    """One step is x0_hat at the prior; otherwise the ends of the grid are all that it takes from it."""
+    assert finite_run(row, DENOISER, (2, 2), grid_of(process, 1)).nfe == 1
+    two, three = (finite_run(row, DENOISER, (2, 2), grid_of(process, steps)) for steps in (2, 3))
+    assert torch.equal(two.x, three.x) and two.nfe == three.nfe > 2
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_one_step_is_the_denoised_prior(process: str) -> None:
+    """A grid of one node leaves nothing to a sampler but a corrector's steps there."""
+    grid = grid_of(process, 1)
+    x = grid.sde.prior_sample((3, 2), generator=generator(0), dtype=torch.float64)
+    x0_hat = DENOISER(x, grid.nodes[0].kernel)
+    for row in ROWS:
+        if row.split()[0] not in ("pc", "annealed_langevin"):
+            torch.testing.assert_close(run(row, DENOISER, grid=grid, x=x).x, x0_hat, rtol=1e-12, atol=1e-12)
+
+
+EVERYWHERE = ("euler_maruyama", "heun churn", "unipc order=3")
+"""Rows that take 1,000 steps on every process; the others on one, in turn."""
+THOUSAND = [(row, process) for row in EVERYWHERE for process in PROCESSES] + [
+    (row, list(PROCESSES)[i % len(PROCESSES)]) for i, row in enumerate(FIXED) if row not in EVERYWHERE
+]
+MEAN, STD = 0.7, 1.3
+
+
+def one_gaussian(x: Tensor, kernel: sd.Kernel) -> Tensor:
+    """E[x_0 | x_t] for N(MEAN, STD^2 I)."""
+    total = kernel.alpha**2 * STD**2 + kernel.variance
+    return x * float(kernel.alpha * STD**2 / total) + float(MEAN * kernel.variance / total)
+
+
+@pytest.mark.parametrize(("row", "process"), THOUSAND)
+def test_a_thousand_steps(row: str, process: str) -> None:
+    grid = grid_of(process, 1000)
+    assert finite_run(row, one_gaussian, (4, 2), grid).nfe == evaluations(row, grid)
+
+
+# --- shapes -------------------------------------------------------------------------------------------------
+
+
+def image_mixture(*shape: int) -> sd.GaussianMixture:
+    g = generator(4)
+    means = torch.randn(2, *shape, generator=g, dtype=torch.float64)
+    return sd.GaussianMixture(means, 0.3 + torch.rand(2, *shape, generator=g, dtype=torch.float64), [1.0, 2.0])
+
+
+@pytest.mark.parametrize("process", ["VPSDE", "SubVPSDE", "EDM", "RectifiedFlow", "DiscreteVE"])
+@pytest.mark.parametrize("row", ROWS)
+def test_an_image_is_a_vector(row: str, process: str) -> None:
+    """Images [3, 4, 4] and their pixels in a row, under the same noise, remain the same, also for a batch of one."""
+    images = image_mixture(3, 4, 4)
+    vectors = sd.GaussianMixture(images.means.flatten(1), images.stds.flatten(1), images.weights)
+    grid = grid_of(process, 2 if row in ADAPTIVE else 8)
+    for batch in (1,) if row in ADAPTIVE else (1, 2):
+        image = finite_run(row, images.denoiser(), (batch, 3, 4, 4), grid)
+        vector = finite_run(row, vectors.denoiser(), (batch, 48), grid)
+        assert image.nfe == vector.nfe
+        # The squares of a norm, and of a component's exponent, may be added in another order.
+        torch.testing.assert_close(image.x.flatten(1), vector.x, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("row", FIXED)
+def test_one_dimension(row: str, process: str) -> None:
+    """Data [1] in a batch of one and of three."""
+    for batch in (1, 3):
+        finite_run(row, image_mixture(1).denoiser(), (batch, 1), grid_of(process, 8))
+
+
+# --- float32 ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All noise is drawn in float64 and cast."""
+
+    def cast(shape: tuple[int, ...], generator: torch.Generator, *, like: Tensor) -> Tensor:
+        return randn(shape, generator, dtype=torch.float64).to(like)
+
+    for module in ("march", "langevin", "flow", "singlestep", "adams", "ancestral", "adaptive_sde"):
+        monkeypatch.setattr(import_module(f"sde_diffusion.samplers.{module}"), "randn", cast)
+
+
+def both_precisions(row: str, process: str, grid: sd.TimeGrid) -> tuple[sd.Sample, sd.Sample]:
+    """Samples in float64 and in float32, from the same x."""
+    x = PROCESSES[process].prior_sample((16, 12), generator=generator(1), dtype=torch.float64)
+    denoiser = MIXTURES[12].denoiser()
+    double, single = (
+        run(row, denoiser, grid=grid, x=x.to(dtype), generator=generator(2)) for dtype in (torch.float64, torch.float32)
+    )
+    assert double.x.dtype == torch.float64 and single.x.dtype == torch.float32
+    return double, single
+
+
+@pytest.mark.usefixtures("same_noise")
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("row", [row for row in FIXED if row != "pc langevin"])
+def test_float32_is_within_1e4_of_float64(row: str, process: str) -> None:
+    """1e-4 of data of scale 1 (and of x itself where an option leaves it larger), after 25 steps."""
+    double, single = both_precisions(row, process, grid_of(process, 25))
+    assert double.nfe == single.nfe
+    torch.testing.assert_close(single.x.double(), double.x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("same_noise")
+@pytest.mark.parametrize("process", PROCESSES)
+def test_float32_of_the_langevin_corrector(process: str) -> None:
+    """The same down to sigma/alpha = 0.05, where float32 can still tell the score of smooth data.
+
+    The corrector's step divides by |score|^2, and score = (alpha x0_hat - x)/sigma^2 is a difference of numbers that
+    agree up to sigma^2: with data of scale 1 its relative error is some 1e-7/sigma^2, which is 1 at sigma = 3e-4.
+    """
+    sde = PROCESSES[process]
+    t_end = float(sde.time_of(-2.0 * torch.tensor(0.05, dtype=torch.float64).log()))
+    double, single = both_precisions("pc langevin", process, grid_of(process, 25, t_end))
+    torch.testing.assert_close(single.x.double(), double.x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_float32_of_the_adaptive_flow(process: str) -> None:
+    """Its step sizes follow its own errors, so that the two differ by its tolerance of 1e-5 as well."""
+    double, single = both_precisions("ode", process, grid_of(process, 2))
+    assert abs(double.nfe - single.nfe) <= 12
+    torch.testing.assert_close(single.x.double(), double.x, rtol=3e-4, atol=3e-4)
+
+
+@pytest.mark.parametrize("process", ["VPSDE", "SubVPSDE", "VESDE", "RectifiedFlow"])
+def test_float32_of_the_adaptive_sde(process: str) -> None:
+    """Another rounding makes other steps, hence other noise: it is the law of the samples that stays.
+
+    A step is refused by an error that is known to some 1e-5, and the next size depends on it without damping, so that
+    after some 100 steps the paths of float32 and float64 have nothing in common.
+    """
+    mixture = MIXTURES[2]
+    shape, grid = (1000, 2), grid_of(process, 2)
+    out = run("adaptive_sde", mixture.denoiser(), shape, grid, generator=generator(7), dtype=torch.float32)
+    assert out.x.dtype == torch.float32
+    found = deviation(out.x.double(), mixture)
+    assert found.mean < 4.0 and found.trace < 4.0 and found.entry < 5.0, found
+
+
+# --- correctors ---------------------------------------------------------------------------------------------
+
+SNR = 0.16
+"""The default of snr_target."""
+CORRECTORS: dict[str, tuple[dict[str, str], Callable[[int], float]]] = {
+    "annealed": ({"corrector": "annealed"}, lambda dims: 1.0),
+    "batch": ({"corrector": "langevin", "norm": "batch"}, lambda dims: 1.0 + SNR**2),
+    "sample": ({"corrector": "langevin", "norm": "sample"}, lambda dims: (1.0 + SNR**2) * (1.0 + 2.0 / dims) ** 2),
+}
+"""Options of pc, and the variance of a Gaussian in units of the truth that they lead to."""
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("corrector_steps", [1, 3])
+@pytest.mark.parametrize("corrector", CORRECTORS)
+def test_correctors_keep_the_variance_of_a_gaussian(corrector: str, corrector_steps: int, process: str) -> None:
+    """Within 5 per cent, three standard errors, at 300 steps on a wide Gaussian in 12 dimensions.
+
+    The annealed step is of the size of sigma, small against the data, and leaves their variance. That of "langevin" is
+    of the data's own size. On N(0, V I) in D dimensions it is x' = (1 - e) x + sqrt(2 e V) n, e = 2 r^2 V |n|^2/|x|^2:
+
+        norm="batch"   e = 2 r^2 where the variance is V, and V/(1 - e/2) = V (1 + r^2) to first order is stationary
+        norm="sample"  e depends on x and n. E|x'|^2 = E|x|^2 holds for E[V/|x|^2] = 1/((D + 2)(1 + r^2)), and with the
+                       density tilted by 1/e, to chi^2 of D + 2 degrees of freedom, the variance is
+                       V (1 + 2/D)^2 (1 + r^2): one factor is the tilt, the other that of |n|^2 n n^T
+    """
+    options, law = CORRECTORS[corrector]
+    dims, std = 12, 2.0
+
+    def denoiser(x: Tensor, kernel: sd.Kernel) -> Tensor:
+        return x * float(kernel.alpha * std**2 / (kernel.alpha**2 * std**2 + kernel.variance))
+
+    def on_step(index: int, node: Node, x: Tensor, x0_hat: Tensor) -> None:
+        assert bool(x.isfinite().all() and x0_hat.isfinite().all()), index
+
+    out = sd.sample(
+        denoiser,
+        (600, dims),
+        grid_of(process, 300),
+        sampler="pc",
+        corrector_steps=corrector_steps,
+        generator=generator(3),
+        dtype=torch.float64,
+        on_step=on_step,
+        **options,
+    )
+    assert out.nfe == 300 * (corrector_steps + 1)
+    assert float(out.x.square().mean()) / std**2 == pytest.approx(law(dims), rel=0.05)
+
+
+# --- models that fail ---------------------------------------------------------------------------------------
+
+
+def angle(kernel: sd.Kernel) -> Tensor:
+    """atan(sigma/alpha): the noise level between 0 and pi/2, also where alpha = 0."""
+    return torch.atan2(kernel.sigma, kernel.alpha)
+
+
+class Failing:
+    """A denoiser that fails below a noise level that is another for every sample, and remembers where it did first.
+
+    This level depends on x, and so on the noise: the second look at the steps must meet the same noise.
+    """
+
+    def __init__(self) -> None:
+        self.first: sd.Kernel | None = None
+
+    def __call__(self, x: Tensor, kernel: sd.Kernel) -> Tensor:
+        unit = x[:, 0] / torch.hypot(kernel.alpha, kernel.sigma)
+        bad = angle(kernel) < 0.4 + 0.3 * unit.tanh()
+        if self.first is None and bool(bad.any()):
+            self.first = kernel
+        return DENOISER(x, kernel).where(~bad[:, None], float("nan"))
+
+
+@pytest.mark.parametrize("process", ["VPSDE", "VESDE", "RectifiedFlow"])
+@pytest.mark.parametrize("row", FIXED)
+@pytest.mark.parametrize("each", [False, True])
+def test_a_model_that_is_not_finite_is_named_with_its_step(each: bool, row: str, process: str) -> None:
+    """The step and its noise level, with one generator or one for each sample."""
+    grid, failing = grid_of(process, 40), Failing()
+    g = sd.sample_generators(3, range(8)) if each else generator(3)
+    with pytest.raises(sd.UserError) as caught:
+        run(row, failing, (8, 2), grid, generator=g, dtype=torch.float64)
+    assert failing.first is not None
+    step = int((angle(grid.levels.kernel) > angle(failing.first) - 1e-9).sum())
+    assert 1 < step <= 40
+    assert str(caught.value) == (
+        f"the denoiser returned values that are not finite in step {step} of 40 "
+        f"(alpha = {float(failing.first.alpha):.4g}, sigma = {float(failing.first.sigma):.4g})"
+    )
+
+
+@pytest.mark.parametrize("row", ["ddim", "ancestral", "heun"])
+@pytest.mark.parametrize("step", [1, 2, 11, 20])
+def test_the_step_is_counted_from_one(step: int, row: str) -> None:
+    """A model without values at the level of node i fails in step i + 1."""
+    grid = grid_of("VPSDE", 20)
+    node = grid.nodes[step - 1].kernel
+
+    def denoiser(x: Tensor, kernel: sd.Kernel) -> Tensor:
+        return x * float("nan") if kernel.sigma == node.sigma else DENOISER(x, kernel)
+
+    with pytest.raises(sd.UserError, match=re.escape(f"in step {step} of 20 (alpha = {float(node.alpha):.4g},")):
+        run(row, denoiser, (2, 2), grid, generator=generator(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("row", ADAPTIVE)
+def test_an_adaptive_sampler_names_the_time_of_a_model_that_is_not_finite(row: str) -> None:
+    def denoiser(x: Tensor, kernel: sd.Kernel) -> Tensor:
+        return MIXTURES[2].denoiser()(x, kernel) * torch.where(kernel.sigma < 0.5, torch.nan, 1.0).reshape(-1, 1)
+
+    with pytest.raises(sd.UserError, match=r"is not a number at t = .*: check the model's output"):
+        run(row, denoiser, (4, 2), grid_of("VPSDE", 2), generator=generator(0))
+
+
+def test_a_sampler_that_diverges_is_told_from_a_model_that_does() -> None:
+    """An x0_hat that is finite, and so large that one step of Euler's method leaves the range of numbers."""
+    with pytest.raises(sd.UserError, match=r"the sampler diverged before step 2 of 2 \(alpha = 1, .*take more steps"):
+        sd.sample(
+            lambda x, kernel: 1e308 + 0.0 * x,
+            (2, 2),
+            grid_of("VESDE", 2),
+            sampler="euler",
+            dtype=torch.float64,
+        )
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_an_output_of_another_shape_is_named(row: str) -> None:
+    with pytest.raises(sd.UserError) as caught:
+        run(row, lambda x, kernel: x[:, :1], (3, 2), grid_of("VPSDE", 5), generator=generator(0))
+    assert "the denoiser returned (3, 1) for x of shape (3, 2) in step 1 of 5" in str(caught.value)
+
+
+class Elsewhere:
+    """A denoiser on a device of its own."""
+
+    device = torch.device("meta")
+
+    def __call__(self, x: Tensor, kernel: sd.Kernel) -> Tensor:
+        return x
+
+
+def test_x_on_another_device_than_the_denoiser() -> None:
+    with pytest.raises(sd.UserError, match=r"x is on cpu and the denoiser on meta; bring x there with x.to\('meta'\)"):
+        sd.sample(Elsewhere(), grid=grid_of("VPSDE", 5), x=torch.zeros(2, 2))
+
+
+# --- bad requests -------------------------------------------------------------------------------------------
+
+ORDERS = {"dpmpp_2m": 2, "dpmpp_2m_sde": 2, "dpmpp_3m": 3, "unipc": 3, "deis": 4, "lms": 4}
+"""The highest order of every sampler that has an option for it."""
+
+
+def refused(sentence: str, sampler: str, process: str = "VPSDE", **options: Any) -> None:
+    with pytest.raises(sd.UserError, match=re.escape(sentence)):
+        sd.sample(DENOISER, (2, 2), grid_of(process, 5), sampler=sampler, generator=generator(0), **options)
+
+
+def test_every_sampler_with_an_order_is_tested() -> None:
+    assert {name for name in sd.SAMPLERS if "order" in sd.samplers.sampler_options(name)} == set(ORDERS)
+
+
+@pytest.mark.parametrize(("sampler", "most"), ORDERS.items())
+def test_an_order_out_of_range(sampler: str, most: int) -> None:
+    for order in (0, -1, most + 1, 1.5):
+        sentence = f"of {sampler} must be a whole number from 1 to {most}, got {order}"
+        refused(f"order {sentence}", sampler, order=order)
+        refused(f"final_order {sentence}", sampler, final_order=order)
+
+
+@pytest.mark.parametrize("steps", [0, -3])
+@pytest.mark.parametrize("kind", sd.GRIDS)
+def test_fewer_than_one_step(kind: str, steps: int) -> None:
+    with pytest.raises(sd.UserError, match=f"at least 1 step is needed, got {steps}"):
+        sd.make_grid(PROCESSES["DiscreteVP"], steps, kind)
+
+
+@pytest.mark.parametrize("process", ["DiscreteVP", "DiscreteVE"])
+@pytest.mark.parametrize("kind", ["strided", "respaced"])
+def test_more_steps_than_levels(kind: str, process: str) -> None:
+    assert sd.make_grid(PROCESSES[process], 1000, kind).steps == 1000
+    with pytest.raises(sd.UserError, match="1001 steps of a process of 1000 levels; choose 1 to 1000"):
+        sd.make_grid(PROCESSES[process], 1001, kind)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2s"])
+@pytest.mark.parametrize("eta", [-0.1, 1.1])
+def test_eta_outside_of_the_unit_interval(eta: float, sampler: str) -> None:
+    refused(f"eta must lie in [0, 1], got {eta}", sampler, eta=eta)
+
+
+def test_eta_below_zero() -> None:
+    refused("eta must be 0 (the flow) or more, 1 being the reverse SDE, got -0.1", "dpmpp_2m_sde", eta=-0.1)
+
+
+def test_level_below_zero() -> None:
+    refused("level must be 0 (the flow) or more, 1 being the reverse SDE, got -0.5", "ito", level=-0.5)
+
+
+@pytest.mark.parametrize("stages", [0, 3])
+def test_stages_that_heun_does_not_have(stages: int) -> None:
+    refused(f"heun has 1 or 2 stages, got {stages}", "heun", stages=stages)
+
+
+@pytest.mark.parametrize("options", [{"churn": -1.0}, {"churn_noise": -1.0}, {"churn_min": 2.0, "churn_max": 1.0}])
+def test_churn_below_zero(options: dict[str, float]) -> None:
+    refused("churn and churn_noise must be at least 0 and churn_min at most churn_max, got", "heun", **options)
+
+
+@pytest.mark.parametrize("options", [{"corrector_steps": -1}, {"snr_target": 0.0}])
+def test_a_corrector_without_size(options: dict[str, float]) -> None:
+    refused("corrector_steps must be at least 0 and snr_target positive, got", "pc", **options)
+
+
+@pytest.mark.parametrize("options", [{"rtol": 0.0}, {"atol": -1.0}])
+def test_tolerances_that_are_not_positive(options: dict[str, float]) -> None:
+    refused("rtol and atol must be positive, got", "adaptive_sde", **options)
+
+
+@pytest.mark.parametrize("variable", ["logsnr", "logsnr_scaled"])
+def test_a_variable_without_a_start(variable: str) -> None:
+    sentence = f"{variable} is infinite at t = 1, where alpha = 0; choose 'log_angle' or 't'"
+    refused(sentence, "ode", "RectifiedFlow", variable=variable)

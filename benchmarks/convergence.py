@@ -368,8 +368,8 @@ Errors beyond the axes are not drawn. The columns NFE 10, 20, 50 and 100 are bud
 take the most steps that fit, and adaptive ones are interpolated between the tolerances at which they were run. With
 start=runge_kutta, RectifiedFlow takes three evaluations more than the budget, as its first node has no signal. Order is
 the slope over the last three points from 20 evaluations on; of stochastic samplers, of those points whose error is more
-than twice the floor, which is the error of as many exact samples. Where that is far above 1 the sampler is still
-diverging at 20 evaluations.
+than twice the floor, which is the error of as many exact samples. Where a stochastic order is far above 1, the error at
+20 evaluations is not yet in proportion to a power of the steps.
 
 {text}
 """

@@ -131,7 +131,7 @@ SAMPLERS: dict[str, SamplerRow] = {
     "euler_maruyama": SamplerRow(nfe=one, order=1, flow=("euler", {})),
     "reverse_diffusion": SamplerRow(nfe=one, order=1),
     "ancestral": SamplerRow(nfe=one, order=1),
-    "pc": SamplerRow(nfe=lambda n: 2 * n, order=1, shrinking=lambda n: {"snr_target": 0.6 * n**-0.5}),
+    "pc": SamplerRow(nfe=lambda n: 2 * n, order=1, shrinking=lambda n: {"snr_target": 0.3 * n**-0.5}),
     "annealed_langevin": SamplerRow(
         nfe=lambda n: 4 * n + 1, options={"langevin_steps": 4, "snr_target": 0.3}, steps=300, excess=0.1
     ),
@@ -158,7 +158,7 @@ VARIANTS: dict[str, SamplerRow] = {
     "ddim eta=0.7": SamplerRow(nfe=one, order=1, options={"eta": 0.7}, flow=("ddim", {"eta": 0.0})),
     "ddpm beta": SamplerRow(nfe=one, order=1, options={"variance": "beta"}),
     "heun stages=1": flow_row(1, stages=1),
-    "heun churn": SamplerRow(nfe=two, order=1, options={"churn": 8.0}, steps=200, flow=("heun", {"churn": 0.0})),
+    "heun churn": SamplerRow(nfe=two, order=1, options={"churn": 20.0}, steps=200, flow=("heun", {"churn": 0.0})),
     "dpmpp_2s eta=1": SamplerRow(nfe=two, order=1, options={"eta": 1.0}, steps=300, flow=("dpmpp_2s", {"eta": 0.0})),
     "dpmpp_2m order=1": flow_row(1, order=1),
     "dpmpp_2m exact": flow_row(2, solver="exact"),

@@ -1,8 +1,8 @@
 """The edges: fewest and most steps, one sample, one dimension, images, float32, bad models and bad requests.
 
-The grid of each process is uniform but for two: EDM's equal steps in sigma would jump over the data in the last one, so
-there it is that of its paper; and a CosineVPSDE's rate is 999 at t = 1, where Euler-Maruyama is unstable on the first of
-25 equal steps in t, so there it is logsnr.
+The grid of each process is uniform but for two. EDM's equal steps in sigma would jump over the data in the last one, so
+there it is that of its paper. A CosineVPSDE's rate is 999 at t = 1, where Euler-Maruyama is unstable on the first of 25
+equal steps in t, so there it is logsnr.
 """
 
 from __future__ import annotations

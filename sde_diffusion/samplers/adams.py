@@ -17,7 +17,7 @@ Adams-Moulton method, which corrects a step once the network has been evaluated 
 
 The reverse SDE with eta times the variance (eta = 1 is the time reversal) has the same solution with the weight
 (1 + eta) exp((1 + eta)(l - lam')) under the integral of x0_hat; x keeps (sigma'/sigma) exp(-eta h), h = lam' - lam, and
-gains sigma' sqrt(1 - exp(-2 eta h)) n (Lu et al. 2022b, section 3.4 and Appendix D).
+gains sigma' sqrt(1 - exp(-2 eta h)) n (Lu et al. 2022b, SDE-DPM-Solver++).
 
 The first steps have fewer values than the order needs. They take a lower order ("ramp"), which costs the methods of
 order 3 and more their order, because the first step's error is never repaired; or the classical Runge-Kutta step on

@@ -137,7 +137,7 @@ def ddim_inversion(denoiser: Denoiser, x: Tensor, grid: TimeGrid, *, refinements
 
     Each step takes x0_hat at the node where it starts, one evaluation, so that DDIM leads back to x up to its own
     first-order error. With refinements it is taken again at the node where the step ends, as DDIM will, `refinements`
-    times: a fixed-point iteration, whose limit DDIM inverts exactly (Pan et al. 2023, section 3.2).
+    times: a fixed-point iteration, whose limit DDIM inverts exactly (Pan et al. 2023).
 
     Raises UserError for a negative number of refinements.
     """

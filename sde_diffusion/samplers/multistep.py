@@ -1,10 +1,10 @@
 """Multistep samplers: what each continues over the step, and its moments. See adams.py for the method.
 
-    deis          eps, u = lam or t, exact moments                     Zhang and Chen 2023, equation 15
+    deis          eps, u = lam or t, exact moments                     Zhang and Chen 2023, AB-DEIS
     lms           eps, u = sigma/alpha, exact moments, which makes it Adams-Bashforth for x/alpha
     dpmpp_2m      x0, u = lam, m_1 = m_0/2 ("midpoint") or exact       Lu et al. 2022b, Algorithm 2
     dpmpp_3m      x0, u = lam, exact, or m_2/2 ("published")           the same authors' code
-    dpmpp_2m_sde  dpmpp_2m on the reverse SDE                          Lu et al. 2022b, Appendix D
+    dpmpp_2m_sde  dpmpp_2m on the reverse SDE                          Lu et al. 2022b, SDE-DPM-Solver++
     unipc         x0 or eps, u = lam, m_1 = B(h)/2 where there are two moments, otherwise exact, with the corrector;
                   B_1(h) = h, B_2(h) = m_0                             Zhao et al. 2023, Algorithms 1 and 2
 

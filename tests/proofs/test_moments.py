@@ -63,6 +63,18 @@ def test_every_sampler_has_a_row() -> None:
     assert set(SAMPLERS) == set(sd.SAMPLERS)
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_table_of_samplers_says_what_is_proven(sampler: str) -> None:
+    """`--mode samplers` prints it: the order and the noise are those of the rows."""
+    entry, row = sd.samplers.SAMPLER_TABLE[sampler], SAMPLERS[sampler]
+    assert (entry.noise == "drawn") is not row.deterministic
+    if row.order is not None:
+        assert str(row.order) in entry.order
+    assert ("adaptive" in entry.order) is (row.nfe is None)
+    if entry.evaluations in ("1", "2") and row.nfe is not None and "start" not in row.options:
+        assert row.nfe(11) - row.nfe(10) == int(entry.evaluations)
+
+
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("dims", MIXTURES)
 def test_the_quick_denoiser_is_the_oracle(dims: int, process: str) -> None:

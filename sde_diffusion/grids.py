@@ -46,6 +46,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate, islice, pairwise, repeat
 
 import torch
@@ -66,6 +67,10 @@ class Node:
     def __getitem__(self, index: int | slice | Tensor) -> Node:
         """Some of several nodes."""
         return Node(self.t[index], self.kernel[index])
+
+    def unbind(self) -> list[Node]:
+        """Several nodes [n] one by one."""
+        return [Node(t, kernel) for t, kernel in zip(self.t.unbind(), self.kernel.unbind())]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,10 +102,10 @@ class TimeGrid:
         """Number of steps, the final one to x0_hat included."""
         return len(self.times)
 
-    @property
+    @cached_property
     def nodes(self) -> list[Node]:
         """All nodes, from noise to data."""
-        return [Node(t, kernel) for t, kernel in zip(self.times.unbind(), self.levels.kernel.unbind())]
+        return self.levels.unbind()
 
     def place(self, kernel: Kernel) -> str:
         """Where a noise level lies on the grid, in words: the step that it belongs to, counted from 1."""

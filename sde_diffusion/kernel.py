@@ -86,7 +86,7 @@ class Kernel:
 
     def __getitem__(self, index: int | slice | Tensor) -> Kernel:
         """The kernels of some of the levels or samples."""
-        return Kernel(self.alpha[index], self.sigma[index])
+        return _checked(self.alpha[index], self.sigma[index])
 
     def unbind(self) -> list[Kernel]:
         """The kernels [] of all levels [n]."""

@@ -74,7 +74,7 @@ def _per_sample(f: Field, y: Tensor, t0: float, t1: float, rtol: float, atol: fl
         if nfe + 6 > max_nfe:
             raise UserError(
                 f"the flow needs more than {max_nfe} evaluations: at rtol {rtol}, atol {atol} the slowest sample "
-                f"reached t = {_slowest(t, sign):.4g} of {t1:.4g}; loosen the tolerances or raise max_nfe"
+                f"has come {_share(t, t0, t1)} of the way; loosen the tolerances or raise max_nfe"
             )
         step = sign * torch.minimum(h, (t1 - t).abs())
         weight = step.to(y)[:, None]
@@ -85,7 +85,7 @@ def _per_sample(f: Field, y: Tensor, t0: float, t1: float, rtol: float, atol: fl
         error = weight * torch.mv(flat.T, rows[-1]).view_as(y)
         ratio = _rms(error, atol + rtol * torch.maximum(y.abs(), y_stage.abs())).double().cpu()
         if bool(ratio.isnan().any()):
-            raise UserError(f"the flow is not a number at t = {_slowest(t, sign):.4g}: check the model's output")
+            raise UserError(f"the flow is not a number after {_share(t, t0, t1)} of its way: check the model's output")
         accept = ratio <= 1.0
         here = accept.to(y.device)[:, None]
         y = torch.where(here, y_stage, y)
@@ -98,22 +98,39 @@ def _per_sample(f: Field, y: Tensor, t0: float, t1: float, rtol: float, atol: fl
     return y
 
 
-def _slowest(t: Tensor, sign: float) -> float:
-    return float(sign * (sign * t).min())
+def _share(t: Tensor, t0: float, t1: float) -> str:
+    """How far the slowest sample has come from t0 to t1."""
+    return f"{100.0 * float(((t - t0) / (t1 - t0)).min()):.0f}%"
+
+
+def _watched(f: Field, t0: float, t1: float, max_nfe: int) -> Field:
+    """f, with an error for more than max_nfe evaluations and for values that are not finite."""
+    nfe = 0
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        nonlocal nfe
+        nfe += 1
+        if nfe > max_nfe:
+            raise UserError(
+                f"the flow needs more than {max_nfe} evaluations: it has come {_share(t, t0, t1)} of the way"
+            )
+        out = f(t, y)
+        if not bool(out.isfinite().all()):
+            raise UserError(f"the flow is not finite after {_share(t, t0, t1)} of its way: check the model's output")
+        return out
+
+    return field
 
 
 def _scipy(method: str) -> Callable[[Field, Tensor, float, float, float, float, int], Tensor]:
     def solve(f: Field, y: Tensor, t0: float, t1: float, rtol: float, atol: float, max_nfe: int) -> Tensor:
         from scipy.integrate import solve_ivp  # 0.8 s to import
 
-        nfe = 0
+        watched = _watched(f, t0, t1, max_nfe)
 
         def field(t: float, flat: object) -> object:
-            nonlocal nfe
-            nfe += 1
-            if nfe > max_nfe:
-                raise UserError(f"the flow needs more than {max_nfe} evaluations: it reached t = {t:.4g} of {t1:.4g}")
-            return f(as_schedule(t), torch.as_tensor(flat).to(y).reshape(y.shape)).double().cpu().numpy().ravel()
+            state = torch.as_tensor(flat).to(y).reshape(y.shape)
+            return watched(as_schedule(t), state).double().cpu().numpy().ravel()
 
         start = y.detach().double().cpu().numpy().ravel()
         solution = solve_ivp(field, (t0, t1), start, method=method, rtol=rtol, atol=atol, t_eval=[t1])
@@ -133,21 +150,19 @@ def _torchdiffeq(method: str) -> Callable[[Field, Tensor, float, float, float, f
     def solve(f: Field, y: Tensor, t0: float, t1: float, rtol: float, atol: float, max_nfe: int) -> Tensor:
         from torchdiffeq import odeint
 
-        nfe = 0
-
-        def field(t: Tensor, state: Tensor) -> Tensor:
-            nonlocal nfe
-            nfe += 1
-            if nfe > max_nfe:
-                raise UserError(
-                    f"the flow needs more than {max_nfe} evaluations: it reached t = {float(t):.4g} of {t1:.4g}"
-                )
-            return f(as_schedule(t), state)
-
+        watched = _watched(f, t0, t1, max_nfe)
         span = torch.tensor([t0, t1], dtype=torch.float64, device=y.device)
         # Without step_t an adaptive step may evaluate f beyond t1, where a schedule need not exist.
         options = {"norm": _worst_sample(y.shape), "step_t": span[1:], "dtype": torch.float64}
-        return odeint(field, y, span, rtol=rtol, atol=atol, method=method, options=options)[-1]
+        return odeint(
+            lambda t, state: watched(as_schedule(t), state),
+            y,
+            span,
+            rtol=rtol,
+            atol=atol,
+            method=method,
+            options=options,
+        )[-1]
 
     return solve
 

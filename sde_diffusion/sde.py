@@ -103,8 +103,9 @@ class SDE(ABC):
     def reverse(self, t: Scalar, level: Scalar = 1.0) -> tuple[Tensor, Tensor]:
         """(p, q) of the drift p x + q x0_hat = velocity - level^2/2 g^2 score of a reverse-time SDE, [] or [B].
 
-        With the noise level * g they all have the marginals of the process (Huang et al. 2021; Zhang and Chen 2023, section 2): level 1
-        is its time reversal (Anderson 1982), where the drift is f x - g^2 score, and level 0 the probability flow.
+        With the noise level * g they all have the marginals of the process (Huang et al. 2021; Zhang and Chen 2023,
+        section 2): level 1 is its time reversal (Anderson 1982), where the drift is f x - g^2 score, and level 0 the
+        probability flow.
         """
         kernel = self.kernel(t)
         p, q = self.flow(t)

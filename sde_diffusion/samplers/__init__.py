@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -94,10 +95,15 @@ class Sample:
     nfe: int
 
 
+@cache
+def _schema(function: Callable[..., Tensor]) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters
+    return {name: p.default for name, p in parameters.items() if name not in _SHARED}
+
+
 def sampler_options(sampler: str) -> dict[str, Any]:
     """The named options of a sampler and their defaults. Raises UserError for an unknown sampler."""
-    parameters = inspect.signature(choose("sampler", sampler, SAMPLERS)).parameters
-    return {name: p.default for name, p in parameters.items() if name not in _SHARED}
+    return dict(_schema(choose("sampler", sampler, SAMPLERS)))
 
 
 def check_options(sampler: str, options: dict[str, Any]) -> None:

@@ -5,8 +5,8 @@ Backwards in time the process solves dx = (f x - g^2 score) dt + g dw, with dt <
     dx = (u - s^2/2 g^2 score) dt + s g dw,          u = f x - g^2/2 score,
 
 which all have the same marginals: s = 1 is the time reversal, s = 0 the probability flow, and s > 1 forgets its past
-faster (Huang et al. 2021; Zhang and Chen 2023, section 2). The score is linear in x and x0_hat, so that the drift is p x + q x0_hat, and
-one step over dt = t_next - t is
+faster (Huang et al. 2021; Zhang and Chen 2023, section 2). The score is linear in x and x0_hat, so that the drift is
+p x + q x0_hat, and one step over dt = t_next - t is
 
     x_next = (1 + dt p) x + dt q x0_hat + s g_t sqrt(-dt) n,          n ~ N(0, I),
 

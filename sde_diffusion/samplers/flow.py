@@ -24,7 +24,8 @@ In the angle phi the state, of about unit variance, moves at the v-prediction, c
 2022, Appendix D): a speed of about one from noise to data, under every process, and no singular end where alpha = 0.
 What the network decides is spread evenly over log phi, down to a phi of some hundredths, below which the path is
 straight; so in log_angle, phi' = dphi/du = phi + 0.05, the steps are of almost one length, and hardly any is refused.
-It takes the fewest evaluations: see benchmarks/flow_variable.py. t is the variable of Song et al. (2021).
+On networks and mixtures it
+takes the fewest evaluations: see benchmarks/flow_variable.py. t is the variable of Song et al. (2021).
 """
 
 from __future__ import annotations
@@ -115,9 +116,10 @@ def heun(
     notify = on_step or ignore_step
     now, next = grid.levels[:-1], grid.levels[1:]
     nodes, raise_table = grid.nodes, []
+    targets = nodes[1:]
     if churn:
         now, columns = churned(grid.sde, now, churn / grid.steps, churn_min, churn_max, churn_noise)
-        nodes = [*(now[i] for i in range(len(now.t))), nodes[-1]]
+        nodes = now.unbind()
         raise_table = as_table(columns)
     ahead_row, full_row = heun_rows(grid.sde, now, next)
     for index, (ahead, full) in enumerate(zip(as_table(ahead_row), as_table(full_row))):
@@ -127,7 +129,7 @@ def heun(
         notify(index, nodes[index], x, x0_hat)
         x_next = combine(ahead, x, x0_hat)
         if stages == 2:
-            x_next = combine(full, x, x0_hat, denoiser(x_next, grid.nodes[index + 1].kernel))
+            x_next = combine(full, x, x0_hat, denoiser(x_next, targets[index].kernel))
         x = x_next
     return x
 

@@ -27,7 +27,7 @@ from sde_diffusion.sde import SDE
 def middle_level(sde: SDE, now: Node, next: Node) -> Node:
     """The nodes half way in log-SNR; half way in time where alpha = 0 and there is no log-SNR."""
     logsnr = 0.5 * (now.kernel.logsnr + next.kernel.logsnr)
-    t = torch.where(logsnr.isinf(), 0.5 * (now.t + next.t), sde.time_of(logsnr))
+    t = torch.where(logsnr.isfinite(), sde.time_of(logsnr), 0.5 * (now.t + next.t))
     return Node(t, sde.kernel(t))
 
 
@@ -51,10 +51,11 @@ def dpmpp_2s(
     halves = as_table(ddim_flow_row(sde, now, middle))
     # x' is DDIM's step with x0_hat at the middle: its coefficients are those of x and x0_hat.
     wholes = as_table((*ddim_flow_row(sde, now, down), added.sqrt()))
-    for index, (node, half, (*whole, std)) in enumerate(zip(grid.nodes, halves, wholes)):
+    steps = zip(grid.nodes, middle.unbind(), halves, wholes)
+    for index, (node, between, half, (*whole, std)) in enumerate(steps):
         x0_hat = denoiser(x, node.kernel)
         notify(index, node, x, x0_hat)
-        x = combine(whole, x, denoiser(combine(half, x, x0_hat), middle.kernel[index]))
+        x = combine(whole, x, denoiser(combine(half, x, x0_hat), between.kernel))
         if eta:
             x.add_(randn(x.shape, generator, like=x), alpha=std)
     return x

@@ -26,7 +26,6 @@ is measured on samples of grids that share their noise.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import pairwise

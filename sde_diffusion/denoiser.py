@@ -263,6 +263,8 @@ class CheckedDenoiser(_Wrapper):
                 f"the denoiser returned {tuple(x0_hat.shape)} for x of shape {tuple(x.shape)} in {self.where(kernel)}"
             )
         if self.finite and not bool(x0_hat.isfinite().all()):
+            if kernel.alpha.ndim:  # one level a sample: those of the samples that failed
+                kernel = kernel[~x0_hat.isfinite().flatten(1).all(1).cpu()]
             raise UserError(f"the denoiser returned values that are not finite in {self.where(kernel)}")
         return x0_hat, fraction
 

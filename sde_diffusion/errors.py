@@ -13,6 +13,10 @@ class UserError(ValueError):
     """A request that cannot be carried out: one sentence that says what was wrong and what is valid."""
 
 
+class NotFinite(UserError):
+    """Values that are not finite where a solver needs numbers."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A sentence that lists the valid names, the one most like `name` first of all."""
     names = sorted(valid)

@@ -22,7 +22,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import UserError, choose
+from sde_diffusion.errors import NotFinite, UserError, choose
 from sde_diffusion.kernel import Scalar, as_schedule
 
 Field = Callable[[Tensor, Tensor], Tensor]
@@ -85,7 +85,7 @@ def _per_sample(f: Field, y: Tensor, t0: float, t1: float, rtol: float, atol: fl
         error = weight * torch.mv(flat.T, rows[-1]).view_as(y)
         ratio = _rms(error, atol + rtol * torch.maximum(y.abs(), y_stage.abs())).double().cpu()
         if bool(ratio.isnan().any()):
-            raise UserError(f"the flow is not a number after {_share(t, t0, t1)} of its way: check the model's output")
+            raise NotFinite(f"the flow is not a number after {_share(t, t0, t1)} of its way: check the model's output")
         accept = ratio <= 1.0
         here = accept.to(y.device)[:, None]
         y = torch.where(here, y_stage, y)
@@ -116,7 +116,7 @@ def _watched(f: Field, t0: float, t1: float, max_nfe: int) -> Field:
             )
         out = f(t, y)
         if not bool(out.isfinite().all()):
-            raise UserError(f"the flow is not finite after {_share(t, t0, t1)} of its way: check the model's output")
+            raise NotFinite(f"the flow is not finite after {_share(t, t0, t1)} of its way: check the model's output")
         return out
 
     return field

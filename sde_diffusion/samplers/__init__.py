@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.denoiser import CheckedDenoiser, CountingDenoiser, Denoiser
-from sde_diffusion.errors import UserError, choose, nearest
+from sde_diffusion.errors import NotFinite, UserError, choose, nearest
 from sde_diffusion.grids import TimeGrid
 from sde_diffusion.noise import Generators, fresh, rewind, states
 from sde_diffusion.samplers.adaptive_sde import adaptive_sde
@@ -169,11 +169,15 @@ def sample(
             out = x0_hat
         return out
 
-    out = run(on_step, finite=False)
-    if not bool(out.isfinite().all()):
-        # Looking at every step would cost each sampling a pass over the memory, and a GPU its lead over the host; so
-        # the steps are taken once more, with the same noise, to find the first bad one.
-        rewind(generator, before)
-        run(None, finite=True)
-        raise UserError(f"{sampler} gave samples that are not finite: check the model, or take more or smaller steps")
-    return Sample(out, counted.nfe)
+    try:
+        out = run(on_step, finite=False)
+        if bool(out.isfinite().all()):
+            return Sample(out, counted.nfe)
+        complaint: UserError = NotFinite(f"{sampler} gave samples that are not finite: take more or smaller steps")
+    except NotFinite as error:
+        complaint = error
+    # Looking at every step would cost each sampling a pass over the memory, and a GPU its lead over the host; so the
+    # steps are taken once more, with the same noise, to find the first bad one.
+    rewind(generator, before)
+    run(None, finite=True)
+    raise complaint

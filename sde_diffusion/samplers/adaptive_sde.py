@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.denoiser import Denoiser
-from sde_diffusion.errors import UserError
+from sde_diffusion.errors import NotFinite, UserError
 from sde_diffusion.grids import TimeGrid
 from sde_diffusion.kernel import combine, match
 from sde_diffusion.noise import Generators, fresh, randn
@@ -91,7 +91,7 @@ def adaptive_sde(
         scale = torch.maximum(first.abs(), before.abs()).mul_(rtol).clamp_min_(atol)
         error = ((first - second) / scale).flatten(1).square().mean(1).sqrt().double().cpu()
         if bool(error.isnan().any()):
-            raise UserError(f"the reverse SDE is not a number at t = {float(t.max()):.4g}: check the model's output")
+            raise NotFinite(f"the reverse SDE is not a number at t = {float(t.max()):.4g}: check the model's output")
         accept = error <= 1.0
         passed, kept = (match(mask.to(t), x) > 0 for mask in (accept, bridged & (size < known)))
         x, before = torch.where(passed, second, x), torch.where(passed, first, before)

@@ -33,6 +33,7 @@ def solved(
         x=vectors[f"{name}_z"].to(dtype),
         finish="none",
         method=method,
+        variable="t",
         rtol=tolerance,
         atol=tolerance,
     )

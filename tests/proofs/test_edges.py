@@ -321,11 +321,11 @@ def test_the_step_is_counted_from_one(step: int, row: str) -> None:
 
 
 @pytest.mark.parametrize("row", ADAPTIVE)
-def test_an_adaptive_sampler_names_the_time_of_a_model_that_is_not_finite(row: str) -> None:
+def test_an_adaptive_sampler_names_the_level_of_a_model_that_is_not_finite(row: str) -> None:
     def denoiser(x: Tensor, kernel: sd.Kernel) -> Tensor:
         return MIXTURES[2].denoiser()(x, kernel) * torch.where(kernel.sigma < 0.5, torch.nan, 1.0).reshape(-1, 1)
 
-    with pytest.raises(sd.UserError, match=r"is not a number at t = .*: check the model's output"):
+    with pytest.raises(sd.UserError, match=r"not finite in step 1 of 2 \(alpha = .*, sigma = 0\.[0-4]\d*\)"):
         run(row, denoiser, (4, 2), grid_of("VPSDE", 2), generator=generator(0))
 
 
@@ -438,3 +438,21 @@ def test_tolerances_that_are_not_positive(options: dict[str, float]) -> None:
 def test_a_variable_without_a_start(variable: str) -> None:
     sentence = f"{variable} is infinite at t = 1, where alpha = 0; choose 'log_angle' or 't'"
     refused(sentence, "ode", "RectifiedFlow", variable=variable)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row not in ADAPTIVE])
+def test_no_step_waits_for_the_values_of_a_tensor(row: str) -> None:
+    """On the meta device, where tensors have shapes and no values, whatever would wait for a GPU is an error."""
+    sampler, options = sd.SAMPLERS[row.split()[0]], ROWS[row].options
+    x = torch.empty(4, 3, device="meta")
+    seen = []
+
+    def denoiser(x: Tensor, kernel: sd.Kernel) -> Tensor:
+        seen.append(x.device.type)
+        return torch.empty_like(x)
+
+    for norm in ["sample", "batch"] if row == "pc langevin" else [None]:
+        named = options if norm is None else {**options, "norm": norm}
+        out = sampler(denoiser, x, grid_of("VPSDE", 6), generator=generator(0), **named)
+        assert out.device.type == "meta" and out.shape == x.shape
+    assert set(seen) == {"meta"}

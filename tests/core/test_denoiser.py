@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import sde_diffusion as sd
-from sde_diffusion.denoiser import INPUT_SCALES, LABELS
+from sde_diffusion.denoiser import INPUT_SCALES, LABELS, moments
 from sde_diffusion.kernel import match
 from sde_diffusion.prediction import PREDICTIONS
 from tests.proofs.cases import MIXTURES, PROCESSES, generator
@@ -265,3 +265,56 @@ def test_counting() -> None:
     for n in (1, 2, 3):
         torch.testing.assert_close(counted(x, k), MIXTURE.denoiser()(x, k), **CLOSE)
         assert counted.nfe == n
+
+
+class WithVariance(nn.Module):
+    """A network of 2 C channels: eps = x, and in the second half v = tanh(x)."""
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        return torch.cat([x, x.tanh()], dim=1)
+
+
+def test_a_learned_variance_goes_through_every_wrapper() -> None:
+    """The fraction is (v + 1)/2 of the network's own x; x0_hat is what each wrapper makes of it."""
+    spec = sd.NetworkSpec(process=PROCESSES["DiscreteVP"], label="index", variance="learned_range", shape=(3, 2, 2))
+    network = sd.NetworkDenoiser(WithVariance(), spec)
+    kernel = PROCESSES["DiscreteVP"].kernel(0.4)
+    x = torch.randn(5, 3, 2, 2, generator=generator(0), dtype=torch.float64)
+    x0_hat, fraction = (x - kernel.sigma * x) / kernel.alpha, 0.5 * (x.tanh() + 1.0)
+    for wrapped, expected in (
+        (network, x0_hat),
+        (sd.CountingDenoiser(network), x0_hat),
+        (sd.ConditionedDenoiser(network), x0_hat),
+        (sd.ClippedDenoiser(network, -0.3, 0.2), x0_hat.clamp(-0.3, 0.2)),
+        (sd.GuidedDenoiser(network, lambda x, kernel: 0.0 * x, 1.5), 2.5 * x0_hat),
+        (sd.RangeDenoiser(network, -1.0, 1.0), x0_hat),
+    ):
+        found = moments(wrapped, x, kernel)
+        torch.testing.assert_close(found[0], expected, **CLOSE)
+        torch.testing.assert_close(found[1], fraction, **CLOSE)
+        torch.testing.assert_close(wrapped(x, kernel), expected, **CLOSE)
+    assert moments(lambda x, kernel: x, x, kernel)[1] is None
+    with pytest.raises(sd.UserError, match="did you mean 'learned_range'"):
+        sd.NetworkSpec(process=PROCESSES["DiscreteVP"], variance="learned")
+
+
+def test_a_learned_variance_is_used_by_ddpm() -> None:
+    """A saturated v of +-1 is the variance beta or the posterior's."""
+    spec = sd.NetworkSpec(process=PROCESSES["DiscreteVP"], label="index", variance="learned_range", shape=(2, 1, 1))
+
+    class Saturated(nn.Module):
+        def __init__(self, v: float) -> None:
+            super().__init__()
+            self.v = v
+
+        def forward(self, x: Tensor, label: Tensor) -> Tensor:
+            return torch.cat([0.5 * x, torch.full_like(x, self.v)], dim=1)
+
+    def drawn(v: float, variance: str) -> Tensor:
+        denoiser = sd.NetworkDenoiser(Saturated(v), spec)
+        grid = sd.make_grid(PROCESSES["DiscreteVP"], 20, "strided")
+        options = {"sampler": "ddpm", "generator": generator(1), "dtype": torch.float64, "variance": variance}
+        return sd.sample(denoiser, (4, 2, 1, 1), grid, **options).x
+
+    torch.testing.assert_close(drawn(1.0, "learned"), drawn(0.0, "beta"), **CLOSE)
+    torch.testing.assert_close(drawn(-1.0, "learned"), drawn(0.0, "posterior"), **CLOSE)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde_diffusion.kernel import CLEAN, Kernel, as_schedule, match
+from sde_diffusion.kernel import CLEAN, Kernel, as_schedule, combine, match
 from tests.proofs.cases import PROCESSES, generator
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
@@ -72,3 +72,23 @@ def test_a_short_transition_is_a_step_of_the_sde(process: str) -> None:
 
 def _pair(kernel: Kernel) -> tuple[Tensor, Tensor]:
     return kernel.alpha, kernel.sigma
+
+
+def test_combine_is_the_sum_of_its_terms() -> None:
+    """Coefficients as numbers, as one tensor [], and as one a sample; the tensors stay as they were."""
+    x, y, z = torch.randn(3, 4, 2, 5, generator=generator(0), dtype=torch.float64)
+    copies = x.clone(), y.clone(), z.clone()
+    each = torch.tensor([0.5, -1.0, 2.0, 0.0], dtype=torch.float64)
+    one = torch.tensor(-0.7, dtype=torch.float64)
+    expected = each[:, None, None] * x - 0.7 * y + 3.0 * z
+    torch.testing.assert_close(combine((each, one, 3.0), x, y, z), expected, **CLOSE)
+    torch.testing.assert_close(combine((3.0, each, one), z, x, y), expected, **CLOSE)
+    assert all(torch.equal(a, b) for a, b in zip((x, y, z), copies, strict=True))
+    with pytest.raises(ValueError):
+        combine((1.0, 2.0), x)
+
+
+def test_combine_has_a_gradient() -> None:
+    x, y = torch.randn(2, 4, 3, generator=generator(0), dtype=torch.float64).requires_grad_(True)
+    gradients = torch.autograd.grad(combine((2.0, torch.tensor(-3.0)), x, y).sum(), (x, y))
+    assert bool((gradients[0] == 2.0).all()) and bool((gradients[1] == -3.0).all())

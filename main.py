@@ -127,7 +127,7 @@ def apply_flags(config: ConfigDict) -> None:
         choose_named(sampling, "sampler", FLAGS.sampler, "options", FLAGS.option)
         choose_named(sampling, "grid", FLAGS.grid, "grid_options", FLAGS.grid_option)
         sampling.options = ConfigDict(build.sampler_options(config))
-        sampling.grid_options = ConfigDict(build.grid_options(config))
+        sampling.grid_options = ConfigDict(build.grid_options(config, sampling.sampler))
     if FLAGS.steps is not None:
         sampling.steps = FLAGS.steps
     if FLAGS.num_samples is not None:

@@ -361,8 +361,8 @@ def draw(
         "nfe": nfe,
         "samples": count,
         "seconds": round(time.perf_counter() - started, 3),
-        "grid": config.sampling.grid,
-        "grid_options": build.grid_options(config),
+        "grid": build.grid_kind(config, sampler),
+        "grid_options": build.grid_options(config, sampler),
         "snap": config.sampling.snap,
         "smallest_time": float(grid.times[-1]),
         "process": {key: value for key, value in process_state(grid.sde).items() if not isinstance(value, list)},
@@ -392,7 +392,7 @@ def sample_into(
     """Draw the samples of one sampler, write its picture, arrays and manifest; the row for the table."""
     denoiser = denoiser_of(trained, config.sampling.weights, build.device(config))
     count = config.sampling.num_samples
-    grid = build.grid(config, denoiser.spec.process, steps)
+    grid = build.grid(config, denoiser.spec.process, steps, sampler)
     arrays, protocol = draw(config, denoiser, trained.transform, trained.classes, sampler, grid, count, options)
     shown = arrays["images" if "images" in arrays else "samples"]
     shown = shown[:PICTURE_SAMPLES] if "images" in arrays else shown
@@ -540,6 +540,7 @@ def sampler_rows() -> list[dict[str, str]]:
             "order": entry.order,
             "evaluations": entry.evaluations,
             "noise": entry.noise,
+            "grid": entry.grid,
             "options": _listed(sampler_options(name)),
             "source": entry.source,
         }
@@ -561,11 +562,12 @@ def grid_rows() -> list[dict[str, str]]:
 
 def catalogue() -> str:
     """The samplers and grids as tables of text."""
-    samplers = wrapped(sampler_rows(), {"order": 17, "evaluations": 15, "noise": 10, "options": 28, "source": 23})
+    samplers = wrapped(sampler_rows(), {"order": 17, "evaluations": 12, "noise": 6, "options": 28, "source": 19})
     return "\n\n".join(
         [
             "Samplers (--sampler NAME, --sampler.OPTION VALUE), with their order of convergence and the network's\n"
-            "evaluations a step under the default options; the step to x0_hat at the end is one evaluation more.",
+            "evaluations a step under the default options; the step to x0_hat at the end is one evaluation more. The\n"
+            "grid is what --grid auto, the default, takes.",
             table(samplers),
             "Grids of noise levels (--grid NAME, --grid.OPTION VALUE).",
             table(wrapped(grid_rows(), {"options": 30, "nodes": 72})),

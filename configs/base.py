@@ -76,7 +76,7 @@ def get_config() -> ConfigDict:
     sampling.steps = 50  # grid nodes, the step to x0_hat included
     sampling.gallery = ("ddim:50", "pc:200", "ode")  # the bare job's samplers: NAME[:STEPS[:OPTION=VALUE,...]]
     sampling.options = ConfigDict()  # named options of the sampler; --sampler.NAME VALUE sets them
-    sampling.grid = "uniform"  # a key of sde_diffusion.GRIDS
+    sampling.grid = "auto"  # a key of sde_diffusion.GRIDS; "auto" takes the one that suits the sampler
     sampling.grid_options = ConfigDict()  # named options of the grid; --grid.NAME VALUE sets them
     sampling.snap = False  # move the nodes to the levels of the network's own process, where it is discrete
     sampling.t_end = -1.0  # time of the last node; negative for the process's smallest sampling time

@@ -38,5 +38,5 @@ def get_config() -> ConfigDict:
     config.training.sample_every = 1250
     config.training.checkpoint_every = 250
     config.sampling.num_samples = 500
-    config.sampling.gallery = ("ddim:50", "pc:100", "ode:50:rtol=1e-3,atol=1e-3")
+    config.sampling.gallery = ("ddim:50", "pc:100", "ode")
     return config

@@ -67,7 +67,7 @@ _TABLES: tuple[tuple[str, str, str, Any], ...] = (
     ("training", "weighting", "weighting", WEIGHTINGS),
     ("training", "times", "time sampler", TIME_SAMPLERS),
     ("sampling", "sampler", "sampler", SAMPLERS),
-    ("sampling", "grid", "grid", GRIDS),
+    ("sampling", "grid", "grid", {"auto": None, **GRIDS}),
     ("sampling", "weights", "weights", {"ema": 0, "raw": 0}),
     ("likelihood", "split", "split", {"train": 0, "test": 0}),
     ("likelihood", "method", "ODE method", SOLVERS),
@@ -91,7 +91,7 @@ def check(config: ConfigDict) -> None:
     process(config)
     gallery(config)
     sampler_options(config)
-    grid_options(config)
+    grid_options(config, config.sampling.sampler)
     if config.data.subtract_mean == "class" and not config.model.class_conditional:
         raise UserError(
             "data.subtract_mean='class' needs model.class_conditional=True: without labels a sample has no class "
@@ -213,9 +213,15 @@ def sampler_options(config: ConfigDict) -> dict[str, Any]:
     return checked_options("sampler", sampler, samplers.sampler_options(sampler), config.sampling.options)
 
 
-def grid_options(config: ConfigDict) -> dict[str, Any]:
+def grid_kind(config: ConfigDict, sampler: str) -> str:
+    """The kind of grid; for "auto" the one that suits the sampler."""
+    kind: str = config.sampling.grid
+    return samplers.SAMPLER_TABLE[sampler].grid if kind == "auto" else kind
+
+
+def grid_options(config: ConfigDict, sampler: str) -> dict[str, Any]:
     """The grid's named options. Raises UserError for one that it does not have or that has another type."""
-    kind = config.sampling.grid
+    kind = grid_kind(config, sampler)
     return checked_options("grid", kind, grids.grid_options(kind), config.sampling.grid_options)
 
 
@@ -238,8 +244,8 @@ def gallery(config: ConfigDict) -> list[tuple[str, int, dict[str, Any]]]:
     return found
 
 
-def grid(config: ConfigDict, sde: SDE, steps: int) -> TimeGrid:
-    """The sampling grid of a network trained under `sde`, with the given number of steps.
+def grid(config: ConfigDict, sde: SDE, steps: int, sampler: str) -> TimeGrid:
+    """The grid of a sampler for a network trained under `sde`, with the given number of steps.
 
     Raises UserError for a grid that the process does not have.
     """
@@ -247,10 +253,10 @@ def grid(config: ConfigDict, sde: SDE, steps: int) -> TimeGrid:
     return make_grid(
         sde,
         steps,
-        settings.grid,
+        grid_kind(config, sampler),
         t_end=_or_default(settings.t_end),
         snap=sde if settings.snap else None,
-        **grid_options(config),
+        **grid_options(config, sampler),
     )
 
 
@@ -260,7 +266,7 @@ def rehearse(config: ConfigDict, sampler: str, steps: int, options: Mapping[str,
     Raises UserError for what the grid or the sampler refuses, before a network is trained for them.
     """
     sde = process(config)
-    start = TimeGrid(sde, grid(config, sde, steps).times[:2])
+    start = TimeGrid(sde, grid(config, sde, steps, sampler).times[:2])
 
     def zero(x: Tensor, kernel: Kernel, **conditioning: Any) -> Tensor:
         return torch.zeros_like(x)

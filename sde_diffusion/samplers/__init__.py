@@ -49,6 +49,8 @@ class Entry:
     evaluations   of the network in a step; the last step, to x0_hat, is one more for all
     noise         "none", or "drawn" for a stochastic sampler
     source        the paper
+    grid          the kind of grid that suits it: methods of higher order extrapolate over the last step of a uniform
+                  grid, which is many times longer in log-SNR than the one before
     """
 
     function: Callable[..., Tensor]
@@ -56,6 +58,7 @@ class Entry:
     evaluations: str
     noise: str
     source: str
+    grid: str = "uniform"
 
 
 SAMPLER_TABLE: dict[str, Entry] = {
@@ -66,18 +69,20 @@ SAMPLER_TABLE: dict[str, Entry] = {
     "annealed_langevin": Entry(annealed_langevin, "-", "langevin_steps", "drawn", "Song and Ermon 2019, Algorithm 1"),
     "ode": Entry(ode, "adaptive, 5", "adaptive", "none", "Song et al. 2021, eq. 13; Dormand and Prince 1980"),
     "euler": Entry(euler, "1", "1", "none", "Song et al. 2021, eq. 13"),
-    "heun": Entry(heun, "2", "2", "with churn", "Karras et al. 2022, Algorithm 2"),
+    "heun": Entry(heun, "2", "2", "with churn", "Karras et al. 2022, Algorithm 2", "logsnr"),
     "ito": Entry(ito, "1", "1", "drawn", "Huang et al. 2021"),
     "adaptive_sde": Entry(adaptive_sde, "adaptive, 1", "2", "drawn", "Jolicoeur-Martineau et al. 2021, Algorithm 1"),
     "ddpm": Entry(ddpm, "1", "1", "drawn", "Ho et al. 2020, Algorithm 2"),
     "ddim": Entry(ddim, "1", "1", "with eta", "Song et al. 2020, eq. 12"),
-    "dpmpp_2s": Entry(dpmpp_2s, "2", "2", "with eta", "Lu et al. 2022b, Algorithm 1"),
-    "dpmpp_2m": Entry(dpmpp_2m, "2", "1", "none", "Lu et al. 2022b, Algorithm 2"),
-    "dpmpp_3m": Entry(dpmpp_3m, "2; 3 with start=runge_kutta", "1", "none", "Lu et al. 2022b, eq. 8"),
-    "dpmpp_2m_sde": Entry(dpmpp_2m_sde, "1", "1", "drawn", "Lu et al. 2022b, SDE-DPM-Solver++"),
-    "unipc": Entry(unipc, "2", "1", "none", "Zhao et al. 2023, Algorithms 1 and 2"),
-    "deis": Entry(deis, "2; 3 with start=runge_kutta", "1", "none", "Zhang and Chen 2023, AB-DEIS"),
-    "lms": Entry(lms, "2; 4 with start=runge_kutta", "1", "none", "Adams-Bashforth for Karras et al. 2022, eq. 1"),
+    "dpmpp_2s": Entry(dpmpp_2s, "2", "2", "with eta", "Lu et al. 2022b, Algorithm 1", "logsnr"),
+    "dpmpp_2m": Entry(dpmpp_2m, "2", "1", "none", "Lu et al. 2022b, Algorithm 2", "logsnr"),
+    "dpmpp_3m": Entry(dpmpp_3m, "2; 3 with start=runge_kutta", "1", "none", "Lu et al. 2022b, eq. 8", "logsnr"),
+    "dpmpp_2m_sde": Entry(dpmpp_2m_sde, "1", "1", "drawn", "Lu et al. 2022b, SDE-DPM-Solver++", "logsnr"),
+    "unipc": Entry(unipc, "2", "1", "none", "Zhao et al. 2023, Algorithms 1 and 2", "logsnr"),
+    "deis": Entry(deis, "2; 3 with start=runge_kutta", "1", "none", "Zhang and Chen 2023, AB-DEIS", "logsnr"),
+    "lms": Entry(
+        lms, "2; 4 with start=runge_kutta", "1", "none", "Adams-Bashforth for Karras et al. 2022, eq. 1", "logsnr"
+    ),
 }
 """The samplers; a new one is one line here."""
 

@@ -14,7 +14,7 @@ from sde_diffusion import build
 from sde_diffusion.checkpoint import build_network
 from sde_diffusion.data import Dataset
 from sde_diffusion.grids import GRIDS, grid_options
-from sde_diffusion.samplers import SAMPLERS, sampler_options
+from sde_diffusion.samplers import SAMPLER_TABLE, SAMPLERS, sampler_options
 
 NAMES = sorted(p.stem for p in (Path(__file__).parents[2] / "configs").glob("*.py") if p.stem != "__init__")
 SHAPES = {"digits": (1, 8, 8), "mnist5k": (1, 32, 32), "toy2d": (2,), "cifar10": (3, 32, 32)}
@@ -46,7 +46,7 @@ def test_every_configuration_builds(name: str) -> None:
     assert sd.NetworkSpec.from_state(spec.state()).options == spec.options
     assert parameters(name) > 1000
     for sampler, steps, options in build.gallery(config):
-        grid = build.grid(config, spec.process, steps)
+        grid = build.grid(config, spec.process, steps, sampler)
         assert grid.steps == steps and float(grid.times[0]) == 1.0
         build.rehearse(config, sampler, steps, options)
 
@@ -198,20 +198,32 @@ def test_a_grid_that_cannot_be_laid_does_not_stop_a_training() -> None:
     build.check(config)
 
 
+def test_the_automatic_grid_is_the_samplers_own() -> None:
+    """Measured: on a uniform grid the last step of a multistep sampler is an extrapolation, worse than DDIM."""
+    config, process = config_of("vpsde_digits"), sd.VPSDE()
+    assert config.sampling.grid == "auto"
+    for sampler, entry in SAMPLER_TABLE.items():
+        found = build.grid(config, process, 12, sampler).times
+        assert torch.equal(found, sd.make_grid(process, 12, entry.grid).times)
+    assert {entry.grid for entry in SAMPLER_TABLE.values()} == {"uniform", "logsnr"}
+    config.sampling.grid = "karras"
+    assert torch.equal(build.grid(config, process, 12, "unipc").times, sd.make_grid(process, 12, "karras").times)
+
+
 def test_grid_options_and_snap_reach_the_grid() -> None:
     config = config_of("ddpm_cifar")
     process = build.process(config)
     assert process.times is not None
     config.sampling.grid = "respaced"
     config.sampling.grid_options = ConfigDict({"sections": "10,10,5"})
-    grid = build.grid(config, process, 25)
+    grid = build.grid(config, process, 25, "ddim")
     assert torch.equal(grid.times, sd.make_grid(process, 25, "respaced", sections="10,10,5").times)
     config.sampling.grid, config.sampling.grid_options = "karras", ConfigDict()
-    assert not torch.isin(build.grid(config, process, 25).times, process.times).all()
+    assert not torch.isin(build.grid(config, process, 25, "ddim").times, process.times).all()
     config.sampling.snap = True
-    assert torch.isin(build.grid(config, process, 25).times, process.times).all()
+    assert torch.isin(build.grid(config, process, 25, "ddim").times, process.times).all()
     with pytest.raises(sd.UserError, match="levels of a discrete process"):
-        build.grid(config, sd.VPSDE(), 25)
+        build.grid(config, sd.VPSDE(), 25, "ddim")
 
 
 def test_a_network_that_does_not_fit_the_data() -> None:

@@ -562,7 +562,7 @@ def grid_rows() -> list[dict[str, str]]:
 
 def catalogue() -> str:
     """The samplers and grids as tables of text."""
-    samplers = wrapped(sampler_rows(), {"order": 17, "evaluations": 12, "noise": 10, "options": 28, "source": 16})
+    samplers = wrapped(sampler_rows(), {"order": 12, "evaluations": 12, "noise": 10, "options": 28, "source": 16})
     return "\n\n".join(
         [
             "Samplers (--sampler NAME, --sampler.OPTION VALUE), with their order of convergence and the network's\n"

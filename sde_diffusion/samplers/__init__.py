@@ -76,12 +76,12 @@ SAMPLER_TABLE: dict[str, Entry] = {
     "ddim": Entry(ddim, "1", "1", "with eta", "Song et al. 2020, eq. 12"),
     "dpmpp_2s": Entry(dpmpp_2s, "2", "2", "with eta", "Lu et al. 2022b, Algorithm 1", "logsnr"),
     "dpmpp_2m": Entry(dpmpp_2m, "2", "1", "none", "Lu et al. 2022b, Algorithm 2", "logsnr"),
-    "dpmpp_3m": Entry(dpmpp_3m, "2; 3 with start=runge_kutta", "1", "none", "Lu et al. 2022b, eq. 8", "logsnr"),
+    "dpmpp_3m": Entry(dpmpp_3m, "2; 3 with Runge-Kutta start", "1", "none", "Lu et al. 2022b, eq. 8", "logsnr"),
     "dpmpp_2m_sde": Entry(dpmpp_2m_sde, "1", "1", "drawn", "Lu et al. 2022b, SDE-DPM-Solver++", "logsnr"),
     "unipc": Entry(unipc, "2", "1", "none", "Zhao et al. 2023, Algorithms 1 and 2", "logsnr"),
-    "deis": Entry(deis, "2; 3 with start=runge_kutta", "1", "none", "Zhang and Chen 2023, AB-DEIS", "logsnr"),
+    "deis": Entry(deis, "2; 3 with Runge-Kutta start", "1", "none", "Zhang and Chen 2023, AB-DEIS", "logsnr"),
     "lms": Entry(
-        lms, "2; 4 with start=runge_kutta", "1", "none", "Adams-Bashforth for Karras et al. 2022, eq. 1", "logsnr"
+        lms, "2; 4 with Runge-Kutta start", "1", "none", "Adams-Bashforth for Karras et al. 2022, eq. 1", "logsnr"
     ),
 }
 """The samplers; a new one is one line here."""

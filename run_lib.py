@@ -540,7 +540,7 @@ def sampler_rows() -> list[dict[str, str]]:
             "order": entry.order,
             "evaluations": entry.evaluations,
             "noise": entry.noise,
-            "grid": entry.grid,
+            "grid": entry.grid or "of process",
             "options": _listed(sampler_options(name)),
             "source": entry.source,
         }

@@ -121,7 +121,7 @@ STOCHASTIC = [
     Curve("reverse_diffusion", (ORANGE, "v", "-")),
     Curve("ancestral", (SKY, "s", "-"), {"variance": "beta"}),
     Curve("ddpm", (BLUE, "^", "-"), {"variance": "posterior"}),
-    Curve("ito", (GREEN, "<", "-"), {"level": 0.5}),
+    Curve("ito", (GREEN, "<", "-"), {"stochasticity": 0.5}),
     Curve("dpmpp_2m_sde", (RED, "D", "-")),
     Curve("heun", (ORANGE, "P", "--"), {"churn": 10.0}, (2, 0)),
     Curve("pc", (PINK, "X", "-"), {}, (2, 1)),

@@ -214,9 +214,11 @@ def sampler_options(config: ConfigDict) -> dict[str, Any]:
 
 
 def grid_kind(config: ConfigDict, sampler: str) -> str:
-    """The kind of grid; for "auto" the one that suits the sampler."""
+    """The kind of grid; for "auto" the one that suits the sampler, or where any does, the process."""
     kind: str = config.sampling.grid
-    return samplers.SAMPLER_TABLE[sampler].grid if kind == "auto" else kind
+    if kind != "auto":
+        return kind
+    return samplers.SAMPLER_TABLE[sampler].grid or process(config).grid
 
 
 def grid_options(config: ConfigDict, sampler: str) -> dict[str, Any]:

@@ -30,7 +30,10 @@ from sde_diffusion.sde import SDE, process_from_state, process_state
 
 
 class Denoiser(Protocol):
-    """E[x_0 | x_t = x] for noisy data x [B, *D] at the noise level of a kernel; conditioning is by name."""
+    """E[x_0 | x_t = x] for noisy data x [B, *D] at the noise level of a kernel; conditioning is by name.
+
+    Samplers keep what it returns over some steps: it must not write to that tensor again.
+    """
 
     def __call__(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor: ...
 
@@ -203,7 +206,11 @@ class NetworkDenoiser:
         # The two ratios agree inside the home's range; outside it the larger part of x is the one to preserve.
         ratio = torch.where(kernel.alpha > kernel.sigma, home.alpha / kernel.alpha, home.sigma / kernel.sigma)
         x_home = match(ratio, x) * x
-        label = self._label(self.spec.process, t).to(device=x.device, dtype=x.dtype).expand(len(x))
+        label = self._label(self.spec.process, t)
+        if label.ndim:
+            label = label.to(device=x.device, dtype=x.dtype, non_blocking=True)
+        else:  # filled in on the device, which waits for no copy
+            label = torch.full((len(x),), float(label), device=x.device, dtype=x.dtype)
         out, fraction = VARIANCES[self.spec.variance](
             self.net(match(self._input_scale(home), x) * x_home, label, **conditioning)
         )
@@ -244,7 +251,7 @@ class CountingDenoiser(_Wrapper):
 
 
 class CheckedDenoiser(_Wrapper):
-    """Refuses an output of another shape than x and, with `finite`, values that are not finite.
+    """x0_hat in the dtype of x; refuses another shape than x's and, with `finite`, values that are not finite.
 
     where: says of a kernel where in the sampling it is. Raises UserError.
     """
@@ -258,6 +265,8 @@ class CheckedDenoiser(_Wrapper):
         if self.finite and not bool(x.isfinite().all()):
             raise UserError(f"the sampler diverged before {self.where(kernel)}: take more steps, or a lower order")
         x0_hat, fraction = moments(self.denoiser, x, kernel, **conditioning)
+        if not isinstance(x0_hat, Tensor):
+            raise UserError(f"the denoiser returned a {type(x0_hat).__name__}, not a tensor, in {self.where(kernel)}")
         if x0_hat.shape != x.shape:
             raise UserError(
                 f"the denoiser returned {tuple(x0_hat.shape)} for x of shape {tuple(x.shape)} in {self.where(kernel)}"
@@ -266,7 +275,7 @@ class CheckedDenoiser(_Wrapper):
             if kernel.alpha.ndim:  # one level a sample: those of the samples that failed
                 kernel = kernel[~x0_hat.isfinite().flatten(1).all(1).cpu()]
             raise UserError(f"the denoiser returned values that are not finite in {self.where(kernel)}")
-        return x0_hat, fraction
+        return x0_hat.to(x.dtype), fraction
 
 
 @dataclass(frozen=True)

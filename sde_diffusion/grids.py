@@ -361,6 +361,9 @@ def make_grid(
 ) -> TimeGrid:
     """A grid of `steps` nodes from the prior's time 1 to t_end (default: the process's smallest sampling time).
 
+    `sde.grid` names the kind that suits the process: uniform for all but EDM, whose time is sigma. Samplers of higher
+    order do better on "logsnr".
+
     snap: a discrete process, such as a network's home, to whose levels the nodes are moved. strided and respaced grids
     are levels of `sde` whatever t_end is. Options are those of the builder, listed by `grid_options(kind)`.
 

@@ -31,10 +31,12 @@ def sample_generators(
     return [seeded(seed, index, stream=stream, device=device) for index in indices]
 
 
-def fresh(generator: Generators) -> torch.Generator | Sequence[torch.Generator]:
-    """The generator itself, or where there is none a new one seeded by the operating system."""
+def fresh(
+    generator: Generators, device: torch.device | str | None = None
+) -> torch.Generator | Sequence[torch.Generator]:
+    """The generator itself, or where there is none a new one on the device, seeded by the operating system."""
     if generator is None:
-        generator = torch.Generator()
+        generator = torch.Generator(device=device or "cpu")
         generator.seed()
     return generator
 

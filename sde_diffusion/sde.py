@@ -45,6 +45,8 @@ class SDE(ABC):
     """Smallest time of a sampling grid (ibid.: 1e-3 for VP and sub-VP, 1e-5 for VE)."""
     t_likelihood: ClassVar[float] = 1e-5
     """Smallest time of the likelihood's integral (ibid.)."""
+    grid: ClassVar[str] = "uniform"
+    """The kind of sampling grid that suits the process's time."""
 
     @abstractmethod
     def kernel(self, t: Scalar) -> Kernel:
@@ -319,6 +321,7 @@ class EDM(SDE):
     The paper's time runs to sigma_max; ours to 1. Their steps in sigma and ours in t are the same steps.
     """
 
+    grid: ClassVar[str] = "karras"  # equal steps of sigma would jump over the data in the last one
     sigma_min: float = 0.002
     sigma_max: float = 80.0
 

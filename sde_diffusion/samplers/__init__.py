@@ -50,7 +50,7 @@ class Entry:
     noise         "none", or "drawn" for a stochastic sampler
     source        the paper
     grid          the kind of grid that suits it: methods of higher order extrapolate over the last step of a uniform
-                  grid, which is many times longer in log-SNR than the one before
+                  grid, which is many times longer in log-SNR than the one before; "" for that of the process
     """
 
     function: Callable[..., Tensor]
@@ -58,7 +58,7 @@ class Entry:
     evaluations: str
     noise: str
     source: str
-    grid: str = "uniform"
+    grid: str = ""
 
 
 SAMPLER_TABLE: dict[str, Entry] = {
@@ -154,12 +154,15 @@ def sample(
     denoise = choose("finish", finish, FINISHES)
     home = getattr(denoiser, "device", None)
     if x is None and shape is not None:
-        generator = fresh(generator)
-        x = grid.sde.prior_sample(shape, generator=generator, dtype=dtype, device=device or home)
+        where = device or home
+        generator = fresh(generator, where)
+        x = grid.sde.prior_sample(shape, generator=generator, dtype=dtype, device=where)
     assert x is not None
-    if home is not None and x.device != home:
+    if home is not None and x.device != torch.empty(0, device=home).device:
         raise UserError(f"x is on {x.device} and the denoiser on {home}; bring x there with x.to({str(home)!r})")
-    generator = fresh(generator)
+    if not bool(x.isfinite().all()):
+        raise UserError("the starting point x holds values that are not finite")
+    generator = fresh(generator, x.device)
     before = states(generator)
     counted = CountingDenoiser(denoiser)
 

@@ -14,7 +14,8 @@ that passes: of W over dt the part over the shorter dt' is drawn from the Browni
 
     W' = (dt'/dt) W + sqrt(dt' (dt - dt')/dt) n',
 
-and the rest of W is kept for the step that follows, which goes no further than to its end.
+and the rest of W is kept for the step that follows, which goes no further than to its end. A step inside the bridge
+that is refused too forgets its W' and draws another, given the same W.
 """
 
 from __future__ import annotations

@@ -24,12 +24,13 @@ the variance "beta" and VE models "posterior".
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from sde_diffusion.denoiser import Denoiser, moments
+from sde_diffusion.denoiser import CheckedDenoiser, Denoiser, moments
 from sde_diffusion.errors import UserError, choose
 from sde_diffusion.grids import Node, TimeGrid
 from sde_diffusion.kernel import Kernel, combine
@@ -137,12 +138,15 @@ def ddim_inversion(denoiser: Denoiser, x: Tensor, grid: TimeGrid, *, refinements
 
     Each step takes x0_hat at the node where it starts, one evaluation, so that DDIM leads back to x up to its own
     first-order error. With refinements it is taken again at the node where the step ends, as DDIM will, `refinements`
-    times: a fixed-point iteration, whose limit DDIM inverts exactly (Pan et al. 2023).
+    times: a fixed-point iteration, whose limit DDIM inverts exactly (Pan et al. 2023). It converges where the steps are
+    short in log-SNR, so on fine grids of the kind "logsnr".
 
-    Raises UserError for a negative number of refinements.
+    Raises UserError for a negative number of refinements, for refinements that diverge, and for a denoiser that returns
+    another shape or values that are not finite.
     """
     if refinements < 0:
         raise UserError(f"refinements must be 0 or more, got {refinements}")
+    denoiser = CheckedDenoiser(denoiser, grid.place, finite=True)
     nodes = grid.nodes
     up = as_table(ddim_flow_row(grid.sde, grid.levels[1:], grid.levels[:-1]))
     down = table(ddim_flow_row, grid)
@@ -150,7 +154,11 @@ def ddim_inversion(denoiser: Denoiser, x: Tensor, grid: TimeGrid, *, refinements
         low, high = nodes[index + 1].kernel, nodes[index].kernel
         latent = combine(up[index], x, denoiser(x, low))
         keep, pull = down[index]
+        moved = math.inf
         for _ in range(refinements):
-            latent = combine((1.0 / keep, -pull / keep), x, denoiser(latent, high))
+            before, latent = latent, combine((1.0 / keep, -pull / keep), x, denoiser(latent, high))
+            before_moved, moved = moved, float((latent - before).norm())
+            if moved > max(2.0 * before_moved, 1e-6 * float(latent.norm())):
+                raise UserError(f"the refinements diverge at {grid.place(high)}: take more steps, on a 'logsnr' grid")
         x = latent
     return x

@@ -58,13 +58,13 @@ def ito(
     *,
     generator: Generators = None,
     on_step: OnStep | None = None,
-    level: float = 0.5,
+    stochasticity: float = 0.5,
 ) -> Tensor:
-    """Euler-Maruyama on the reverse SDE with `level` times its noise; one evaluation a step, weak order 1.
+    """Euler-Maruyama on the reverse SDE with `stochasticity` times its noise; one evaluation a step, weak order 1.
 
-    level: 0 is `euler` and draws no noise, 1 is `euler_maruyama`; there is no upper bound. x: [B, *D].
+    stochasticity: 0 is `euler` and draws no noise, 1 is `euler_maruyama`; there is no upper bound. x: [B, *D].
     """
-    if level < 0:
-        raise UserError(f"level must be 0 (the flow) or more, 1 being the reverse SDE, got {level}")
-    row = partial(euler_maruyama_row, level=level) if level else euler_row
+    if not stochasticity >= 0:
+        raise UserError(f"stochasticity must be 0 (the flow) or more, 1 being the reverse SDE, got {stochasticity}")
+    row = partial(euler_maruyama_row, level=stochasticity) if stochasticity else euler_row
     return march(row, denoiser, x, grid, generator, on_step)

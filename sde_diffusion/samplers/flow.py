@@ -7,9 +7,10 @@
 t is the time of the grid. Under EDM's process, whose sigma is linear in t, the first two are the steps of Karras et al.
 (2022), Algorithm 1; the driver's last step, to x0_hat, is their Euler step to sigma = 0.
 
-Churn (ibid., Algorithm 2) adds noise before each step: sigma/alpha is raised by the factor 1 + gamma, where gamma is
+Churn (ibid., Algorithm 2) adds noise before each update: sigma/alpha is raised by the factor 1 + gamma, where gamma is
 churn/n for n steps, at most sqrt(2) - 1, and 0 outside of [churn_min, churn_max]. From the kernel of the node to that
-of the raised level it is a transition of the process, x_hat = a x + churn_noise sqrt(v) n, for any process.
+of the raised level it is a transition of the process, x_hat = a x + churn_noise sqrt(v) n, for any process. The step to
+x0_hat, the driver's, is never churned; in the paper it is, where its level lies in the range.
 
 The adaptive solver may take its steps in another variable u, with a scaled state y = x/r, dy/du = p y + q x0_hat. Let c
 and s be the cosine and sine of the angle phi = atan(sigma/alpha):
@@ -24,8 +25,8 @@ In the angle phi the state, of about unit variance, moves at the v-prediction, c
 2022, Appendix D): a speed of about one from noise to data, under every process, and no singular end where alpha = 0.
 What the network decides is spread evenly over log phi, down to a phi of some hundredths, below which the path is
 straight; so in log_angle, phi' = dphi/du = phi + 0.05, the steps are of almost one length, and hardly any is refused.
-On networks and mixtures it
-takes the fewest evaluations: see benchmarks/flow_variable.py. t is the variable of Song et al. (2021).
+On networks and mixtures it takes the fewest evaluations: see benchmarks/flow_variable.py. t is the variable of Song et
+al. (2021).
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ def churned(
     t = torch.where(inside, raised, node.t)
     hat = Node(t, sde.kernel(t))
     transition = hat.kernel.after(node.kernel)
-    return hat, (transition.alpha, churn_noise * transition.sigma)
+    # Where nothing is raised x stays as it is, at a node without signal too, whose transition to itself is 0/0.
+    return hat, (transition.alpha.where(inside, 1.0), (churn_noise * transition.sigma).where(inside, 0.0))
 
 
 def euler(
@@ -103,12 +105,12 @@ def heun(
     """Heun's method on the flow with churn (Karras et al. 2022, Algorithm 2); two evaluations a step, order 2.
 
     stages: 1 leaves Euler's step. churn > 0 adds fresh noise of churn_noise times its standard deviation before each
-    step whose sigma/alpha lies in [churn_min, churn_max]; without it no noise is drawn. on_step sees the raised level.
-    x: [B, *D].
+    update whose sigma/alpha lies in [churn_min, churn_max]; without it no noise is drawn. on_step sees the raised
+    level. x: [B, *D].
     """
     if stages not in (1, 2):
         raise UserError(f"heun has 1 or 2 stages, got {stages}")
-    if churn < 0 or churn_noise < 0 or churn_min > churn_max:
+    if not (churn >= 0 and churn_noise >= 0 and churn_min <= churn_max):
         raise UserError(
             f"churn and churn_noise must be at least 0 and churn_min at most churn_max, got {churn}, {churn_noise}, "
             f"{churn_min} and {churn_max}"
@@ -123,8 +125,9 @@ def heun(
         raise_table = as_table(columns)
     ahead_row, full_row = heun_rows(grid.sde, now, next)
     for index, (ahead, full) in enumerate(zip(as_table(ahead_row), as_table(full_row))):
-        if raise_table and raise_table[index][1] > 0:
-            x = combine(raise_table[index], x, randn(x.shape, generator, like=x))
+        if raise_table:
+            scale, std = raise_table[index]
+            x = combine((scale, std), x, randn(x.shape, generator, like=x)) if std > 0 else scale * x
         x0_hat = denoiser(x, nodes[index].kernel)
         notify(index, nodes[index], x, x0_hat)
         x_next = combine(ahead, x, x0_hat)
@@ -233,5 +236,6 @@ def ode(
         return combine((p, q), y, denoiser(match(scale, y) * y, kernel))
 
     y = x / match(along.scale(first.kernel), x)
+    y = y.float() if y.element_size() < 4 else y  # half precision cannot meet the tolerances
     y = integrate(field, y, start, end, method=method, rtol=rtol, atol=atol, max_nfe=max_nfe)
-    return match(along.scale(last.kernel), x) * y
+    return (match(along.scale(last.kernel), y) * y).to(x.dtype)

@@ -109,7 +109,7 @@ def dpmpp_2m_sde(
     eta multiplies the variance of the noise: 1 is the reverse SDE, 0 is dpmpp_2m and draws none. x: [B, *D].
     """
     check_orders("dpmpp_2m_sde", order, 2, final_order)
-    if eta < 0:
+    if not eta >= 0:
         raise UserError(f"eta must be 0 (the flow) or more, 1 being the reverse SDE, got {eta}")
     method = Adams(OUTPUTS["x0"], VARIABLES["logsnr"], choose("solver", solver, SOLVERS_2M), eta)
     return multistep(method, denoiser, x, grid, generator, on_step, order=order, final_order=final_order)

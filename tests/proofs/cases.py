@@ -137,7 +137,7 @@ SAMPLERS: dict[str, SamplerRow] = {
     ),
     "ode": SamplerRow(nfe=None, deterministic=True, visits=False, steps=50),
     "adaptive_sde": SamplerRow(nfe=None, visits=False, steps=2),
-    "ito": SamplerRow(nfe=one, order=1, flow=("euler", {"level": 0.0})),
+    "ito": SamplerRow(nfe=one, order=1, flow=("euler", {"stochasticity": 0.0})),
     "ddpm": SamplerRow(nfe=one, order=1),
     "dpmpp_2m_sde": SamplerRow(nfe=one, order=1, steps=200, flow=("dpmpp_2m", {"eta": 0.0})),
     "euler": flow_row(1),
@@ -153,8 +153,8 @@ SAMPLERS: dict[str, SamplerRow] = {
 """One row for every name in sd.SAMPLERS."""
 
 VARIANTS: dict[str, SamplerRow] = {
-    "ito level=0": flow_row(1, level=0.0),
-    "ito level=1.5": SamplerRow(nfe=one, order=1, options={"level": 1.5}, flow=("euler", {"level": 0.0})),
+    "ito flow": flow_row(1, stochasticity=0.0),
+    "ito beyond": SamplerRow(nfe=one, order=1, options={"stochasticity": 1.5}, flow=("euler", {"stochasticity": 0.0})),
     "ddim eta=0.7": SamplerRow(nfe=one, order=1, options={"eta": 0.7}, flow=("ddim", {"eta": 0.0})),
     "ddpm beta": SamplerRow(nfe=one, order=1, options={"variance": "beta"}),
     "heun stages=1": flow_row(1, stages=1),

@@ -261,6 +261,8 @@ def test_without_noise_it_is_its_ode(row: str, process: str) -> None:
     x = PROCESSES[process].prior_sample((4, 2), generator=generator(3), dtype=torch.float64)
     grid, denoiser = sd.make_grid(PROCESSES[process], 20, GRIDS[process].kind), quick_denoiser(MIXTURES[2])
     without = (
-        run("ito", denoiser, grid=grid, x=x, level=0.0) if not silent else run(row, denoiser, grid=grid, x=x, **silent)
+        run("ito", denoiser, grid=grid, x=x, stochasticity=0.0)
+        if not silent
+        else run(row, denoiser, grid=grid, x=x, **silent)
     )
     torch.testing.assert_close(without.x, run(other, denoiser, grid=grid, x=x).x, rtol=1e-12, atol=1e-12)

@@ -411,7 +411,7 @@ def test_eta_below_zero() -> None:
 
 
 def test_level_below_zero() -> None:
-    refused("level must be 0 (the flow) or more, 1 being the reverse SDE, got -0.5", "ito", level=-0.5)
+    refused("stochasticity must be 0 (the flow) or more, 1 being the reverse SDE, got -0.5", "ito", stochasticity=-0.5)
 
 
 @pytest.mark.parametrize("stages", [0, 3])
@@ -456,3 +456,38 @@ def test_no_step_waits_for_the_values_of_a_tensor(row: str) -> None:
         out = sampler(denoiser, x, grid_of("VPSDE", 6), generator=generator(0), **named)
         assert out.device.type == "meta" and out.shape == x.shape
     assert set(seen) == {"meta"}
+
+
+def test_churn_without_noise_still_moves_to_the_raised_level() -> None:
+    """The limit of churn_noise -> 0 is the step without noise: x brought to the raised level's signal scale."""
+    grid, x = grid_of("VPSDE", 12), torch.randn(3, 2, generator=generator(1), dtype=torch.float64)
+    none, hardly = (
+        sd.sample(DENOISER, grid=grid, x=x, sampler="heun", generator=generator(0), churn=6.0, churn_noise=noise).x
+        for noise in (0.0, 1e-12)
+    )
+    torch.testing.assert_close(none, hardly, rtol=1e-9, atol=1e-9)
+
+
+def test_what_a_denoiser_returns_takes_the_dtype_of_x() -> None:
+    x, oracle = torch.randn(3, 2, generator=generator(1)), MIXTURES[2].denoiser()
+
+    def half(x: Tensor, kernel: sd.Kernel) -> Tensor:
+        return oracle(x, kernel).to(torch.bfloat16)
+
+    assert sd.sample(half, grid=grid_of("VPSDE", 5), x=x).x.dtype == torch.float32
+    out = sd.sample(oracle, grid=grid_of("VPSDE", 2), x=x.half(), sampler="ode", rtol=1e-3, atol=1e-3)
+    assert out.x.dtype == torch.float16
+
+
+def test_other_bad_requests_are_one_sentence() -> None:
+    grid, x = grid_of("VPSDE", 5), torch.zeros(3, 2)
+    with pytest.raises(sd.UserError, match="returned a tuple, not a tensor"):
+        sd.sample(lambda x, kernel: (x, x), grid=grid, x=x)
+    with pytest.raises(sd.UserError, match="starting point x holds values that are not finite"):
+        sd.sample(DENOISER, grid=grid, x=x * float("nan"))
+    with pytest.raises(sd.UserError, match="stochasticity must be"):
+        sd.sample(DENOISER, grid=grid, x=x, sampler="ito", stochasticity=float("nan"))
+    with pytest.raises(sd.UserError, match="refinements diverge"):
+        sd.ddim_inversion(MIXTURES[2].denoiser(), 0.1 * torch.ones(4, 2), sd.make_grid(sd.VPSDE(), 10), refinements=30)
+    with pytest.raises(sd.UserError, match=r"returned \(3, 1\)"):
+        sd.ddim_inversion(lambda x, kernel: x[:, :1], x, grid)

@@ -101,7 +101,7 @@ def test_the_yardstick_itself(dims: int) -> None:
     assert deviation(moved, mixture).mean > 4.0
 
 
-ALSO = ("ito level=1.5", "heun churn", "dpmpp_2s eta=1", "ddpm beta")
+ALSO = ("ito beyond", "heun churn", "dpmpp_2s eta=1", "ddpm beta")
 """Rows besides those of SAMPLERS whose noise is another."""
 
 

@@ -204,8 +204,10 @@ def test_the_automatic_grid_is_the_samplers_own() -> None:
     assert config.sampling.grid == "auto"
     for sampler, entry in SAMPLER_TABLE.items():
         found = build.grid(config, process, 12, sampler).times
-        assert torch.equal(found, sd.make_grid(process, 12, entry.grid).times)
-    assert {entry.grid for entry in SAMPLER_TABLE.values()} == {"uniform", "logsnr"}
+        assert torch.equal(found, sd.make_grid(process, 12, entry.grid or "uniform").times)
+    assert {entry.grid for entry in SAMPLER_TABLE.values()} == {"", "logsnr"}
+    config.process.name = "EDM"
+    assert build.grid_kind(config, "ddim") == "karras" and build.grid_kind(config, "unipc") == "logsnr"
     config.sampling.grid = "karras"
     assert torch.equal(build.grid(config, process, 12, "unipc").times, sd.make_grid(process, 12, "karras").times)
 

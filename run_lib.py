@@ -567,7 +567,7 @@ def catalogue() -> str:
         [
             "Samplers (--sampler NAME, --sampler.OPTION VALUE), with their order of convergence and the network's\n"
             "evaluations a step under the default options; the step to x0_hat at the end is one evaluation more. The\n"
-            "grid is what --grid auto, the default, takes; process for the one of the process: uniform, or karras for EDM.",
+            'grid is what --grid auto, the default, takes: "process" is uniform, and karras under EDM.',
             table(samplers),
             "Grids of noise levels (--grid NAME, --grid.OPTION VALUE).",
             table(wrapped(grid_rows(), {"options": 30, "nodes": 72})),

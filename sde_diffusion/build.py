@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sde_diffusion import checkpoint, grids, samplers
 from sde_diffusion.data import DataOptions, Dataset, Splits, load_splits
 from sde_diffusion.denoiser import ClippedDenoiser, Denoiser, NetworkSpec
-from sde_diffusion.errors import UserError, choose, nearest
+from sde_diffusion.errors import UserError, choose, no_option
 from sde_diffusion.grids import GRIDS, TimeGrid, make_grid
 from sde_diffusion.kernel import Kernel
 from sde_diffusion.likelihood import DIVERGENCES, PROBES
@@ -197,8 +197,7 @@ def checked_options(kind: str, owner: str, schema: Mapping[str, Any], options: M
     found = {}
     for name, given in options.items():
         if name not in schema:
-            known = nearest(name, schema) if schema else "it takes no options."
-            raise UserError(f"{kind} {owner!r} has no option {name!r}; {known}")
+            raise UserError(no_option(kind, owner, name, schema))
         types, what = _OPTION_TYPES[type(schema[name])]
         value = _literal(given) if isinstance(given, str) and str not in types else given
         if type(value) not in types:

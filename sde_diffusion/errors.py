@@ -25,6 +25,12 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"{hint}Valid names: {', '.join(names)}."
 
 
+def no_option(kind: str, owner: str, name: str, valid: Iterable[str]) -> str:
+    """The sentence for an option that a sampler or a grid does not have."""
+    names = list(valid)
+    return f"{kind} {owner!r} has no option {name!r}; {nearest(name, names) if names else 'it takes no options.'}"
+
+
 def choose(kind: str, name: str, table: Mapping[str, T]) -> T:
     """`table[name]`, or a UserError that names the nearest valid names."""
     if name not in table:

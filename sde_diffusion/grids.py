@@ -52,7 +52,7 @@ from itertools import accumulate, islice, pairwise, repeat
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import UserError, choose, nearest
+from sde_diffusion.errors import UserError, choose, no_option
 from sde_diffusion.kernel import Kernel
 from sde_diffusion.sde import SDE
 
@@ -343,8 +343,7 @@ def _check_options(kind: str, options: dict[str, float | str]) -> None:
     valid = grid_options(kind)
     for name, value in options.items():
         if name not in valid:
-            known = nearest(name, valid) if valid else "It takes none."
-            raise UserError(f"grid {kind!r} has no option {name!r}; {known}")
+            raise UserError(no_option("grid", kind, name, valid))
         if isinstance(value, str) != isinstance(valid[name], str):
             wanted = "a string" if isinstance(valid[name], str) else "a number"
             raise UserError(f"{name} of grid {kind!r} is {wanted}, such as {valid[name]!r}, not {value!r}")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.denoiser import CheckedDenoiser, CountingDenoiser, Denoiser
-from sde_diffusion.errors import NotFinite, UserError, choose, nearest
+from sde_diffusion.errors import NotFinite, UserError, choose, no_option
 from sde_diffusion.grids import TimeGrid
 from sde_diffusion.noise import Generators, fresh, rewind, states
 from sde_diffusion.samplers.adaptive_sde import adaptive_sde
@@ -116,10 +116,7 @@ def check_options(sampler: str, options: dict[str, Any]) -> None:
     valid = sampler_options(sampler)
     for name in options:
         if name not in valid:
-            raise TypeError(
-                f"sampler {sampler!r} has no option {name!r}; "
-                + (nearest(name, valid) if valid else "it takes no options.")
-            )
+            raise TypeError(no_option("sampler", sampler, name, valid))
 
 
 @torch.no_grad()

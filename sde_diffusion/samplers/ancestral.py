@@ -53,6 +53,12 @@ def ancestral_row(sde: SDE, now: Node, next: Node, *, variance: str = "posterior
     return pull, b.alpha - pull * a.alpha, choose("variance", variance, VARIANCES)(a, b).sqrt()
 
 
+def check_eta(eta: float) -> None:
+    """Raises UserError for an eta outside of [0, 1]."""
+    if not 0.0 <= eta <= 1.0:
+        raise UserError(f"eta must lie in [0, 1], got {eta}")
+
+
 def ddim_row(sde: SDE, now: Node, next: Node, *, eta: float) -> Coefficients:
     """alpha' x0_hat + sqrt(sigma'^2 - eta^2 s^2) eps_hat + eta s n."""
     variance = eta**2 * _posterior_variance(now.kernel, next.kernel)
@@ -126,8 +132,7 @@ def ddim(
     eta: float = 0.0,
 ) -> Tensor:
     """DDIM; one evaluation a step, order 1 for eta = 0, where no noise is drawn; eta = 1 is DDPM. x: [B, *D]."""
-    if not 0.0 <= eta <= 1.0:
-        raise UserError(f"eta must lie in [0, 1], got {eta}")
+    check_eta(eta)
     row = partial(ddim_row, eta=eta) if eta else ddim_flow_row
     return march(row, denoiser, x, grid, generator, on_step)
 

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.denoiser import Denoiser
-from sde_diffusion.errors import UserError
 from sde_diffusion.grids import Node, TimeGrid
 from sde_diffusion.kernel import Kernel, combine
 from sde_diffusion.noise import Generators, randn
-from sde_diffusion.samplers.ancestral import VARIANCES, ddim_flow_row
+from sde_diffusion.samplers.ancestral import check_eta, ddim_flow_row, ddim_row
 from sde_diffusion.samplers.march import OnStep, as_table, ignore_step
 from sde_diffusion.sde import SDE
 
@@ -41,17 +40,14 @@ def dpmpp_2s(
     eta: float = 0.0,
 ) -> Tensor:
     """DPM-Solver++(2S); two evaluations a step, order 2 for eta = 0, where no noise is drawn. x: [B, *D]."""
-    if not 0.0 <= eta <= 1.0:
-        raise UserError(f"eta must lie in [0, 1], got {eta}")
+    check_eta(eta)
     notify = on_step or ignore_step
     sde, now, next = grid.sde, grid.levels[:-1], grid.levels[1:]
-    added = eta**2 * VARIANCES["posterior"](now.kernel, next.kernel)
-    down = Node(next.t, Kernel(next.kernel.alpha, (next.kernel.variance - added).sqrt()))
-    middle = middle_level(sde, now, down)
+    # x' is DDIM's step with x0_hat at the middle, and keep = sigma''/sigma.
+    keep, pull, added = ddim_row(sde, now, next, eta=eta)
+    middle = middle_level(sde, now, Node(next.t, Kernel(next.kernel.alpha, keep * now.kernel.sigma)))
     halves = as_table(ddim_flow_row(sde, now, middle))
-    # x' is DDIM's step with x0_hat at the middle: its coefficients are those of x and x0_hat.
-    wholes = as_table((*ddim_flow_row(sde, now, down), added.sqrt()))
-    steps = zip(grid.nodes, middle.unbind(), halves, wholes)
+    steps = zip(grid.nodes, middle.unbind(), halves, as_table((keep, pull, added)))
     for index, (node, between, half, (*whole, std)) in enumerate(steps):
         x0_hat = denoiser(x, node.kernel)
         notify(index, node, x, x0_hat)

@@ -237,6 +237,11 @@ class _Wrapper:
         """The device of the denoiser inside, where it has one."""
         return getattr(self.denoiser, "device", None)
 
+    @property
+    def spec(self) -> NetworkSpec | None:
+        """The spec of the network inside, where there is one."""
+        return getattr(self.denoiser, "spec", None)
+
 
 class CountingDenoiser(_Wrapper):
     """Counts the calls for a whole batch: `nfe`."""

@@ -17,6 +17,10 @@ class NotFinite(UserError):
     """Values that are not finite where a solver needs numbers."""
 
 
+class TooManyEvaluations(UserError):
+    """A solver that would need more evaluations than it is allowed."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A sentence that lists the valid names, the one most like `name` first of all."""
     names = sorted(valid)

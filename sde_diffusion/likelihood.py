@@ -1,32 +1,47 @@
 """Exact likelihoods through the probability-flow ODE, and bits per dimension.
 
-Along the flow dx/dt = u(x, t) the log density changes by -div u (Chen et al. 2018), so that with x(t_min) = x
+Along a flow dy/du = F(y, u) the log density changes by -div F (Chen et al. 2018). For the probability flow in a
+variable u with the state y = x/r (see flow.py), x placed at time t_min, and D dimensions,
 
-    log p(x) = log p_1(x(1)) + int_{t_min}^1 div u(x(t), t) dt        (Song et al. 2021, equation 39).
+    log p(x) = log p_1(x(1)) + D log(r_1/r_0) + int div F(y(u), u) du        (Song et al. 2021, equation 39).
 
-The divergence is the trace of the Jacobian: exactly, with one vector-Jacobian product a dimension, or by Hutchinson's
+The divergence is the trace of the Jacobian J: exactly, with one vector-Jacobian product a dimension, or by Hutchinson's
 estimate (1990) p^T J p with E[p p^T] = I. K probes that are held fixed along the trajectory give K independent
-estimates of the integral, hence the mean and its standard error.
+estimates of the integral, hence the mean and its standard error. An evaluation is one forward pass of the network, and
+one backward pass, to its input alone, for each product. The state and the integrals are kept in float64.
 
 For data dequantised from grey levels a spacing w apart in model units, the probability of an integer image is about
 p(x) w^D, so that bits/dim = -log2 p(x) / D - log2 w (Theis et al. 2016; Ho et al. 2019, section 3.1).
+
+The log density is that of the noisy data at t_min. How much it depends on that time is reported as log p at 2 t_min
+minus log p at t_min, with the same probes.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.denoiser import CountingDenoiser, Denoiser
 from sde_diffusion.errors import UserError, choose
+from sde_diffusion.flow import Flow
+from sde_diffusion.kernel import match
 from sde_diffusion.noise import Generators, rademacher, randn
-from sde_diffusion.ode import integrate
 from sde_diffusion.sde import SDE
 
 PROBES = {"rademacher": rademacher, "gaussian": randn}
+
+MOST_DIMS = 512
+"""Dimensions beyond which the exact trace is warned of: it takes as many vector-Jacobian products an evaluation."""
+ROWS_AT_ONCE = 4096
+"""Rows of a batched vector-Jacobian product, which bounds its memory."""
+MOST_LEVELS = 256
+"""An image of no more distinct values than this is taken for grey levels that were not dequantised."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +53,8 @@ class LogLikelihood:
     latent          [B, *D], x at t = 1
     nfe             evaluations of the network for the whole batch
     t_min           the time at which x was placed
+    probes          number of probes; 0 for the exact trace
+    sensitivity     [B], nats at 2 t_min minus nats at t_min; None unless asked for
     """
 
     nats: Tensor
@@ -45,6 +62,25 @@ class LogLikelihood:
     latent: Tensor
     nfe: int
     t_min: float
+    probes: int = 0
+    sensitivity: Tensor | None = None
+
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """The ends [B] of Student's confidence interval over the probes, in nats.
+
+        Raises UserError where there are fewer than two probes.
+        """
+        if self.standard_error is None or self.probes < 2:
+            raise UserError("an interval over the probes needs two of them or more, and Hutchinson's estimate")
+        half = student(level, self.probes) * self.standard_error
+        return self.nats - half, self.nats + half
+
+
+def student(level: float, n: int) -> float:
+    """How many standard errors of a mean of n values its two-sided confidence interval reaches (Student 1908)."""
+    from scipy.stats import t  # 0.8 s to import
+
+    return float(t.ppf(0.5 + 0.5 * level, n - 1))
 
 
 def _hutchinson(x: Tensor, probes: int, probe: str, generator: Generators) -> Tensor:
@@ -56,12 +92,78 @@ def _hutchinson(x: Tensor, probes: int, probe: str, generator: Generators) -> Te
 
 def _basis(x: Tensor, probes: int, probe: str, generator: Generators) -> Tensor:
     dims = x[0].numel()
+    if dims > MOST_DIMS:
+        warnings.warn(
+            f"the exact trace in {dims:,} dimensions takes {dims:,} vector-Jacobian products for every evaluation, "
+            f"about {(1 + dims) / 2:,.0f} times the cost of one probe; divergence='hutchinson' has error bars instead",
+            stacklevel=3,
+        )
     eye = torch.eye(dims, dtype=x.dtype, device=x.device).reshape(dims, 1, *x.shape[1:])
     return eye.expand(dims, *x.shape)
 
 
 DIVERGENCES = {"hutchinson": _hutchinson, "exact": _basis}
 """Vectors p_k [K, B, *D] whose products p_k^T J p_k average (Hutchinson) or add up (exact) to the trace of J."""
+
+
+class _Products:
+    """p_k^T J p_k of a velocity y' = F(y) [B, *D] for vectors p_k [K, B, *D], as [B, K].
+
+    Several vectors at a time where the network's backward pass can be batched, else one by one.
+    """
+
+    def __init__(self, vectors: Tensor) -> None:
+        self.vectors = vectors
+        self.at_once = max(1, min(len(vectors), ROWS_AT_ONCE // max(vectors.shape[1], 1)))
+
+    def __call__(self, velocity: Tensor, y: Tensor) -> Tensor:
+        if self.at_once > 1:
+            try:
+                return self._parts(velocity, y)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # an operation without a batched backward pass, such as a norm in channels_last
+                self.at_once = 1
+        return self._parts(velocity, y)
+
+    def _parts(self, velocity: Tensor, y: Tensor) -> Tensor:
+        count, found = len(self.vectors), []
+        for first in range(0, count, self.at_once):
+            part = self.vectors[first : first + self.at_once]
+            batched, last = len(part) > 1, first + self.at_once >= count
+            along = part if batched else part[0]
+            # A batched product that fails leaves the graph to those that are taken one by one.
+            kept = batched or not last
+            (product,) = torch.autograd.grad(velocity, y, along, retain_graph=kept, is_grads_batched=batched)
+            found.append((product.view_as(part) * part).flatten(2).sum(2))
+        return torch.cat(found).T
+
+
+def _check(denoiser: Denoiser, x: Tensor) -> None:
+    """Raises UserError for data whose density cannot be what was meant."""
+    if not x.is_floating_point():
+        raise UserError(f"the likelihood is a density: {x.dtype} data must be dequantised first")
+    if x.ndim < 2 or not x.numel():
+        raise UserError(f"a batch [B, *D] of data is needed, got shape {tuple(x.shape)}")
+    if not bool(x.isfinite().all()):
+        raise UserError("the data hold values that are not finite")
+    spec = getattr(denoiser, "spec", None)
+    if spec is not None and spec.shape and tuple(x.shape[1:]) != tuple(spec.shape):
+        raise UserError(f"the network is one of data of shape {tuple(spec.shape)}, and these have {tuple(x.shape[1:])}")
+    if x.ndim < 4:
+        return
+    if spec is not None and float(x.abs().max()) > 2.5:
+        # 1, and as much for a subtracted mean, and half a level.
+        raise UserError(
+            f"images in model space lie in [-1, 1], and these run from {float(x.min()):.4g} to {float(x.max()):.4g}: "
+            "scale and dequantise them, as DataTransform.dequantize does"
+        )
+    distinct = len(torch.unique(x)) if x.numel() >= 64 else x.numel()
+    if 2 <= distinct <= min(MOST_LEVELS, x.numel() // 2):
+        raise UserError(
+            f"the images hold only {distinct} different values in {x.numel():,} numbers, as grey levels that were not "
+            "dequantised do: their density would be infinite; see DataTransform.dequantize"
+        )
 
 
 def log_likelihood(
@@ -71,49 +173,80 @@ def log_likelihood(
     *,
     method: str = "rk45",
     rtol: float = 1e-5,
-    atol: float = 1e-5,
+    atol: float | None = None,
     divergence: str = "hutchinson",
     probes: int = 1,
     probe: str = "rademacher",
     generator: Generators = None,
     t_min: float | None = None,
+    sensitivity: bool = False,
+    variable: str = "log_angle",
+    steps: int = 100,
     max_nfe: int = 100_000,
 ) -> LogLikelihood:
     """log p(x) in nats for x [B, *D] at time t_min (default: the process's smallest likelihood time).
 
-    method: a key of `sde_diffusion.ode.SOLVERS`; divergence: "hutchinson" with `probes` draws of `probe`
-    ("rademacher" or "gaussian") from the generator, or "exact".
+    method: a key of `sde_diffusion.ode.SOLVERS`, adaptive with tolerances rtol and atol (default: rtol), or of fixed
+    `steps`; "per_sample" makes a row independent of those beside it. divergence: "hutchinson" with `probes` draws of
+    `probe` ("rademacher" or "gaussian") from the generator, or "exact". sensitivity: integrate from 2 t_min too.
+    variable: a key of `sde_diffusion.flow.VARIABLES`. A conditional network is given by `ConditionedDenoiser`.
 
-    Raises UserError for integers, which must be dequantised first, and for values that are not finite.
+    Raises UserError for integers and for images of few distinct values, which must be dequantised first, for data out
+    of the network's range or shape, for values that are not finite, and TooManyEvaluations beyond max_nfe, with the
+    time that was reached. Warns of an exact trace in many dimensions.
     """
-    if not x.is_floating_point():
-        raise UserError(f"the likelihood is a density: {x.dtype} data must be dequantised first")
-    if not bool(x.isfinite().all()):
-        raise UserError("the data hold values that are not finite")
+    _check(denoiser, x)
     start = sde.t_likelihood if t_min is None else t_min
-    vectors = choose("divergence", divergence, DIVERGENCES)(x, probes, probe, generator)
+    if not 0.0 <= start < 0.5:
+        raise UserError(f"t_min must lie in [0, 0.5), got {start}")
+    x = x.detach()
+    # Sums over many small steps, in which float32 would lose digits; it is what MPS devices have.
+    wide = x.dtype if x.device.type == "mps" else torch.float64
+    vectors = choose("divergence", divergence, DIVERGENCES)(x, probes, probe, generator).to(wide)
     exact = divergence == "exact"
-    columns = 1 if exact else probes
-    dims = x[0].numel()
+    columns, dims = 1 if exact else probes, x[0].numel()
     counted = CountingDenoiser(denoiser)
+    products = _Products(vectors)
 
-    def field(t: Tensor, state: Tensor) -> Tensor:
-        with torch.enable_grad():
-            here = state[:, :dims].detach().reshape(x.shape).requires_grad_(True)
-            velocity = sde.velocity(here, counted(here, sde.kernel(t)), t)
-            traces = []
-            for vector in vectors:
-                (product,) = torch.autograd.grad(velocity, here, vector, retain_graph=True)
-                traces.append((product * vector).flatten(1).sum(1))
-        rates = torch.stack(traces, dim=1)
-        rates = rates.sum(1, keepdim=True) if exact else rates
-        return torch.cat([velocity.detach().flatten(1), rates], dim=1)
+    def solve(t: float) -> tuple[Tensor, Tensor]:
+        """The latent [B, *D] and log p(x) by each probe [B, K], with x at time t."""
+        flow = Flow.between(sde, t, 1.0, variable)
 
-    state = torch.cat([x.detach().flatten(1), x.new_zeros(len(x), columns)], dim=1)
-    state = integrate(field, state, start, 1.0, method=method, rtol=rtol, atol=atol, max_nfe=max_nfe)
-    latent, integrals = state[:, :dims].reshape(x.shape), state[:, dims:]
-    error = None if exact else integrals.std(1) / math.sqrt(columns) if columns > 1 else integrals[:, 0] * math.nan
-    return LogLikelihood(sde.prior_logp(latent) + integrals.mean(1), error, latent, counted.nfe, start)
+        def field(u: Tensor, state: Tensor) -> Tensor:
+            with torch.enable_grad():
+                y = state[:, :dims].detach().reshape(x.shape).requires_grad_(True)
+                velocity = flow.rate(counted, u, y, x.dtype)
+                rates = products(velocity, y)
+            rates = rates.sum(1, keepdim=True) if exact else rates
+            return torch.cat([velocity.detach().flatten(1), rates], dim=1)
+
+        low, high = flow.scales
+        y = (x.to(wide) / match(low, x)).flatten(1)
+        state = flow.solve(
+            field,
+            torch.cat([y, y.new_zeros(len(x), columns)], dim=1),
+            method=method,
+            rtol=rtol,
+            atol=rtol if atol is None else atol,
+            steps=steps,
+            max_nfe=max_nfe,
+        )
+        latent = high * state[:, :dims].reshape(x.shape)
+        prior = sde.prior_logp(latent) + dims * float(high.log() - low.log())
+        return latent, prior[:, None] + state[:, dims:]
+
+    latent, nats = solve(start)
+    error = None if exact else nats.std(1) / math.sqrt(columns) if columns > 1 else nats[:, 0] * math.nan
+    to = partial(torch.Tensor.to, dtype=x.dtype)
+    return LogLikelihood(
+        nats=to(nats.mean(1)),
+        standard_error=None if error is None else to(error),
+        latent=to(latent),
+        nfe=counted.nfe,
+        t_min=start,
+        probes=0 if exact else probes,
+        sensitivity=to((solve(2.0 * start)[1] - nats).mean(1)) if sensitivity else None,
+    )
 
 
 def bits_per_dim(nats: Tensor, dims: int, bin_width: float) -> Tensor:

@@ -1,12 +1,13 @@
 """One entry point for ordinary differential equations: `integrate`.
 
-The same flow serves the sampler (noise to data) and the likelihood (data to noise). Three families of solvers:
+The same flow serves the sampler (noise to data) and the likelihood (data to noise). Four families of solvers:
 
     per_sample            Dormand-Prince 5(4) with a step size of its own for each sample: a row's result does not
                           depend on the rows beside it
     rk45, dop853, ...     scipy.integrate.solve_ivp, in float64, one step size for the whole batch, whose error norm
                           is the mean over the batch (what score_sde_pytorch does)
     dopri5, bosh3, ...    torchdiffeq, one step size for the batch, error norm of the worst sample
+    euler, midpoint, rk4  torchdiffeq, a given number of equal steps: 1, 2 and 4 evaluations each
 
 The embedded pair (Dormand and Prince 1980) computes k_i = f(t + c_i h, y + h sum_j a_ij k_j), takes the fifth order
 result y + h sum b_i k_i, and accepts it when the difference from the fourth order one, in the norm below, is at most 1;
@@ -18,15 +19,31 @@ the next step is h times 0.9 error^(-1/5) (Hairer, Norsett and Wanner 1993, sect
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import NotFinite, UserError, choose
+from sde_diffusion.errors import NotFinite, TooManyEvaluations, UserError, choose
 from sde_diffusion.kernel import Scalar, as_schedule
 
 Field = Callable[[Tensor, Tensor], Tensor]
 """dy/dt = f(t, y), with t a float64 tensor [] or [B] and y [B, *D]."""
+
+Where = Callable[[Tensor], str]
+"""Words for a time t, [] or [B], at which something failed."""
+
+
+@dataclass(frozen=True)
+class Control:
+    """What a solver is told: tolerances, or steps where they are fixed; the most evaluations; how to name a time."""
+
+    rtol: float
+    atol: float
+    steps: int
+    max_nfe: int
+    where: Where
+
 
 # Dormand and Prince (1980), RK5(4)7M.
 _C = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
@@ -60,7 +77,8 @@ def _first_step(f: Field, t: Tensor, y: Tensor, k: Tensor, span: float, rtol: fl
     return torch.minimum(100.0 * h0, h1).clamp_max(abs(span)).double().cpu()
 
 
-def _per_sample(f: Field, y: Tensor, t0: float, t1: float, rtol: float, atol: float, max_nfe: int) -> Tensor:
+def _per_sample(f: Field, y: Tensor, t0: float, t1: float, control: Control) -> Tensor:
+    rtol, atol = control.rtol, control.atol
     sign = 1.0 if t1 > t0 else -1.0
     t = torch.full((len(y),), t0, dtype=torch.float64)
     # All stages lie in one piece of memory, so that a sum over them is one matrix product, one pass.
@@ -71,11 +89,8 @@ def _per_sample(f: Field, y: Tensor, t0: float, t1: float, rtol: float, atol: fl
     h = _first_step(f, t, y, stages[0], t1 - t0, rtol, atol)
     nfe = 2
     while bool((t != t1).any()):
-        if nfe + 6 > max_nfe:
-            raise UserError(
-                f"the flow needs more than {max_nfe} evaluations: at rtol {rtol}, atol {atol} the slowest sample "
-                f"has come {_share(t, t0, t1)} of the way; loosen the tolerances or raise max_nfe"
-            )
+        if nfe + 6 > control.max_nfe:
+            raise TooManyEvaluations(_too_many(control, t))
         step = sign * torch.minimum(h, (t1 - t).abs())
         weight = step.to(y)[:, None]
         for i, c in enumerate(_C[1:], 1):
@@ -85,7 +100,7 @@ def _per_sample(f: Field, y: Tensor, t0: float, t1: float, rtol: float, atol: fl
         error = weight * torch.mv(flat.T, rows[-1]).view_as(y)
         ratio = _rms(error, atol + rtol * torch.maximum(y.abs(), y_stage.abs())).double().cpu()
         if bool(ratio.isnan().any()):
-            raise NotFinite(f"the flow is not a number after {_share(t, t0, t1)} of its way: check the model's output")
+            raise NotFinite(_not_finite(control, t))
         accept = ratio <= 1.0
         here = accept.to(y.device)[:, None]
         y = torch.where(here, y_stage, y)
@@ -98,42 +113,54 @@ def _per_sample(f: Field, y: Tensor, t0: float, t1: float, rtol: float, atol: fl
     return y
 
 
-def _share(t: Tensor, t0: float, t1: float) -> str:
+def _too_many(control: Control, t: Tensor) -> str:
+    return (
+        f"the flow needs more than {control.max_nfe} evaluations: at rtol {control.rtol:g}, atol {control.atol:g} the "
+        f"slowest sample has come to {control.where(t)}; loosen the tolerances or raise max_nfe"
+    )
+
+
+def _not_finite(control: Control, t: Tensor) -> str:
+    return f"the flow is not finite after {control.where(t)}: check the model's output"
+
+
+def _share(t0: float, t1: float) -> Where:
     """How far the slowest sample has come from t0 to t1."""
-    return f"{100.0 * float(((t - t0) / (t1 - t0)).min()):.0f}%"
+    return lambda t: f"{100.0 * float(((t - t0) / (t1 - t0)).min()):.0f}% of its way"
 
 
-def _watched(f: Field, t0: float, t1: float, max_nfe: int) -> Field:
+def _watched(f: Field, control: Control) -> Field:
     """f, with an error for more than max_nfe evaluations and for values that are not finite."""
     nfe = 0
 
     def field(t: Tensor, y: Tensor) -> Tensor:
         nonlocal nfe
         nfe += 1
-        if nfe > max_nfe:
-            raise UserError(
-                f"the flow needs more than {max_nfe} evaluations: it has come {_share(t, t0, t1)} of the way"
-            )
+        if nfe > control.max_nfe:
+            raise TooManyEvaluations(_too_many(control, t))
         out = f(t, y)
         if not bool(out.isfinite().all()):
-            raise NotFinite(f"the flow is not finite after {_share(t, t0, t1)} of its way: check the model's output")
+            raise NotFinite(_not_finite(control, t))
         return out
 
     return field
 
 
-def _scipy(method: str) -> Callable[[Field, Tensor, float, float, float, float, int], Tensor]:
-    def solve(f: Field, y: Tensor, t0: float, t1: float, rtol: float, atol: float, max_nfe: int) -> Tensor:
+Solver = Callable[[Field, Tensor, float, float, Control], Tensor]
+
+
+def _scipy(method: str) -> Solver:
+    def solve(f: Field, y: Tensor, t0: float, t1: float, control: Control) -> Tensor:
         from scipy.integrate import solve_ivp  # 0.8 s to import
 
-        watched = _watched(f, t0, t1, max_nfe)
+        watched = _watched(f, control)
 
         def field(t: float, flat: object) -> object:
             state = torch.as_tensor(flat).to(y).reshape(y.shape)
             return watched(as_schedule(t), state).double().cpu().numpy().ravel()
 
         start = y.detach().double().cpu().numpy().ravel()
-        solution = solve_ivp(field, (t0, t1), start, method=method, rtol=rtol, atol=atol, t_eval=[t1])
+        solution = solve_ivp(field, (t0, t1), start, method=method, rtol=control.rtol, atol=control.atol, t_eval=[t1])
         if not solution.success:
             raise UserError(f"scipy's {method} stopped: {solution.message}")
         return torch.as_tensor(solution.y[:, -1]).to(y).reshape(y.shape)
@@ -146,36 +173,55 @@ def _worst_sample(shape: torch.Size) -> Callable[[Tensor], Tensor]:
     return lambda e: e.reshape(shape).square().mean(1).sqrt().max()
 
 
-def _torchdiffeq(method: str) -> Callable[[Field, Tensor, float, float, float, float, int], Tensor]:
-    def solve(f: Field, y: Tensor, t0: float, t1: float, rtol: float, atol: float, max_nfe: int) -> Tensor:
+Options = Callable[[Tensor, Tensor, Control], dict[str, object]]
+"""(y, span, control) -> torchdiffeq's options."""
+
+
+def _adaptive(y: Tensor, span: Tensor, control: Control) -> dict[str, object]:
+    # Without step_t an adaptive step may evaluate f beyond t1, where a schedule need not exist.
+    return {"norm": _worst_sample(y.shape), "step_t": span[1:], "dtype": torch.float64}
+
+
+def _fixed(y: Tensor, span: Tensor, control: Control) -> dict[str, object]:
+    times = torch.lerp(
+        span[0], span[1], torch.linspace(0.0, 1.0, control.steps + 1, dtype=span.dtype, device=span.device)
+    )
+    return {"grid_constructor": lambda f, y0, t: times}
+
+
+def _torchdiffeq(method: str, options: Options) -> Solver:
+    def solve(f: Field, y: Tensor, t0: float, t1: float, control: Control) -> Tensor:
         from torchdiffeq import odeint
 
-        watched = _watched(f, t0, t1, max_nfe)
+        watched = _watched(f, control)
         span = torch.tensor([t0, t1], dtype=torch.float64, device=y.device)
-        # Without step_t an adaptive step may evaluate f beyond t1, where a schedule need not exist.
-        options = {"norm": _worst_sample(y.shape), "step_t": span[1:], "dtype": torch.float64}
+        low, high = min(t0, t1), max(t0, t1)
         return odeint(
-            lambda t, state: watched(as_schedule(t), state),
+            # The look ahead that chooses the first step does not know where the interval ends.
+            lambda t, state: watched(as_schedule(t).clamp(low, high), state),
             y,
             span,
-            rtol=rtol,
-            atol=atol,
+            rtol=control.rtol,
+            atol=control.atol,
             method=method,
-            options=options,
+            options=options(y, span, control),
         )[-1]
 
     return solve
 
 
-SOLVERS: dict[str, Callable[[Field, Tensor, float, float, float, float, int], Tensor]] = {
+SOLVERS: dict[str, Solver] = {
     "per_sample": _per_sample,
     "rk45": _scipy("RK45"),
     "rk23": _scipy("RK23"),
     "dop853": _scipy("DOP853"),
     "lsoda": _scipy("LSODA"),
-    "dopri5": _torchdiffeq("dopri5"),
-    "dopri8": _torchdiffeq("dopri8"),
-    "bosh3": _torchdiffeq("bosh3"),
+    "dopri5": _torchdiffeq("dopri5", _adaptive),
+    "dopri8": _torchdiffeq("dopri8", _adaptive),
+    "bosh3": _torchdiffeq("bosh3", _adaptive),
+    "euler": _torchdiffeq("euler", _fixed),
+    "midpoint": _torchdiffeq("midpoint", _fixed),
+    "rk4": _torchdiffeq("rk4", _fixed),
 }
 
 
@@ -188,19 +234,25 @@ def integrate(
     method: str = "per_sample",
     rtol: float = 1e-5,
     atol: float = 1e-5,
+    steps: int = 100,
     max_nfe: int = 100_000,
+    where: Where | None = None,
 ) -> Tensor:
     """y(t1) for dy/dt = f(t, y) and y(t0) = y, [B, *D]; t1 may lie before t0.
 
-    Raises UserError for an unknown method, tolerances that are not positive, more than max_nfe evaluations, or a
-    solution that is not a number.
+    rtol, atol steer the adaptive methods, steps the fixed ones. where: words for a time at which something failed
+    (default: the share of the way).
+
+    Raises UserError for an unknown method, tolerances or steps that are not positive; TooManyEvaluations beyond
+    max_nfe; NotFinite for a solution that is not a number.
     """
     solver = choose("ODE method", method, SOLVERS)
-    if not (rtol > 0 and atol > 0):
-        raise UserError(f"rtol and atol must be positive, got {rtol} and {atol}")
+    if not (rtol > 0 and atol > 0 and steps > 0):
+        raise UserError(f"rtol, atol and steps must be positive, got {rtol}, {atol} and {steps}")
     start, end = float(t0), float(t1)
     if start == end:
         return y
     shape = y.shape
-    flat = solver(lambda t, state: f(t, state.reshape(shape)).flatten(1), y.flatten(1), start, end, rtol, atol, max_nfe)
+    control = Control(rtol, atol, steps, max_nfe, where or _share(start, end))
+    flat = solver(lambda t, state: f(t, state.reshape(shape)).flatten(1), y.flatten(1), start, end, control)
     return flat.reshape(shape)

@@ -12,38 +12,22 @@ churn/n for n steps, at most sqrt(2) - 1, and 0 outside of [churn_min, churn_max
 of the raised level it is a transition of the process, x_hat = a x + churn_noise sqrt(v) n, for any process. The step to
 x0_hat, the driver's, is never churned; in the paper it is, where its level lies in the range.
 
-The adaptive solver may take its steps in another variable u, with a scaled state y = x/r, dy/du = p y + q x0_hat. Let c
-and s be the cosine and sine of the angle phi = atan(sigma/alpha):
-
-    variable        u                    r                           p              q
-    log_angle       log(phi + 0.05)      sqrt(alpha^2 + sigma^2)     phi' c/s       -phi'/s
-    logsnr          log(alpha^2/sigma^2) sqrt(alpha^2 + sigma^2)     -c^2/2         c/2
-    logsnr_scaled   log(alpha^2/sigma^2) alpha                       -1/2           1/2
-    t               t                    1                           sigma'/sigma   alpha' - alpha p
-
-In the angle phi the state, of about unit variance, moves at the v-prediction, c eps_hat - s x0_hat (Salimans and Ho
-2022, Appendix D): a speed of about one from noise to data, under every process, and no singular end where alpha = 0.
-What the network decides is spread evenly over log phi, down to a phi of some hundredths, below which the path is
-straight; so in log_angle, phi' = dphi/du = phi + 0.05, the steps are of almost one length, and hardly any is refused.
-On networks and mixtures it takes the fewest evaluations: see benchmarks/flow_variable.py. t is the variable of Song et
-al. (2021).
+The variables that the adaptive solver may step in are those of sde_diffusion/flow.py.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.denoiser import Denoiser
-from sde_diffusion.errors import UserError, choose
+from sde_diffusion.errors import UserError
+from sde_diffusion.flow import transport
 from sde_diffusion.grids import Node, TimeGrid
-from sde_diffusion.kernel import Kernel, combine, match
+from sde_diffusion.kernel import combine
 from sde_diffusion.noise import Generators, randn
-from sde_diffusion.ode import integrate
 from sde_diffusion.samplers.euler_maruyama import euler_row
 from sde_diffusion.samplers.march import Coefficients, OnStep, as_table, ignore_step, march
 from sde_diffusion.sde import SDE
@@ -137,74 +121,6 @@ def heun(
     return x
 
 
-@dataclass(frozen=True)
-class Variable:
-    """A variable u in which to integrate the flow, and the scale r of its state y = x/r.
-
-    of      (t, kernel) -> u
-    time    (sde, u) -> t
-    scale   kernel -> r
-    rates   (sde, t, kernel) -> (p, q) of dy/du = p y + q x0_hat
-    """
-
-    of: Callable[[Tensor, Kernel], Tensor]
-    time: Callable[[SDE, Tensor], Tensor]
-    scale: Callable[[Kernel], Tensor]
-    rates: Callable[[SDE, Tensor, Kernel], tuple[Tensor, Tensor]]
-
-
-def _norm(kernel: Kernel) -> Tensor:
-    return torch.hypot(kernel.alpha, kernel.sigma)
-
-
-STRAIGHT = 0.05
-"""The angle atan(sigma/alpha) below which a step of log_angle is one of the angle itself: measured, on images and
-mixtures in [-1, 1]."""
-
-
-def _log_angle_rates(sde: SDE, t: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
-    rate = torch.atan2(kernel.sigma, kernel.alpha) + STRAIGHT
-    return rate * kernel.alpha / kernel.sigma, -rate * _norm(kernel) / kernel.sigma
-
-
-def _logsnr_rates(sde: SDE, t: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
-    c = kernel.alpha / _norm(kernel)
-    return -0.5 * c**2, 0.5 * c
-
-
-def _scaled_rates(sde: SDE, t: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
-    half = torch.full_like(kernel.alpha, 0.5)
-    return -half, half
-
-
-VARIABLES: dict[str, Variable] = {
-    "log_angle": Variable(
-        of=lambda t, kernel: (torch.atan2(kernel.sigma, kernel.alpha) + STRAIGHT).log(),
-        time=lambda sde, u: sde.time_of(-2.0 * (u.exp() - STRAIGHT).tan().log()),
-        scale=_norm,
-        rates=_log_angle_rates,
-    ),
-    "logsnr": Variable(
-        of=lambda t, kernel: kernel.logsnr,
-        time=lambda sde, u: sde.time_of(u),
-        scale=_norm,
-        rates=_logsnr_rates,
-    ),
-    "logsnr_scaled": Variable(
-        of=lambda t, kernel: kernel.logsnr,
-        time=lambda sde, u: sde.time_of(u),
-        scale=lambda kernel: kernel.alpha,
-        rates=_scaled_rates,
-    ),
-    "t": Variable(
-        of=lambda t, kernel: t,
-        time=lambda sde, u: u,
-        scale=lambda kernel: torch.ones_like(kernel.alpha),
-        rates=lambda sde, t, kernel: sde.flow(t),
-    ),
-}
-
-
 def ode(
     denoiser: Denoiser,
     x: Tensor,
@@ -220,22 +136,20 @@ def ode(
 ) -> Tensor:
     """The flow solved adaptively between the ends of the grid; as many evaluations as the tolerances need.
 
-    method: a key of `sde_diffusion.ode.SOLVERS`; variable: "log_angle", "logsnr", "logsnr_scaled" or "t". The solver
-    has no nodes, so on_step sees the last one only. Raises UserError where the variable is infinite at the first node.
+    method: a key of `sde_diffusion.ode.SOLVERS`, of which those of fixed steps take as many as the grid has; variable:
+    "log_angle", "logsnr", "logsnr_scaled" or "t". The solver has no nodes, so on_step sees the last one
+    only. Raises UserError where the variable is infinite at the first node.
     """
-    sde, (first, last) = grid.sde, (grid.nodes[0], grid.nodes[-1])
-    along = choose("variable", variable, VARIABLES)
-    start, end = (along.of(node.t, node.kernel) for node in (first, last))
-    if not bool(start.isfinite()):
-        raise UserError(f"{variable} is infinite at t = {float(first.t):g}, where alpha = 0; choose 'log_angle' or 't'")
-
-    def field(u: Tensor, y: Tensor) -> Tensor:
-        t = along.time(sde, u)
-        kernel = sde.kernel(t)
-        scale, (p, q) = along.scale(kernel), along.rates(sde, t, kernel)
-        return combine((p, q), y, denoiser(match(scale, y) * y, kernel))
-
-    y = x / match(along.scale(first.kernel), x)
-    y = y.float() if y.element_size() < 4 else y  # half precision cannot meet the tolerances
-    y = integrate(field, y, start, end, method=method, rtol=rtol, atol=atol, max_nfe=max_nfe)
-    return (match(along.scale(last.kernel), y) * y).to(x.dtype)
+    return transport(
+        denoiser,
+        x,
+        grid.sde,
+        grid.times[0],
+        grid.times[-1],
+        variable=variable,
+        method=method,
+        rtol=rtol,
+        atol=atol,
+        steps=grid.steps,
+        max_nfe=max_nfe,
+    )

@@ -46,7 +46,7 @@ from sde_diffusion.ema import averaged
 from sde_diffusion.errors import UserError
 from sde_diffusion.grids import GRIDS, Node, TimeGrid, grid_options, make_grid
 from sde_diffusion.likelihood import bits_per_dim, log_likelihood
-from sde_diffusion.losses import denoising_score_matching, sample_times
+from sde_diffusion.losses import denoising_score_matching
 from sde_diffusion.noise import rand, randn, sample_generators, seeded
 from sde_diffusion.report.pictures import picture, png
 from sde_diffusion.report.table import table
@@ -54,6 +54,7 @@ from sde_diffusion.report.wrap import wrapped
 from sde_diffusion.samplers import SAMPLER_TABLE, sampler_options
 from sde_diffusion.samplers import sample as draw_samples
 from sde_diffusion.sde import process_state
+from sde_diffusion.times import sample_times
 
 # One stream of random numbers for each purpose, so that none repeats another's.
 TRAIN_STREAM, HELD_OUT_STREAM, DROPOUT_STREAM, DEQUANTIZE_STREAM, PROBE_STREAM = 2, 3, 4, 5, 6

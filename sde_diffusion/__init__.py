@@ -14,11 +14,13 @@ from sde_diffusion.denoiser import (
     score,
     v,
 )
+from sde_diffusion.elbo import Bound, discretized_gaussian, elbo, vlb
 from sde_diffusion.errors import UserError
 from sde_diffusion.grids import GRIDS, TimeGrid, make_grid
 from sde_diffusion.kernel import Kernel
+from sde_diffusion.latents import RoundTrip, decode, encode, interpolate, round_trip
 from sde_diffusion.likelihood import LogLikelihood, bits_per_dim, log_likelihood
-from sde_diffusion.losses import denoising_score_matching, sample_times
+from sde_diffusion.losses import denoising_score_matching, hybrid_loss, variational_loss
 from sde_diffusion.noise import sample_generators
 from sde_diffusion.ode import SOLVERS, integrate
 from sde_diffusion.oracles import EmpiricalDenoiser, GaussianMixture
@@ -35,6 +37,7 @@ from sde_diffusion.sde import (
     RectifiedFlow,
     SubVPSDE,
 )
+from sde_diffusion.times import sample_times, time_sampler
 
 __all__ = [
     "EDM",
@@ -45,6 +48,7 @@ __all__ = [
     "SOLVERS",
     "VESDE",
     "VPSDE",
+    "Bound",
     "ClippedDenoiser",
     "ConditionedDenoiser",
     "CosineVPSDE",
@@ -61,21 +65,32 @@ __all__ = [
     "NetworkSpec",
     "RangeDenoiser",
     "RectifiedFlow",
+    "RoundTrip",
     "Sample",
     "SubVPSDE",
     "TimeGrid",
     "UserError",
     "bits_per_dim",
     "ddim_inversion",
+    "decode",
     "denoising_score_matching",
+    "discretized_gaussian",
+    "elbo",
+    "encode",
     "eps",
+    "hybrid_loss",
     "integrate",
+    "interpolate",
     "load",
     "log_likelihood",
     "make_grid",
+    "round_trip",
     "sample",
     "sample_generators",
     "sample_times",
     "score",
+    "time_sampler",
     "v",
+    "variational_loss",
+    "vlb",
 ]

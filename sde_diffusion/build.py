@@ -23,7 +23,7 @@ from sde_diffusion.errors import UserError, choose, no_option
 from sde_diffusion.grids import GRIDS, TimeGrid, make_grid
 from sde_diffusion.kernel import Kernel
 from sde_diffusion.likelihood import DIVERGENCES, PROBES
-from sde_diffusion.losses import TIME_SAMPLERS, WEIGHTINGS
+from sde_diffusion.losses import WEIGHTINGS
 from sde_diffusion.ode import SOLVERS
 from sde_diffusion.samplers import SAMPLERS
 from sde_diffusion.sde import (
@@ -37,6 +37,7 @@ from sde_diffusion.sde import (
     RectifiedFlow,
     SubVPSDE,
 )
+from sde_diffusion.times import TIME_SAMPLERS
 
 PROCESS_BUILDERS: dict[str, Callable[[ConfigDict], SDE]] = {
     "VPSDE": lambda c: VPSDE(c.beta_min, c.beta_max),

@@ -145,7 +145,7 @@ def _from_logsnr(sde: SDE, logsnr: Tensor, t_end: float) -> Tensor:
     return times
 
 
-def _ends(sde: SDE, t_end: float) -> Tensor:
+def logsnr_ends(sde: SDE, t_end: float) -> Tensor:
     """Log-SNR at t = 1 and at t_end. Where alpha = 0 at t = 1, the level just before it stands in."""
     logsnr = sde.kernel(torch.tensor([1.0, t_end], dtype=torch.float64)).logsnr
     if torch.isinf(logsnr[0]):
@@ -161,20 +161,20 @@ def _require_positive(rho: float) -> None:
 def karras(sde: SDE, steps: int, t_end: float, *, rho: float = 7.0) -> Tensor:
     """Equal steps in (sigma/alpha)^(1/rho)."""
     _require_positive(rho)
-    start, end = torch.exp(-0.5 * _ends(sde, t_end) / rho)
+    start, end = torch.exp(-0.5 * logsnr_ends(sde, t_end) / rho)
     return _from_logsnr(sde, -2.0 * rho * _spaced(start, end, steps).log(), t_end)
 
 
 def logsnr(sde: SDE, steps: int, t_end: float) -> Tensor:
     """Equal steps in log-SNR."""
-    start, end = _ends(sde, t_end)
+    start, end = logsnr_ends(sde, t_end)
     return _from_logsnr(sde, _spaced(start, end, steps), t_end)
 
 
 def polyexponential(sde: SDE, steps: int, t_end: float, *, rho: float = 1.0) -> Tensor:
     """log(sigma/alpha) a power of the steps that remain: equal steps in log-SNR for rho = 1."""
     _require_positive(rho)
-    start, end = _ends(sde, t_end)
+    start, end = logsnr_ends(sde, t_end)
     return _from_logsnr(sde, torch.lerp(end, start, _spaced(_scalar(1.0), _scalar(0.0), steps) ** rho), t_end)
 
 

@@ -9,29 +9,36 @@ weighting is a weight on this one error:
     likelihood  g^2 alpha^2 / sigma^4                          g^2 |score error|^2 (Song et al. 2021b, equation 7)
     edm         (s^2 + s_d^2) / (s s_d)^2,  s = sigma/alpha    (Karras et al. 2022, Table 1)
     min_snr     min(alpha^2 / sigma^2, 5)                      (Hang et al. 2023, equation 8)
+    x0          1                                              |x0_hat - x0|^2
 
-Discrete time is the same loss with times drawn from the levels of a discrete process.
+Discrete time is the same loss with times drawn from the levels of a discrete process. There the variational bound (see
+elbo.py) is a loss too, T times the term L_i of a level drawn from T, and the only one for a learned variance. iDDPM
+mixes the two (Nichol and Dhariwal 2021, section 3.1),
+
+    L_hybrid = L_simple + 0.001 L_vlb,
+
+where L_vlb trains the variance alone: x0_hat is held fixed in it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sde_diffusion.denoiser import Denoiser
-from sde_diffusion.errors import UserError, choose
+from sde_diffusion.denoiser import Denoiser, moments
+from sde_diffusion.elbo import GREY_LEVELS, Chain, Space, bound_term
+from sde_diffusion.errors import choose
 from sde_diffusion.kernel import Kernel, match
-from sde_diffusion.noise import rand, randn
 from sde_diffusion.prediction import EDM_SIGMA_DATA
 from sde_diffusion.sde import SDE
 
 MIN_SNR_GAMMA = 5.0
 """The bound on the weight (Hang et al. 2023, section 3.4)."""
-EDM_P_MEAN, EDM_P_STD = -1.2, 1.2
-"""log sigma ~ N(P_mean, P_std^2) in training (Karras et al. 2022, Table 1)."""
+VLB_WEIGHT = 1e-3
+"""The share of L_vlb in L_hybrid (Nichol and Dhariwal 2021, section 3.1)."""
 
 
 def _simple(sde: SDE, t: Tensor, k: Kernel) -> Tensor:
@@ -50,6 +57,10 @@ def _edm(sde: SDE, t: Tensor, k: Kernel) -> Tensor:
     return k.snr + EDM_SIGMA_DATA**-2
 
 
+def _x0(sde: SDE, t: Tensor, k: Kernel) -> Tensor:
+    return torch.ones_like(k.snr)
+
+
 def _min_snr(sde: SDE, t: Tensor, k: Kernel) -> Tensor:
     return k.snr.clamp_max(MIN_SNR_GAMMA)
 
@@ -60,65 +71,8 @@ WEIGHTINGS: dict[str, Callable[[SDE, Tensor, Kernel], Tensor]] = {
     "likelihood": _likelihood,
     "edm": _edm,
     "min_snr": _min_snr,
+    "x0": _x0,
 }
-
-
-@dataclass(frozen=True)
-class TimeRange:
-    """Where training times lie: t in [t_min, 1], and log(sigma/alpha) ~ N(p_mean, p_std^2) for "lognormal"."""
-
-    t_min: float
-    p_mean: float = EDM_P_MEAN
-    p_std: float = EDM_P_STD
-
-
-def _uniform(sde: SDE, n: int, generator: torch.Generator, within: TimeRange) -> Tensor:
-    return within.t_min + (1.0 - within.t_min) * rand((n,), generator, dtype=torch.float64).cpu()
-
-
-def _stratified(sde: SDE, n: int, generator: torch.Generator, within: TimeRange) -> Tensor:
-    # One draw shifts n equally spaced points (Kingma et al. 2021, Appendix I.1): the marginal stays uniform.
-    first = rand((1,), generator, dtype=torch.float64).cpu()
-    return within.t_min + (1.0 - within.t_min) * (first + torch.arange(n, dtype=torch.float64) / n).remainder(1.0)
-
-
-def _levels(sde: SDE, n: int, generator: torch.Generator, within: TimeRange) -> Tensor:
-    if sde.times is None:
-        raise UserError(f"times 'levels' are those of a discrete process; {type(sde).__name__} has none")
-    index = torch.randint(0, len(sde.times), (n,), generator=generator, device=generator.device)
-    return sde.times[index.cpu()]
-
-
-def _lognormal(sde: SDE, n: int, generator: torch.Generator, within: TimeRange) -> Tensor:
-    log_sigma = within.p_mean + within.p_std * randn((n,), generator, dtype=torch.float64).cpu()
-    return sde.time_of(-2.0 * log_sigma).clamp(within.t_min, 1.0)
-
-
-TIME_SAMPLERS: dict[str, Callable[[SDE, int, torch.Generator, TimeRange], Tensor]] = {
-    "uniform": _uniform,
-    "stratified": _stratified,
-    "levels": _levels,
-    "lognormal": _lognormal,
-}
-
-
-def sample_times(
-    sde: SDE,
-    n: int,
-    *,
-    generator: torch.Generator,
-    kind: str = "uniform",
-    t_min: float | None = None,
-    p_mean: float = EDM_P_MEAN,
-    p_std: float = EDM_P_STD,
-) -> Tensor:
-    """n training times [n], float64: "uniform", "stratified", "levels" (of a discrete process) or "lognormal".
-
-    t_min: the smallest time (default: the process's smallest training time). p_mean, p_std: of log(sigma/alpha) in
-    "lognormal" (default: EDM's).
-    """
-    within = TimeRange(sde.t_train if t_min is None else t_min, p_mean, p_std)
-    return choose("time sampler", kind, TIME_SAMPLERS)(sde, n, generator, within)
 
 
 def denoising_score_matching(
@@ -135,8 +89,68 @@ def denoising_score_matching(
 
     x0, noise: [B, *D]; t: [B]; weighting: a key of WEIGHTINGS. Raises UserError for an unknown one.
     """
-    weigh = choose("weighting", weighting, WEIGHTINGS)
     kernel = sde.kernel(t)
-    error = denoiser(kernel.perturb(x0, noise), kernel, **conditioning) - x0
+    x0_hat = denoiser(kernel.perturb(x0, noise), kernel, **conditioning)
+    return _weighted(sde, t, kernel, x0_hat - x0, weighting)
+
+
+def _weighted(sde: SDE, t: Tensor, kernel: Kernel, error: Tensor, weighting: str) -> Tensor:
+    """w(t) |error|^2, the mean over the dimensions, [B]."""
     # The root of the weight multiplies the error, which keeps the product in the range of float32.
-    return (match(weigh(sde, t, kernel).sqrt(), error) * error).square().flatten(1).mean(1)
+    weight = choose("weighting", weighting, WEIGHTINGS)(sde, t, kernel).sqrt()
+    return (match(weight, error) * error).square().flatten(1).mean(1)
+
+
+def variational_loss(
+    denoiser: Denoiser,
+    chain: Chain,
+    x0: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    *,
+    variance: str = "learned",
+    space: Space = GREY_LEVELS,
+    **conditioning: Tensor,
+) -> Tensor:
+    """L_vlb: T times the bound's term at the levels of times t, in bits/dim, [B].
+
+    With levels drawn uniformly its expectation is the bound but for the prior's term. x0, noise: [B, *D]; t: [B], of
+    the chain's levels; variance: a key of STEP_VARIANCES; space: where x0 lies.
+    """
+    index = chain.index_of(t)
+    kernel = chain.levels[index]
+    x0_hat, fraction = moments(denoiser, kernel.perturb(x0, noise), kernel, **conditioning)
+    return _term(chain, index, x0, x0_hat, fraction, variance, space)
+
+
+def _term(
+    chain: Chain, index: Tensor, x0: Tensor, x0_hat: Tensor, fraction: Tensor | None, variance: str, space: Space
+) -> Tensor:
+    """T times the term, in bits/dim, [B]."""
+    term = bound_term(chain, index, x0, x0_hat, fraction, variance=variance, space=space)
+    return len(chain) / math.log(2.0) * term.flatten(1).mean(1)
+
+
+def hybrid_loss(
+    denoiser: Denoiser,
+    sde: SDE,
+    chain: Chain,
+    x0: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    *,
+    weighting: str = "simple",
+    vlb_weight: float = VLB_WEIGHT,
+    variance: str = "learned",
+    space: Space = GREY_LEVELS,
+    **conditioning: Tensor,
+) -> Tensor:
+    """L_hybrid: the weighted loss plus vlb_weight times L_vlb, in which x0_hat is held fixed, [B].
+
+    Source: Nichol and Dhariwal 2021, section 3.1. Arguments as in `denoising_score_matching` and `variational_loss`.
+    """
+    index = chain.index_of(t)
+    kernel = chain.levels[index]
+    x0_hat, fraction = moments(denoiser, kernel.perturb(x0, noise), kernel, **conditioning)
+    bound = _term(chain, index, x0, x0_hat.detach(), fraction, variance, space)
+    return _weighted(sde, t, kernel, x0_hat - x0, weighting) + vlb_weight * bound

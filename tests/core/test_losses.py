@@ -13,7 +13,8 @@ from torch import Tensor
 
 import sde_diffusion as sd
 from sde_diffusion.kernel import match
-from sde_diffusion.losses import TIME_SAMPLERS, WEIGHTINGS
+from sde_diffusion.losses import WEIGHTINGS
+from sde_diffusion.times import TIME_SAMPLERS
 from tests.proofs.cases import MIXTURES, PROCESSES, generator
 
 MIXTURE = MIXTURES[2]

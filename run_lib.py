@@ -10,6 +10,7 @@ interruption changes a result.
 
 from __future__ import annotations
 
+import csv
 import inspect
 import io
 import itertools
@@ -18,7 +19,8 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from sde_diffusion import build
+from sde_diffusion.build import NamedFigure
 from sde_diffusion.checkpoint import (
     Checkpoint,
     checkpoint_files,
@@ -40,25 +43,29 @@ from sde_diffusion.checkpoint import (
     save_checkpoint,
     write_aside,
 )
-from sde_diffusion.data import Dataset, DataTransform, Splits, batches
+from sde_diffusion.data import Dataset, DataTransform, Splits, batches, load_pictures
 from sde_diffusion.denoiser import ConditionedDenoiser, Denoiser, NetworkDenoiser
+from sde_diffusion.elbo import Space
 from sde_diffusion.ema import averaged
 from sde_diffusion.errors import UserError
+from sde_diffusion.figures import Batch
 from sde_diffusion.grids import GRIDS, Node, TimeGrid, grid_options, make_grid
-from sde_diffusion.likelihood import bits_per_dim, log_likelihood
-from sde_diffusion.losses import denoising_score_matching
+from sde_diffusion.kernel import match
+from sde_diffusion.losses import Objective
 from sde_diffusion.noise import rand, randn, sample_generators, seeded
+from sde_diffusion.records import Records, digest
+from sde_diffusion.report.likelihood import captioned, histogram, summary
 from sde_diffusion.report.pictures import picture, png
 from sde_diffusion.report.table import table
 from sde_diffusion.report.wrap import wrapped
 from sde_diffusion.samplers import SAMPLER_TABLE, sampler_options
 from sde_diffusion.samplers import sample as draw_samples
 from sde_diffusion.sde import process_state
-from sde_diffusion.times import sample_times
+from sde_diffusion.times import TimeSampler
 
-# One stream of random numbers for each purpose, so that none repeats another's.
-TRAIN_STREAM, HELD_OUT_STREAM, DROPOUT_STREAM, DEQUANTIZE_STREAM, PROBE_STREAM = 2, 3, 4, 5, 6
-PICTURE_SAMPLES = 100
+# One stream of random numbers for each purpose, so that none repeats another's; figures.py has the others.
+TRAIN_STREAM, HELD_OUT_STREAM, DROPOUT_STREAM = 2, 3, 4
+PICTURE_SAMPLES, LIKELIEST = 100, 16
 PREVIEW_STEPS, PREVIEW_SAMPLES = 20, 36
 
 
@@ -104,8 +111,9 @@ def check_folder(folder: Path, config: ConfigDict, same_seed: bool = False) -> N
     free = {"data.root"} if same_seed else {"data.root", "seed"}
     differing = [
         f"{key} ({old.get(key)!r} there, {new.get(key)!r} here)"
-        for key in sorted((old.keys() | new.keys()) - free)
-        if old.get(key) != new.get(key)
+        # A key that the older folder does not know has its default there.
+        for key in sorted(old.keys() - free)
+        if old[key] != new.get(key)
     ]
     if differing:
         raise UserError(
@@ -153,26 +161,27 @@ def batch_loss(
     denoiser: NetworkDenoiser,
     transform: DataTransform,
     batch: tuple[Tensor, Tensor | None],
+    objective: Objective,
+    times: TimeSampler,
     generator: torch.Generator,
+    learn: bool,
 ) -> Tensor:
-    """The denoising score matching loss of one batch, a scalar."""
+    """The loss of one batch, a scalar; the time sampler may learn from it."""
     samples, labels = batch
-    device, sde = denoiser.device, denoiser.spec.process
+    device, settings = denoiser.device, config.training
     x0 = encoded(transform, samples, labels, config.data.dequantize, generator)
-    settings = config.training
-    t = sample_times(
-        sde, len(x0), generator=generator, kind=settings.times, p_mean=settings.p_mean, p_std=settings.p_std
-    )
+    t, weight = times.draw(len(x0), generator)
     noise = randn(x0.shape, generator, like=x0)
+    space = Space(None if config.data.dequantize else transform.levels, transform.offset(x0.to(device), labels))
     if labels is not None and settings.label_dropout > 0:
         # The class after the last one means "no class": one network learns p(x | y) and p(x) (Ho and Salimans 2022).
         dropped = rand((len(x0),), generator) < settings.label_dropout
         labels = labels.where(~dropped, denoiser.spec.options["num_classes"])
     told = conditioning(config, labels, device)
-    loss = denoising_score_matching(
-        denoiser, sde, x0.to(device), t, noise.to(device), weighting=settings.weighting, **told
-    )
-    return loss.mean()
+    losses = objective(denoiser, x0.to(device), t, noise.to(device), space, **told)
+    if learn:
+        times.learn(t, losses)
+    return (match(weight, losses) * losses).mean()
 
 
 @torch.no_grad()
@@ -181,8 +190,20 @@ def held_out_loss(config: ConfigDict, denoiser: NetworkDenoiser, transform: Data
     size = min(config.training.batch_size, len(dataset))
     count = min(config.training.held_out_batches, math.ceil(len(dataset) / size))
     fixed = itertools.islice(batches(dataset, size, seed=config.seed), count)
+    objective, times = build.objective(config), build.times(config)
     losses = [
-        float(batch_loss(config, denoiser, transform, batch, seeded(config.seed, i, stream=HELD_OUT_STREAM)))
+        float(
+            batch_loss(
+                config,
+                denoiser,
+                transform,
+                batch,
+                objective,
+                times,
+                seeded(config.seed, i, stream=HELD_OUT_STREAM),
+                learn=False,
+            )
+        )
         for i, batch in enumerate(fixed)
     ]
     return sum(losses) / len(losses)
@@ -215,9 +236,11 @@ def train(config: ConfigDict, folder: Path) -> None:
         weight_decay=settings.weight_decay,
         fused=True,
     )
+    objective, times = build.objective(config), build.times(config)
     if resumed:
         load_weights(ema.module, resumed.ema)
         optimizer.load_state_dict(resumed.optimizer)
+        times.load(resumed.times)
 
     def factor(at: int) -> float:
         return learning_rate_factor(at, settings.steps, settings.warmup_steps, settings.cooldown_steps)
@@ -237,6 +260,7 @@ def train(config: ConfigDict, folder: Path) -> None:
             random={"seed": config.seed, "torch": torch.get_rng_state()},
             title=splits.train.title,
             classes=splits.train.classes,
+            times=times.state(),
         )
 
     if step >= settings.steps:
@@ -260,7 +284,8 @@ def train(config: ConfigDict, folder: Path) -> None:
         while step < settings.steps:
             # Dropout draws from the global state; seeded by the step, a resumed training draws the same.
             torch.manual_seed(int(seeded(config.seed, step, stream=DROPOUT_STREAM).initial_seed()))
-            loss = batch_loss(config, denoiser, transform, next(stream), seeded(config.seed, step, stream=TRAIN_STREAM))
+            drawn = seeded(config.seed, step, stream=TRAIN_STREAM)
+            loss = batch_loss(config, denoiser, transform, next(stream), objective, times, drawn, learn=True)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             norm = nn.utils.clip_grad_norm_(net.parameters(), settings.grad_clip or math.inf)
@@ -430,73 +455,251 @@ def sample(config: ConfigDict, folder: Path) -> None:
 # --- likelihood and evaluation --------------------------------------------------------------------------------
 
 
-def likelihood_of(config: ConfigDict, trained: Checkpoint, dataset: Dataset) -> dict[str, Any]:
-    """Bits/dim of a data set through the probability-flow ODE: the mean, its standard error, and the protocol."""
-    settings, transform = config.likelihood, trained.transform
-    denoiser = denoiser_of(trained, config.sampling.weights, build.device(config))
-    sde = denoiser.spec.process
-    options = build.likelihood_options(config)
-    count = min(settings.num_samples or len(dataset), len(dataset))
-    size = min(settings.batch_size, count)
-    bin_width = transform.bin_width or 1.0
-    dims = math.prod(dataset.shape)
-    started, nfe, values, errors = time.perf_counter(), 0, [], []
-    with progress(count, "sample", "likelihood") as bar:
-        for first in range(0, count, size):
-            indices = range(first, min(first + size, count))
-            rows = slice(indices.start, indices.stop)
-            labels = None if dataset.labels is None else dataset.labels[rows]
-            x = transform.dequantize(
-                dataset.samples[rows],
-                labels,
-                generator=sample_generators(config.seed, indices, stream=DEQUANTIZE_STREAM),
-            ).to(denoiser.device)
-            told = conditioning(config, labels, denoiser.device)
-            probes = sample_generators(config.seed, indices, stream=PROBE_STREAM)
-            found = log_likelihood(ConditionedDenoiser(denoiser, **told), x, sde, generator=probes, **options)
-            values.append(bits_per_dim(found.nats.double().cpu(), dims, bin_width))
-            if found.standard_error is not None:
-                errors.append(found.standard_error.double().cpu() / (dims * math.log(2.0)))
-            nfe = max(nfe, found.nfe)
-            bar.update(len(indices))
-    bits = torch.cat(values)
-    probe_error = float(torch.cat(errors).square().mean().sqrt()) if errors and settings.probes > 1 else None
+@dataclass(frozen=True, eq=False)
+class Evaluated:
+    """Data whose likelihood is asked for: its name in files, and the names of its images where they have any."""
+
+    dataset: Dataset
+    name: str
+    files: list[str]
+
+
+def evaluated_data(config: ConfigDict, trained: Checkpoint, splits: Splits | None = None) -> Evaluated:
+    """The pictures of likelihood.folder, or a split of the data set.
+
+    Raises UserError for data that the network cannot know: of other grey levels or another shape.
+    """
+    settings = config.likelihood
+    if settings.folder:
+        dataset, files = load_pictures(settings.folder, config.data.image_size)
+        name = Path(settings.folder).resolve().name
+    else:
+        dataset, files, name = getattr(splits or build.data(config), settings.split), [], settings.split
+    levels = trained.transform.levels
+    if dataset.levels != levels:
+        raise UserError(
+            f"{dataset.title} has {dataset.levels or 'no'} grey levels, and the network was trained on "
+            f"{levels or 'continuous vectors'}: bits/dim would not be about the same data"
+        )
+    if dataset.shape != trained.spec.shape:
+        raise UserError(
+            f"{dataset.title} has samples of shape {list(dataset.shape)}, and the network takes "
+            f"{list(trained.spec.shape)}; --config.data.image_size cuts images to a size"
+        )
+    return Evaluated(_in_classes_of(trained, dataset), name, files)
+
+
+def _in_classes_of(trained: Checkpoint, dataset: Dataset) -> Dataset:
+    """The data with the labels of the trained classes, without labels where the classes are others."""
+    if dataset.labels is None or dataset.classes == trained.classes:
+        return dataset
+    if not set(dataset.classes) <= set(trained.classes):
+        return replace(dataset, labels=None, classes=())
+    order = torch.tensor([trained.classes.index(name) for name in dataset.classes])
+    return replace(dataset, labels=order[dataset.labels], classes=trained.classes)
+
+
+def likelihood_protocol(
+    config: ConfigDict, trained: Checkpoint, data: Evaluated, figures: Mapping[str, NamedFigure]
+) -> dict[str, Any]:
+    """All that the bits/dim of a sample depend on."""
+    weights = getattr(trained, {"ema": "ema", "raw": "network"}[config.sampling.weights])
+    whole = io.BytesIO()
+    torch.save([tensor.cpu() for tensor in weights.values()], whole)
     return {
-        "bits_per_dim": float(bits.mean()),
-        "standard_error": float(bits.std() / math.sqrt(count)) if count > 1 else None,
-        "probe_standard_error_per_sample": probe_error,
-        "space": f"{transform.levels} grey levels, uniformly dequantised" if transform.levels else "continuous vectors",
-        "given": "its class" if config.model.class_conditional else "nothing",
-        "bin_width": bin_width,
-        "samples": count,
-        "split": settings.split,
-        "data": trained.title,
-        "nfe": nfe,
-        "seconds": round(time.perf_counter() - started, 2),
-        **{name: options[name] for name in ("method", "rtol", "atol", "divergence", "probes", "probe")},
-        "smallest_time": sde.t_likelihood if options["t_min"] is None else options["t_min"],
+        "data": data.dataset.title,
+        "data_digest": digest(data.dataset.samples.numpy().tobytes()),
+        "given": "its class" if config.model.class_conditional and data.dataset.labels is not None else "nothing",
         "checkpoint_step": trained.step,
         "weights": config.sampling.weights,
+        "weights_digest": digest(whole.getvalue()),
+        "process": process_state(trained.spec.process),
         "seed": config.seed,
+        # Only a solver with step sizes for each sample makes a row independent of its batch.
+        "batch_size": None if config.likelihood.method == "per_sample" else config.likelihood.batch_size,
+        "figures": {name: {"space": figure.space, **figure.protocol} for name, figure in figures.items()},
     }
 
 
-def report_likelihood(config: ConfigDict, folder: Path, trained: Checkpoint, splits: Splits) -> None:
-    """Store and print the bits/dim of likelihood.split."""
-    row = likelihood_of(config, trained, getattr(splits, config.likelihood.split))
-    add_result(folder, "likelihood", row)
-    error = "" if row["standard_error"] is None else f" +- {row['standard_error']:.4f} (standard error of the mean)"
-    print(
-        f"{config.likelihood.split} bits/dim {row['bits_per_dim']:.4f}{error}: {row['samples']} samples of "
-        f"{row['data']}{' given its class' if config.model.class_conditional else ''}, {row['space']}, "
-        f"{row['divergence']} trace, {row['method']} at rtol {row['rtol']:g}, "
-        f"smallest time {row['smallest_time']:g}, nfe {row['nfe']}, {row['seconds']} s"
-    )
+def likelihood_rows(
+    config: ConfigDict, trained: Checkpoint, data: Evaluated, folder: Path, figures: Mapping[str, NamedFigure]
+) -> list[dict[str, Any]]:
+    """A row of bits/dim for each sample; those that an earlier run has stored are not computed again."""
+    denoiser = denoiser_of(trained, config.sampling.weights, build.device(config))
+    dataset, settings = data.dataset, config.likelihood
+    count = min(settings.num_samples or len(dataset), len(dataset))
+    with Records(folder, data.name, likelihood_protocol(config, trained, data, figures)) as records:
+        missing = [index for index in range(count) if index not in records.rows]
+        if len(missing) < count:
+            print(f"{count - len(missing)} of {count} samples are in {records.path} already")
+        with progress(count, "sample", "likelihood", done=count - len(missing)) as bar:
+            for first in range(0, len(missing), settings.batch_size):
+                indices = missing[first : first + settings.batch_size]
+                labels = None if dataset.labels is None else dataset.labels[indices]
+                batch = Batch(dataset.samples[indices], labels, indices, config.seed)
+                model = ConditionedDenoiser(denoiser, **conditioning(config, labels, denoiser.device))
+                rows: list[dict[str, Any]] = [{"index": index} for index in indices]
+                for name, figure in figures.items():
+
+                    def told(done: int, total: int, name: str = name) -> None:
+                        bar.set_postfix_str(f"{name} {done}/{total}", refresh=done % 20 == 0)
+
+                    started = time.perf_counter()
+                    columns, nfe = figure.compute(model, batch, told)
+                    seconds = (time.perf_counter() - started) / len(indices)
+                    for i, row in enumerate(rows):
+                        row.update({column: float(values[i]) for column, values in columns.items()})
+                        row.update({f"{name}_nfe": nfe, f"{name}_seconds": round(seconds, 5)})
+                records.append(rows)
+                bar.update(len(indices))
+        found = [records.rows[index] for index in range(count)]
+    names = [] if dataset.labels is None else [dataset.classes[int(label)] for label in dataset.labels[:count]]
+    return [
+        {
+            "index": row["index"],
+            **({"file": data.files[row["index"]]} if data.files else {}),
+            **({"class": names[row["index"]]} if names else {}),
+            **row,
+        }
+        for row in found
+    ]
+
+
+def figure_summary(name: str, figure: NamedFigure, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean, standard error and interval of a figure's bits/dim, the means of its parts, and how it was computed."""
+    own = summary(np.array([row[name] for row in rows]))
+    parts = [column for column in rows[0] if column.startswith(f"{name}_")]
+    means = {
+        column.removeprefix(f"{name}_"): float(np.mean([row[column] for row in rows]))
+        for column in parts
+        if not column.endswith(("_nfe", "_seconds"))
+    }
+    return {
+        "bits_per_dim": own.mean,
+        "standard_error": own.standard_error,
+        "interval": own.interval,
+        "space": figure.space,
+        "nfe": max(row[f"{name}_nfe"] for row in rows),
+        "seconds": round(sum(row[f"{name}_seconds"] for row in rows), 2),
+        **means,
+        **figure.protocol,
+    }
+
+
+def report_likelihood(
+    config: ConfigDict, folder: Path, trained: Checkpoint, splits: Splits | None = None
+) -> dict[str, Any]:
+    """Compute, store, print and draw the bits/dim of a split or a folder of images."""
+    data = evaluated_data(config, trained, splits)
+    figures = build.figures(config, trained.spec.process, trained.transform, build.device(config))
+    place = folder / "likelihood"
+    rows = likelihood_rows(config, trained, data, place, figures)
+    summaries = {name: figure_summary(name, figure, rows) for name, figure in figures.items()}
+    protocol = likelihood_protocol(config, trained, data, figures)
+    first = next(iter(summaries.values()))
+    result = {
+        **first,
+        "figure": next(iter(summaries)),
+        "samples": len(rows),
+        "split": data.name,
+        "bin_width": trained.transform.bin_width or 1.0,
+        **{key: value for key, value in protocol.items() if key not in ("figures", "process")},
+        "figures": summaries,
+    }
+    add_result(folder, "likelihood", result)
+    write_json(place / f"{data.name}.json", result)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_aside(place / f"{data.name}.csv", text.getvalue().encode())
+    draw_likelihood(config, folder, trained, data, rows, list(figures))
+    print(likelihood_text(result, rows))
+    print(f"wrote {place / data.name}.csv, .json, _histogram.png, _most_likely.png and _least_likely.png")
+    return result
+
+
+def draw_likelihood(
+    config: ConfigDict,
+    folder: Path,
+    trained: Checkpoint,
+    data: Evaluated,
+    rows: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+) -> None:
+    """The histogram, the most and the least likely samples, and all of it in TensorBoard."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    place, step = folder / "likelihood", trained.step
+    columns = {name: np.array([row[name] for row in rows]) for name in names}
+    title = f"{data.name} of {trained.title}" if not data.files else data.name
+    write_aside(place / f"{data.name}_histogram.png", histogram(columns, "bits/dim", f"{title}, {len(rows)} samples"))
+    order = np.argsort(columns[names[0]], kind="stable")
+    extremes = {"most_likely": order[:LIKELIEST], "least_likely": order[::-1][:LIKELIEST]}
+    with SummaryWriter(str(folder / "tensorboard")) as board:
+        for name, values in columns.items():
+            board.add_scalar(f"bits_per_dim/{data.name}/{name}", float(values.mean()), step)
+            board.add_histogram(f"bits_per_dim/{data.name}/{name}", values, step)
+        for which, picked in extremes.items():
+            index = torch.from_numpy(picked.copy())
+            labels = None if data.dataset.labels is None else data.dataset.labels[index]
+            shown = stored(trained.transform, trained.transform.encode(data.dataset.samples[index], labels), labels)
+            captions = [f"{value:.3f}" for value in columns[names[0]][picked]]
+            drawn = captioned(shown["images"], captions) if "images" in shown else picture(shown["samples"])
+            write_aside(place / f"{data.name}_{which}.png", png(drawn))
+            board.add_image(f"{data.name}/{which}", drawn, step, dataformats="HWC")
+
+
+def likelihood_text(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Bits/dim by every figure side by side, what they are made of, and how they were computed."""
+    summaries: Mapping[str, Mapping[str, Any]] = result["figures"]
+
+    def interval(row: Mapping[str, Any]) -> str:
+        return "-" if row["interval"] is None else f"{row['interval'][0]:.4f} .. {row['interval'][1]:.4f}"
+
+    lines = [
+        f"bits/dim of {result['samples']} samples of {result['data']} ({result['split']}) given {result['given']}",
+        table(
+            [
+                {
+                    "figure": name,
+                    "bits/dim": f"{row['bits_per_dim']:.4f}",
+                    "std. error": "-" if row["standard_error"] is None else f"{row['standard_error']:.4f}",
+                    "95% interval": interval(row),
+                    "smallest time": f"{row['smallest_time']:g}",
+                    "nfe": row["nfe"],
+                    "seconds": row["seconds"],
+                    "space": row["space"],
+                }
+                for name, row in summaries.items()
+            ]
+        ),
+    ]
+    for name, row in summaries.items():
+        if "method" in row:
+            probes = f", {row['probes']} {row['probe']} probes" if row["divergence"] == "hutchinson" else ""
+            lines.append(f"{name}: {row['divergence']} trace{probes}, {row['method']} at rtol {row['rtol']:g}")
+        if "probe_error" in row:
+            lines.append(f"{name}: the probes give each sample a standard error of {row['probe_error']:.4f} bits/dim")
+        if "t_min_change" in row:
+            lines.append(f"{name}: twice the smallest time changes bits/dim by {row['t_min_change']:+.1e}")
+        if "prior" in row:
+            terms = f", {row['terms']} of them for each sample" if row.get("terms") else ""
+            how = f"{row['steps']} levels{terms}, variance {row['variance']}" if "steps" in row else "continuous time"
+            lines.append(
+                f"{name}: prior {row['prior']:.2e}, denoising {row['denoising']:.4f}, reconstruction "
+                f"{row['reconstruction']:.4f}; {how}"
+            )
+    base, *others = summaries
+    for name in others:
+        gap = summary(np.array([row[name] - row[base] for row in rows]))
+        lines.append(f"{name} - {base}, sample by sample: {gap}")
+    return "\n".join(lines)
 
 
 def likelihood(config: ConfigDict, folder: Path) -> None:
-    """Bits/dim of the held-out (or training) split."""
-    report_likelihood(config, folder, trained_network(config, folder), build.data(config))
+    """Bits/dim of the held-out (or training) split, or of a folder of images."""
+    report_likelihood(config, folder, trained_network(config, folder))
 
 
 def evaluate(config: ConfigDict, folder: Path) -> None:

@@ -35,6 +35,7 @@ def get_config() -> ConfigDict:
     model.label = "time"  # how the noise level is told: "time", "logsnr", "log_sigma", "edm" or "index"
     model.input_scale = "none"  # "unit": divide x by its std
     model.class_conditional = False
+    model.variance = "fixed"  # or "learned_range": of each step, between its two bounds (iDDPM)
     model.dropout = 0.0
     model.embedding = "positional"  # of the noise label: "positional" or "fourier"
     model.fourier_scale = 16.0  # std of the random Fourier frequencies
@@ -60,8 +61,10 @@ def get_config() -> ConfigDict:
     training.grad_clip = 1.0  # Euclidean norm of the whole gradient; 0 for none
     training.ema_decay = 0.999
     training.label_dropout = 0.0  # share of the samples whose class is withheld, if class-conditional
-    training.weighting = "simple"  # "simple", "v", "likelihood", "edm" or "min_snr"
-    training.times = "uniform"  # "uniform", "stratified", "levels" or "lognormal"
+    training.loss = "score_matching"  # or "vlb", the discrete bound; or "hybrid", with vlb_weight of it
+    training.vlb_weight = 1e-3  # "hybrid": the bound's share (Nichol and Dhariwal 2021, section 3.1)
+    training.weighting = "simple"  # "simple", "v", "likelihood", "edm", "min_snr" or "x0"
+    training.times = "uniform"  # "uniform", "stratified", "levels", "lognormal", "importance" or "loss_aware"
     training.p_mean = -1.2  # "lognormal": mean of log(sigma/alpha) (Karras et al. 2022, Table 1)
     training.p_std = 1.2  # and its std
     training.log_every = 50  # steps
@@ -86,8 +89,10 @@ def get_config() -> ConfigDict:
     sampling.weights = "ema"  # or "raw"
 
     config.likelihood = likelihood = ConfigDict()
+    likelihood.figures = ("ode", "elbo")  # keys of sde_diffusion.build.FIGURES: the flow, the discrete bound, "vlb"
     likelihood.split = "test"  # or "train"
-    likelihood.num_samples = 0  # 0 for the whole split
+    likelihood.folder = ""  # a folder of images in place of a split
+    likelihood.num_samples = 0  # 0 for all
     likelihood.batch_size = 500  # samples at once; does not change them
     likelihood.method = "per_sample"  # a key of sde_diffusion.SOLVERS
     likelihood.rtol = 1e-4
@@ -96,4 +101,12 @@ def get_config() -> ConfigDict:
     likelihood.probes = 1
     likelihood.probe = "rademacher"  # or "gaussian"
     likelihood.t_min = -1.0  # time at which the data lie; negative for the process's smallest likelihood time
+    likelihood.sensitivity = False  # how much bits/dim change where t_min is doubled
+    likelihood.fixed_steps = 100  # of the methods without tolerances
+    likelihood.max_nfe = 100_000  # evaluations of a batch, beyond which the flow is given up
+    likelihood.dequantizer = "uniform"  # a key of sde_diffusion.data.DEQUANTIZERS
+    likelihood.levels = 1000  # of the discrete bound, where the process is a continuous one; log-SNR equally spaced
+    likelihood.terms = 0  # levels to evaluate for each sample, drawn from sections; 0 for all
+    likelihood.cdf = "exact"  # the decoder's; or "tanh", improved-diffusion's approximation
+    likelihood.points = 100  # of "vlb", the bound in continuous time
     return config.lock()

@@ -39,4 +39,5 @@ def get_config() -> ConfigDict:
     config.training.checkpoint_every = 250
     config.sampling.num_samples = 500
     config.sampling.gallery = ("ddim:50", "pc:100", "ode")
+    config.likelihood.terms = 100
     return config

@@ -1,6 +1,7 @@
 """sde_diffusion: score-based diffusion through SDEs and ODEs, with every formula checked against closed-form truth."""
 
 from sde_diffusion.checkpoint import load
+from sde_diffusion.data import DEQUANTIZERS, DataTransform, LogitNormal, Uniform
 from sde_diffusion.denoiser import (
     ClippedDenoiser,
     ConditionedDenoiser,
@@ -40,6 +41,7 @@ from sde_diffusion.sde import (
 from sde_diffusion.times import sample_times, time_sampler
 
 __all__ = [
+    "DEQUANTIZERS",
     "EDM",
     "GRIDS",
     "PROCESSES",
@@ -53,6 +55,7 @@ __all__ = [
     "ConditionedDenoiser",
     "CosineVPSDE",
     "CountingDenoiser",
+    "DataTransform",
     "Denoiser",
     "DiscreteVE",
     "DiscreteVP",
@@ -61,6 +64,7 @@ __all__ = [
     "GuidedDenoiser",
     "Kernel",
     "LogLikelihood",
+    "LogitNormal",
     "NetworkDenoiser",
     "NetworkSpec",
     "RangeDenoiser",
@@ -69,6 +73,7 @@ __all__ = [
     "Sample",
     "SubVPSDE",
     "TimeGrid",
+    "Uniform",
     "UserError",
     "bits_per_dim",
     "ddim_inversion",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from types import NoneType
 from typing import Any
 
@@ -16,14 +16,16 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
-from sde_diffusion import checkpoint, grids, samplers
-from sde_diffusion.data import DataOptions, Dataset, Splits, load_splits
-from sde_diffusion.denoiser import ClippedDenoiser, Denoiser, NetworkSpec
-from sde_diffusion.errors import UserError, choose, no_option
+from sde_diffusion import checkpoint, grids, losses, samplers
+from sde_diffusion.data import DEQUANTIZERS, DataOptions, Dataset, DataTransform, Dequantizer, Splits, load_splits
+from sde_diffusion.denoiser import VARIANCES, ClippedDenoiser, Denoiser, NetworkSpec
+from sde_diffusion.elbo import CDFS
+from sde_diffusion.errors import UserError, choose, nearest, no_option
+from sde_diffusion.figures import BoundSpace, Figure, elbo_figure, flow_figure, vlb_figure
 from sde_diffusion.grids import GRIDS, TimeGrid, make_grid
 from sde_diffusion.kernel import Kernel
 from sde_diffusion.likelihood import DIVERGENCES, PROBES
-from sde_diffusion.losses import WEIGHTINGS
+from sde_diffusion.losses import OBJECTIVES, WEIGHTINGS, Objective, Settings
 from sde_diffusion.ode import SOLVERS
 from sde_diffusion.samplers import SAMPLERS
 from sde_diffusion.sde import (
@@ -37,7 +39,7 @@ from sde_diffusion.sde import (
     RectifiedFlow,
     SubVPSDE,
 )
-from sde_diffusion.times import TIME_SAMPLERS
+from sde_diffusion.times import TIME_SAMPLERS, TimeSampler, time_sampler
 
 PROCESS_BUILDERS: dict[str, Callable[[ConfigDict], SDE]] = {
     "VPSDE": lambda c: VPSDE(c.beta_min, c.beta_max),
@@ -62,9 +64,10 @@ _COUNTS = {
         "keep_checkpoints",
     ),
     "sampling": ("steps", "num_samples", "batch_size"),
-    "likelihood": ("batch_size", "probes"),
+    "likelihood": ("batch_size", "probes", "fixed_steps", "max_nfe", "points"),
 }
 _TABLES: tuple[tuple[str, str, str, Any], ...] = (
+    ("training", "loss", "loss", OBJECTIVES),
     ("training", "weighting", "weighting", WEIGHTINGS),
     ("training", "times", "time sampler", TIME_SAMPLERS),
     ("sampling", "sampler", "sampler", SAMPLERS),
@@ -74,6 +77,8 @@ _TABLES: tuple[tuple[str, str, str, Any], ...] = (
     ("likelihood", "method", "ODE method", SOLVERS),
     ("likelihood", "divergence", "divergence", DIVERGENCES),
     ("likelihood", "probe", "probe", PROBES),
+    ("likelihood", "dequantizer", "dequantizer", DEQUANTIZERS),
+    ("likelihood", "cdf", "distribution function", CDFS),
 )
 
 
@@ -90,6 +95,17 @@ def check(config: ConfigDict) -> None:
     if not 0.0 <= config.training.ema_decay < 1.0:
         raise UserError(f"training.ema_decay must lie in [0, 1), got {config.training.ema_decay}")
     process(config)
+    choose("variance", config.model.variance, VARIANCES)
+    if config.training.loss == "hybrid" and config.model.variance == "fixed":
+        raise UserError("training.loss='hybrid' trains a learned variance: it needs model.variance='learned_range'")
+    objective(config)
+    times(config)
+    for name in config.likelihood.figures:
+        choose("figure", name, FIGURES)
+    if not config.likelihood.figures:
+        raise UserError(f"likelihood.figures is empty; {nearest('', FIGURES)}")
+    if config.likelihood.levels < 2:
+        raise UserError(f"likelihood.levels must be at least 2, got {config.likelihood.levels}")
     gallery(config)
     sampler_options(config)
     grid_options(config, config.sampling.sampler)
@@ -127,11 +143,13 @@ def spec(config: ConfigDict, dataset: Dataset) -> NetworkSpec:
     """The network's description: its arguments from the configuration and the shape of the data."""
     model = config.model
     shape = dataset.shape
+    learned = model.variance == "learned_range"
     shared = {
         "dropout": model.dropout,
         "embedding": model.embedding,
         "fourier_scale": model.fourier_scale,
         "num_classes": len(dataset.classes) if model.class_conditional else 0,
+        **({"out_channels": 2 * shape[0]} if learned else {}),
     }
     if model.class_conditional and not dataset.classes:
         raise UserError(f"model.class_conditional needs labels, which {dataset.title} does not have")
@@ -149,6 +167,7 @@ def spec(config: ConfigDict, dataset: Dataset) -> NetworkSpec:
         shape=shape,
         network=model.network,
         options={**choose("network", model.network, own)(), **shared},
+        variance=model.variance,
     )
 
 
@@ -161,6 +180,24 @@ def network(network_spec: NetworkSpec, seed: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return checkpoint.build_network(network_spec)
+
+
+def objective(config: ConfigDict) -> Objective:
+    """What the training minimises. Raises UserError for a bound of a process without levels."""
+    training = config.training
+    settings = Settings(training.weighting, training.vlb_weight, step_variance(config))
+    return losses.objective(process(config), training.loss, settings)
+
+
+def step_variance(config: ConfigDict) -> str:
+    """The variance of the steps of a discrete model: learned where the network learns it."""
+    return "posterior" if config.model.variance == "fixed" else "learned"
+
+
+def times(config: ConfigDict) -> TimeSampler:
+    """A fresh time sampler. Raises UserError for one that the process does not have."""
+    training = config.training
+    return time_sampler(process(config), training.times, p_mean=training.p_mean, p_std=training.p_std)
 
 
 def option(text: str) -> tuple[str, str]:
@@ -262,6 +299,20 @@ def grid(config: ConfigDict, sde: SDE, steps: int, sampler: str) -> TimeGrid:
     )
 
 
+@dataclass(frozen=True)
+class _Zero:
+    """A denoiser that stands in for a network, with a learned variance where the network has one."""
+
+    learned: bool
+
+    def __call__(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+    def moments(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x0_hat and the fraction of the learned variance."""
+        return torch.zeros_like(x), torch.zeros_like(x) if self.learned else None
+
+
 def rehearse(config: ConfigDict, sampler: str, steps: int, options: Mapping[str, Any]) -> None:
     """Lay out the grid and take the sampler's first step, with zero for the network's output.
 
@@ -270,10 +321,14 @@ def rehearse(config: ConfigDict, sampler: str, steps: int, options: Mapping[str,
     sde = process(config)
     start = TimeGrid(sde, grid(config, sde, steps, sampler).times[:2])
 
-    def zero(x: Tensor, kernel: Kernel, **conditioning: Any) -> Tensor:
-        return torch.zeros_like(x)
-
-    samplers.sample(zero, (1, 1), start, sampler=sampler, generator=torch.Generator().manual_seed(0), **options)
+    samplers.sample(
+        _Zero(config.model.variance != "fixed"),
+        (1, 1),
+        start,
+        sampler=sampler,
+        generator=torch.Generator().manual_seed(0),
+        **options,
+    )
 
 
 def sampling_denoiser(config: ConfigDict, denoiser: Denoiser) -> Denoiser:
@@ -281,11 +336,74 @@ def sampling_denoiser(config: ConfigDict, denoiser: Denoiser) -> Denoiser:
     return ClippedDenoiser(denoiser) if config.sampling.clip else denoiser
 
 
-def likelihood_options(config: ConfigDict) -> dict[str, Any]:
+def flow_options(config: ConfigDict) -> dict[str, Any]:
     """The named options of `log_likelihood`."""
-    names = ("method", "rtol", "atol", "divergence", "probes", "probe")
-    options = {name: config.likelihood[name] for name in names}
-    return {**options, "t_min": _or_default(config.likelihood.t_min)}
+    settings = config.likelihood
+    names = ("method", "rtol", "atol", "divergence", "probes", "probe", "sensitivity", "max_nfe")
+    options = {name: settings[name] for name in names}
+    return {**options, "t_min": _or_default(settings.t_min), "steps": settings.fixed_steps}
+
+
+@dataclass(frozen=True, eq=False)
+class NamedFigure:
+    """A figure of bits/dim, what it is about in words, and how it is computed, for its protocol."""
+
+    compute: Figure
+    space: str
+    protocol: dict[str, Any]
+
+
+def _bound_space(config: ConfigDict, transform: DataTransform, where: torch.device) -> BoundSpace:
+    # A network trained on dequantised levels knows nothing of the levels themselves, and the other way round.
+    continuous = config.data.dequantize or transform.levels is None
+    return BoundSpace(transform, where, dequantizer(config) if continuous else None)
+
+
+def _flow_figure(config: ConfigDict, sde: SDE, transform: DataTransform, where: torch.device) -> NamedFigure:
+    options, noise = flow_options(config), dequantizer(config)
+    smallest = sde.t_likelihood if options["t_min"] is None else options["t_min"]
+    compute = flow_figure(sde, transform, where, noise, options)
+    return NamedFigure(compute, transform.space(noise), {**options, "smallest_time": smallest})
+
+
+def _elbo_figure(config: ConfigDict, sde: SDE, transform: DataTransform, where: torch.device) -> NamedFigure:
+    settings, space = config.likelihood, _bound_space(config, transform, where)
+    own = sde.times is not None
+    chain = TimeGrid(sde, sde.times.flip(0)) if sde.times is not None else make_grid(sde, settings.levels, "logsnr")
+    options = {
+        "variance": step_variance(config),
+        "cdf": settings.cdf,
+        "decoder": "published" if own else "level",
+        "terms": settings.terms if 0 < settings.terms < chain.steps else None,
+    }
+    protocol = {**options, "steps": chain.steps, "smallest_time": float(chain.times[-1])}
+    return NamedFigure(elbo_figure(chain, space, options), transform.space(space.dequantizer), protocol)
+
+
+def _vlb_figure(config: ConfigDict, sde: SDE, transform: DataTransform, where: torch.device) -> NamedFigure:
+    settings, space = config.likelihood, _bound_space(config, transform, where)
+    options = {"points": settings.points, "t_min": sde.t_sample}
+    protocol = {**options, "smallest_time": sde.t_sample}
+    return NamedFigure(vlb_figure(sde, space, options), transform.space(space.dequantizer), protocol)
+
+
+FIGURES: dict[str, Callable[[ConfigDict, SDE, DataTransform, torch.device], NamedFigure]] = {
+    "ode": _flow_figure,
+    "elbo": _elbo_figure,
+    "vlb": _vlb_figure,
+}
+"""Bits/dim: by the probability flow, by the bound in discrete time, by that in continuous time."""
+
+
+def figures(config: ConfigDict, sde: SDE, transform: DataTransform, where: torch.device) -> dict[str, NamedFigure]:
+    """The figures of likelihood.figures, by name. Raises UserError for an unknown one, and where there is none."""
+    names = config.likelihood.figures
+    return {name: choose("figure", name, FIGURES)(config, sde, transform, where) for name in names}
+
+
+def dequantizer(config: ConfigDict) -> Dequantizer:
+    """The dequantiser. Raises UserError for an unknown one."""
+    return choose("dequantizer", config.likelihood.dequantizer, DEQUANTIZERS)
 
 
 def _or_default(t: float) -> float | None:

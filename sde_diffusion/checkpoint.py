@@ -10,7 +10,7 @@ import io
 import os
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Checkpoint:
     optimizer      the optimiser's state
     random         the seed and the state of torch's generator; noise, times and data order depend on (seed, step)
     classes        the data set's class names; title: how figures name it
+    times          what the time sampler has learned
     """
 
     step: int
@@ -46,6 +47,7 @@ class Checkpoint:
     random: dict[str, Any]
     title: str = ""
     classes: tuple[str, ...] = ()
+    times: dict[str, Tensor] = field(default_factory=dict)
 
 
 def write_aside(path: Path, data: bytes) -> None:

@@ -179,11 +179,13 @@ class Space:
     levels      number of grey levels of data 2 k / (levels - 1) - 1 - offset; None for continuous data
     offset      what was subtracted from the data in model units, broadcasting to [B, *D]
     cdf         a key of CDFS
+    decoder     log v_0 of the decoder where it is not that of the chain
     """
 
     levels: int | None = 256
     offset: Tensor | float = 0.0
     cdf: str = "exact"
+    decoder: Tensor | None = None
 
     def reconstruction(self, x0: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
         """-log p(x | x_0') of the Gaussian decoder, elementwise, in nats."""
@@ -214,7 +216,8 @@ def bound_term(
     first = index == 0
     if not bool(first.any()):
         return _step(chain, index, x0 - x0_hat, log_v)
-    decoder = space.reconstruction(x0, x0_hat, (0.5 * log_v).expand_as(x0).to(x0.dtype))
+    log_v0 = log_v if space.decoder is None else space.decoder
+    decoder = space.reconstruction(x0, x0_hat, (0.5 * log_v0).to(x0).expand_as(x0))
     if bool(first.all()):
         return decoder
     where = first.to(x0.device).reshape(-1, *(1,) * (x0.ndim - 1))
@@ -334,6 +337,7 @@ def elbo(
     levels: int | None = 256,
     variance: str = "posterior",
     cdf: str = "exact",
+    decoder: str = "published",
     offset: Tensor | float = 0.0,
     bin_width: float = 1.0,
     draws: int = 1,
@@ -345,23 +349,27 @@ def elbo(
     """The discrete bound on -log2 P(x)/D of integer grey levels x [B, *D], 0 .. levels - 1.
 
     process: a discrete process, or a grid over any process, whose nodes are the levels. variance: "posterior", "beta",
-    or "learned" where the network has it. cdf: "exact", or "tanh", improved-diffusion's approximation. draws: of the
-    noise, at every level. terms: evaluate only so many levels, drawn for each sample one from each of as many equal
-    sections and weighted by its length, which leaves every term unbiased; default all. The noise comes from the
-    generator, or one a sample. offset: what was subtracted from the data in model space.
+    or "learned" where the network has it. cdf: "exact", or "tanh", improved-diffusion's approximation. decoder: its
+    variance is "published", that of the steps at level 0, or "level", the noise there, sigma^2/alpha^2, which is the
+    better one where level 1 is near. draws: of the noise, at every level. terms: evaluate only so many levels, drawn
+    for each sample one from each of as many equal sections and weighted by its length, which leaves every term
+    unbiased; default all. The noise comes from the generator, or one a sample. offset: what was subtracted from the
+    data in model space.
 
-    levels=None takes continuous data in model space and a Gaussian decoder; the bound is one on the density, per bin of
-    `bin_width` in bits/dim.
+    levels=None takes continuous data in model space and a Gaussian decoder with the variance "level"; the bound is one
+    on the density, per bin of `bin_width` in bits/dim.
 
     Raises UserError for values that are not integers in range, and for a process without levels.
     """
     choose("variance", variance, _LOG_VARIANCES)
     choose("distribution function", cdf, CDFS)
+    choose("decoder", decoder, dict.fromkeys(["published", "level"]))
     if draws < 1 or not bin_width > 0:
         raise UserError(f"draws must be at least 1 and bin_width positive, got {draws} and {bin_width}")
     sde = process.sde if isinstance(process, TimeGrid) else process
     chain, x0 = Chain.of(process), _data(denoiser, x, levels, offset, dtype)
-    space = Space(levels, offset.to(x0).double() if isinstance(offset, Tensor) else offset, cdf)
+    noise_there = -chain.levels.logsnr[0] if levels is None or decoder == "level" else None
+    space = Space(levels, offset.to(x0).double() if isinstance(offset, Tensor) else offset, cdf, noise_there)
     if terms is not None and not 1 <= terms < len(chain):
         raise UserError(f"terms must lie between 1 and {len(chain) - 1}, the number of steps; got {terms}")
     generator, counted, exact = fresh(generator, x0.device), CountingDenoiser(denoiser), x0.double()

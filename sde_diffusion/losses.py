@@ -24,12 +24,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.denoiser import Denoiser, moments
-from sde_diffusion.elbo import GREY_LEVELS, Chain, Space, bound_term
+from sde_diffusion.elbo import GREY_LEVELS, STEP_VARIANCES, Chain, Space, bound_term
 from sde_diffusion.errors import choose
 from sde_diffusion.kernel import Kernel, match
 from sde_diffusion.prediction import EDM_SIGMA_DATA
@@ -154,3 +156,80 @@ def hybrid_loss(
     x0_hat, fraction = moments(denoiser, kernel.perturb(x0, noise), kernel, **conditioning)
     bound = _term(chain, index, x0, x0_hat.detach(), fraction, variance, space)
     return _weighted(sde, t, kernel, x0_hat - x0, weighting) + vlb_weight * bound
+
+
+# --- what a training minimises --------------------------------------------------------------------------------
+
+
+class Objective(Protocol):
+    """The loss of each sample, [B], for data x0 [B, *D] in a space, times t [B] and noise [B, *D]."""
+
+    def __call__(
+        self, denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, space: Space, **conditioning: Tensor
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the objectives may be told; each reads what concerns it."""
+
+    weighting: str = "simple"
+    vlb_weight: float = VLB_WEIGHT
+    variance: str = "learned"
+
+
+DEFAULTS = Settings()
+
+
+def _score_matching(sde: SDE, settings: Settings) -> Objective:
+    def loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, space: Space, **conditioning: Tensor) -> Tensor:
+        return denoising_score_matching(denoiser, sde, x0, t, noise, weighting=settings.weighting, **conditioning)
+
+    return loss
+
+
+def _vlb(sde: SDE, settings: Settings) -> Objective:
+    chain = Chain.of(sde)
+
+    def loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, space: Space, **conditioning: Tensor) -> Tensor:
+        return variational_loss(denoiser, chain, x0, t, noise, variance=settings.variance, space=space, **conditioning)
+
+    return loss
+
+
+def _hybrid(sde: SDE, settings: Settings) -> Objective:
+    chain = Chain.of(sde)
+
+    def loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, space: Space, **conditioning: Tensor) -> Tensor:
+        return hybrid_loss(
+            denoiser,
+            sde,
+            chain,
+            x0,
+            t,
+            noise,
+            weighting=settings.weighting,
+            vlb_weight=settings.vlb_weight,
+            variance=settings.variance,
+            space=space,
+            **conditioning,
+        )
+
+    return loss
+
+
+OBJECTIVES: dict[str, Callable[[SDE, Settings], Objective]] = {
+    "score_matching": _score_matching,
+    "vlb": _vlb,
+    "hybrid": _hybrid,
+}
+
+
+def objective(sde: SDE, kind: str = "score_matching", settings: Settings = DEFAULTS) -> Objective:
+    """The objective of that kind, a key of OBJECTIVES, for a process.
+
+    Raises UserError for an unknown kind, and for a bound of a process without levels.
+    """
+    choose("weighting", settings.weighting, WEIGHTINGS)
+    choose("variance", settings.variance, dict.fromkeys(STEP_VARIANCES))
+    return choose("loss", kind, OBJECTIVES)(sde, settings)

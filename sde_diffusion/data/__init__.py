@@ -5,10 +5,25 @@ from dataclasses import dataclass
 
 from sde_diffusion.data import arrow, cifar10, folder, small, toy2d
 from sde_diffusion.data.dataset import Dataset, Splits, batches
+from sde_diffusion.data.dequantize import DEQUANTIZERS, Dequantized, Dequantizer, LogitNormal, Uniform
 from sde_diffusion.data.transform import DataTransform
 from sde_diffusion.errors import UserError, choose
 
-__all__ = ["DATASETS", "DataOptions", "DataTransform", "Dataset", "Splits", "batches", "load_splits"]
+__all__ = [
+    "DATASETS",
+    "DEQUANTIZERS",
+    "DataOptions",
+    "DataTransform",
+    "Dataset",
+    "Dequantized",
+    "Dequantizer",
+    "LogitNormal",
+    "Splits",
+    "Uniform",
+    "batches",
+    "load_pictures",
+    "load_splits",
+]
 
 
 @dataclass(frozen=True)
@@ -38,6 +53,14 @@ DATASETS: dict[str, Callable[[DataOptions], Splits]] = {
     "folder": lambda o: folder.load(o.root, o.image_size),
     "huggingface": lambda o: arrow.huggingface(o.name, o.image_size),
 }
+
+
+def load_pictures(root: str, image_size: int = 0) -> tuple[Dataset, list[str]]:
+    """All pictures of a folder, in class folders or without them, as one set, and their names in it.
+
+    Raises UserError as the loader does.
+    """
+    return folder.load_whole(root, image_size)
 
 
 def load_splits(dataset: str, options: DataOptions) -> Splits:

@@ -20,11 +20,7 @@ def load(root: str, image_size: int = 0) -> Splits:
     image_size: side of the square cut from each picture, in pixels; 0 if all are of one size already.
     Raises UserError for a missing or empty folder, a broken picture, or pictures of different sizes.
     """
-    base = Path(root).expanduser()
-    if not root or not base.is_dir():
-        raise UserError(
-            f"no folder {root!r}: expected one that holds CLASS/*.png, or train/CLASS/*.png and test/CLASS/*.png."
-        )
+    base = _base(root, "CLASS/*.png, or train/CLASS/*.png and test/CLASS/*.png")
     names = {entry.name for entry in _folders(base)}
     # A folder "train" among other names is a class of trains.
     if "train" not in names or not names <= {"train", *HELD_OUT}:
@@ -39,6 +35,20 @@ def load(root: str, image_size: int = 0) -> Splits:
     # Read as one set, so that one grey picture decides the channels of neither part alone.
     whole = _load(base, classes, fitted + [path for test in tests for path in _find(test)], image_size)
     return split_at(whole, len(fitted)) if tests else hold_out(whole)
+
+
+def load_whole(root: str, image_size: int = 0) -> tuple[Dataset, list[str]]:
+    """All pictures of root/CLASS/* or root/*, without a split, and their names. Raises UserError as `load` does."""
+    base = _base(root, "*.png or CLASS/*.png")
+    paths = _find(base)
+    return _load(base, _classes(base), paths, image_size), [str(path.relative_to(base)) for path in paths]
+
+
+def _base(root: str, layout: str) -> Path:
+    base = Path(root).expanduser()
+    if not root or not base.is_dir():
+        raise UserError(f"no folder {root!r}: expected one that holds {layout}.")
+    return base
 
 
 def _folders(base: Path) -> list[Path]:

@@ -2,12 +2,12 @@
 
 A grey level k of L is x = 2 k / (L - 1) - 1 - mean; a vector s is x = s - mean. Neighbouring levels are
 bin_width = 2 / (L - 1) apart in x, so for an image of D numbers log |dx/dk| = D log(bin_width), and the
-probability of an image is the model's density, averaged over its bin, times bin_width^D. Uniform
-dequantisation (Theis et al. 2016, arXiv:1511.01844, eq. 2) draws that average: k + u - 1/2 is
-uniform on the bin around k, so rounding gives k back.
+probability of an image is the model's density, averaged over its bin, times bin_width^D. A dequantiser
+(see dequantize.py) draws from the bin around k, so that rounding gives k back.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.data.dataset import Dataset
+from sde_diffusion.data.dequantize import Dequantized, Dequantizer, Drawing, Uniform
 from sde_diffusion.errors import UserError, choose
-from sde_diffusion.noise import rand
+
+UNIFORM = Uniform()
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,31 +59,55 @@ class DataTransform:
         Raises UserError for grey levels that are not integers 0..levels-1, and for missing labels.
         """
         scaled = self._scaled(samples)
-        return scaled - self._offset(scaled, labels)
+        return scaled - self.offset(scaled, labels)
 
     def dequantize(
         self,
         samples: Tensor,
         labels: Tensor | None = None,
         *,
-        generator: torch.Generator | Sequence[torch.Generator],
+        generator: Drawing,
+        dequantizer: Dequantizer = UNIFORM,
     ) -> Tensor:
-        """Grey levels [B, *D] to uniform noise on their bins in model space, float32 [B, *D].
+        """Grey levels [B, *D] to noise on their bins in model space, float32 [B, *D].
 
         generator: one for the batch, or one a sample. Continuous samples are encoded and draw nothing.
         Raises UserError as `encode` does, and for a number of generators that is not B.
         """
+        return self.dequantized(samples, labels, generator=generator, dequantizer=dequantizer).x
+
+    def dequantized(
+        self,
+        samples: Tensor,
+        labels: Tensor | None = None,
+        *,
+        generator: Drawing,
+        dequantizer: Dequantizer = UNIFORM,
+    ) -> Dequantized:
+        """The same with the nats that turn log p(x) into log P of the stored samples: D log(bin_width) - log q."""
         encoded = self.encode(samples, labels)
+        volume = torch.full((len(encoded),), self.log_volume(encoded[0].numel()), dtype=torch.float64)
         if self.bin_width is None:
-            return encoded
-        return encoded + self.bin_width * (rand(encoded.shape, generator, like=encoded) - 0.5)
+            return Dequantized(encoded, volume.to(encoded.device))
+        u, log_q = dequantizer.noise(encoded, generator)
+        return Dequantized(encoded + self.bin_width * u, volume.to(log_q) - log_q)
+
+    def log_volume(self, dims: int) -> float:
+        """log |dx/dk| of a sample of `dims` numbers, in nats: dims log(bin_width), and 0 for continuous data."""
+        return 0.0 if self.bin_width is None else dims * math.log(self.bin_width)
+
+    def space(self, dequantizer: Dequantizer | None = UNIFORM) -> str:
+        """What the bits/dim of this data are about, in words; None for the grey levels themselves."""
+        if self.levels is None:
+            return "a density of continuous vectors"
+        return f"{self.levels} grey levels, {dequantizer.title if dequantizer else 'discrete'}"
 
     def decode(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Model space [B, *D] to images of nominal range -1..1, or to vectors in their own units.
 
         Raises UserError for missing labels.
         """
-        return x + self._offset(x, labels)
+        return x + self.offset(x, labels)
 
     def to_uint8(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Model space [B, C, H, W] to 8-bit pictures, uint8 [B, C, H, W]: to the nearest of 0..255.
@@ -115,7 +141,11 @@ class DataTransform:
             raise UserError(f"grey levels must be 0..{self.levels - 1}, not {samples.min()} to {samples.max()}.")
         return 2.0 * samples.to(torch.float32) / (self.levels - 1) - 1.0
 
-    def _offset(self, like: Tensor, labels: Tensor | None) -> Tensor | float:
+    def offset(self, like: Tensor, labels: Tensor | None) -> Tensor | float:
+        """What is subtracted from scaled samples, on the device of `like`: 0, [*D], or [B, *D] for class means.
+
+        Raises UserError for missing labels.
+        """
         if self.mean is None:
             return 0.0
         mean = self.mean.to(like.device)

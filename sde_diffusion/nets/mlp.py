@@ -37,7 +37,7 @@ class ResidualMLP(nn.Module):
     """A network of (x, noise label, class) without spatial structure, whose output starts at exactly zero.
 
     Shapes: x [B, *shape], label [B], labels int64 [B] (num_classes, or None for all, means "no class")
-    -> [B, *shape].
+    -> [B, *shape], or with out_channels [B, out_channels, *shape[1:]].
     Raises UserError for an unknown embedding, and in forward for x, label or labels of another shape.
     """
 
@@ -45,6 +45,7 @@ class ResidualMLP(nn.Module):
         self,
         *,
         shape: Sequence[int],
+        out_channels: int | None = None,
         width: int = 256,
         blocks: int = 4,
         dropout: float = 0.0,
@@ -54,13 +55,14 @@ class ResidualMLP(nn.Module):
     ) -> None:
         super().__init__()
         self.shape = tuple(shape)
-        size = math.prod(shape)
+        self.out_shape = (self.shape[0] if out_channels is None else out_channels, *self.shape[1:])
         self.conditioning = Conditioning(
             width, width, embedding=embedding, fourier_scale=fourier_scale, num_classes=num_classes
         )
-        self.stem = xavier(nn.Linear(size, width))
+        self.stem = xavier(nn.Linear(math.prod(self.shape), width))
         self.blocks = nn.ModuleList(ModulatedBlock(width, dropout=dropout) for _ in range(blocks))
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), xavier(nn.Linear(width, size), gain=0.0))
+        out = xavier(nn.Linear(width, math.prod(self.out_shape)), gain=0.0)
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), out)
 
     def forward(self, x: Tensor, label: Tensor, labels: Tensor | None = None) -> Tensor:
         if x.shape[1:] != self.shape:
@@ -70,4 +72,4 @@ class ResidualMLP(nn.Module):
         for block in self.blocks:
             h = block(h, c)
         h = self.head(h)
-        return h.view(x.shape)
+        return h.view(len(x), *self.out_shape)

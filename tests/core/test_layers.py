@@ -34,6 +34,8 @@ LAYERS: dict[str, int] = {
     "sde_diffusion.times": 2,
     "sde_diffusion.losses": 2,
     "sde_diffusion.data": 3,
+    "sde_diffusion.figures": 3,
+    "sde_diffusion.records": 3,
     "sde_diffusion.ema": 3,
     "sde_diffusion.checkpoint": 3,
     "sde_diffusion.engine": 3,

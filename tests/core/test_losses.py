@@ -1,20 +1,22 @@
-"""Denoising score matching: each weighting is the published error, the truth minimises it, times follow their
-laws."""
+"""Denoising score matching: each weighting is the published error, and the truth minimises it. L_vlb is the bound, and
+L_hybrid's two parts train what they should."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
 
 import pytest
 import torch
-from scipy.stats import kstest
 from torch import Tensor
 
 import sde_diffusion as sd
+from sde_diffusion.elbo import Chain
 from sde_diffusion.kernel import match
 from sde_diffusion.losses import WEIGHTINGS
-from sde_diffusion.times import TIME_SAMPLERS
+from tests.golden.reference import ReplayedNoise
 from tests.proofs.cases import MIXTURES, PROCESSES, generator
 
 MIXTURE = MIXTURES[2]
@@ -53,7 +55,18 @@ def _min_snr(sde: sd.SDE, t: Tensor, x0: Tensor, noise: Tensor, x: Tensor) -> Te
     return match((k.alpha / k.sigma).clamp_max(math.sqrt(5.0)), x) * (wrong(x, k) - x0)
 
 
-ERRORS: dict[str, Error] = {"simple": _eps, "v": _v, "likelihood": _score, "edm": _edm, "min_snr": _min_snr}
+def _x0(sde: sd.SDE, t: Tensor, x0: Tensor, noise: Tensor, x: Tensor) -> Tensor:
+    return wrong(x, sde.kernel(t)) - x0
+
+
+ERRORS: dict[str, Error] = {
+    "simple": _eps,
+    "v": _v,
+    "likelihood": _score,
+    "edm": _edm,
+    "min_snr": _min_snr,
+    "x0": _x0,
+}
 """The error whose mean square each weighting is."""
 
 
@@ -64,9 +77,8 @@ def draw(sde: sd.SDE, n: int) -> tuple[Tensor, Tensor, Tensor]:
     return x0, noise, t
 
 
-def test_every_weighting_and_time_sampler_is_tested() -> None:
+def test_every_weighting_is_tested() -> None:
     assert set(ERRORS) == set(WEIGHTINGS)
-    assert set(TIME_SAMPLERS) == {"uniform", "stratified", "levels", "lognormal"}
 
 
 @pytest.mark.parametrize("process", PROCESSES)
@@ -136,61 +148,94 @@ def test_float32_at_the_smallest_time_is_finite() -> None:
             assert loss.dtype == torch.float32 and bool(loss.isfinite().all())
 
 
-# --- times --------------------------------------------------------------------------------------------------
+# --- L_vlb and L_hybrid ----------------------------------------------------------------------------------------
+
+CHAIN = Chain.of(sd.DiscreteVP.cosine(30))
+GREY = torch.randint(0, 256, (30, 3), generator=generator(8))
+X0 = 2.0 * GREY.double() / 255.0 - 1.0
 
 
-@pytest.mark.parametrize("kind", ["uniform", "stratified"])
-@pytest.mark.parametrize("t_min", [1e-5, 0.2])
-def test_times_are_uniform(t_min: float, kind: str) -> None:
-    t = sd.sample_times(sd.VPSDE(), 20_000, generator=generator(3), kind=kind, t_min=t_min)
-    assert t.dtype == torch.float64 and float(t.min()) >= t_min and float(t.max()) <= 1.0
-    assert kstest(((t - t_min) / (1.0 - t_min)).numpy(), "uniform").pvalue > 1e-3
+@dataclass
+class Leaves:
+    """A denoiser that returns two leaves of the graph, whatever it is asked: x0_hat and the learned fraction."""
+
+    x0_hat: Tensor
+    fraction: Tensor
+
+    def __call__(self, x: Tensor, kernel: sd.Kernel, **conditioning: Tensor) -> Tensor:
+        return self.x0_hat
+
+    def moments(self, x: Tensor, kernel: sd.Kernel, **conditioning: Tensor) -> tuple[Tensor, Tensor]:
+        return self.x0_hat, self.fraction
 
 
-def test_stratified_times() -> None:
-    """One in each of n equal parts of the circle; each one alone is uniform over repetitions."""
-    g = generator(4)
-    rows = torch.stack([sd.sample_times(sd.VPSDE(), 8, generator=g, kind="stratified", t_min=0.0) for _ in range(3000)])
-    gaps = torch.cat([rows, rows[:, :1] + 1.0], dim=1).diff(dim=1).remainder(1.0)
-    torch.testing.assert_close(gaps, torch.full_like(gaps, 1 / 8), rtol=0.0, atol=1e-12)
-    for i in (0, 5):
-        assert kstest(rows[:, i].numpy(), "uniform").pvalue > 1e-3
+@pytest.mark.parametrize("weighting", ["simple", "v"])
+def test_the_two_gradients_of_l_hybrid(weighting: str) -> None:
+    """x0_hat learns from the weighted loss alone, and the variance from vlb_weight L_vlb alone (Nichol and Dhariwal
+    2021, section 3.1), at every level of the chain."""
+    sde, t, share = sd.DiscreteVP.cosine(30), CHAIN.times, 0.03
+    noise = torch.randn(X0.shape, generator=generator(1), dtype=torch.float64)
+    leaves = Leaves(*(torch.rand(X0.shape, generator=generator(i), dtype=torch.float64) for i in (2, 3)))
+    both = (leaves.x0_hat.requires_grad_(), leaves.fraction.requires_grad_())
+
+    def gradients(loss: Tensor) -> list[Tensor | None]:
+        return list(torch.autograd.grad(loss.sum(), both, allow_unused=True))
+
+    hybrid = sd.hybrid_loss(leaves, sde, CHAIN, X0, t, noise, weighting=weighting, vlb_weight=share)
+    simple = sd.denoising_score_matching(leaves, sde, X0, t, noise, weighting=weighting)
+    vlb = sd.variational_loss(leaves, CHAIN, X0, t, noise)
+    torch.testing.assert_close(hybrid, simple + share * vlb)
+    (to_mean, to_variance), (of_simple, none), (of_vlb, expected) = map(gradients, (hybrid, simple, vlb))
+    assert none is None and of_simple is not None and expected is not None
+    torch.testing.assert_close(to_mean, of_simple)
+    torch.testing.assert_close(to_variance, share * expected)
+    assert bool((of_simple != 0.0).all() and (expected != 0.0).all())
+    assert of_vlb is not None and bool((of_vlb != 0.0).all())  # in L_vlb itself x0_hat is not fixed
 
 
-def test_default_smallest_time() -> None:
-    """1 - (1 - t_min) u: the smallest of many lies just above the process's training time, never below."""
-    t = sd.sample_times(sd.VESDE(), 200_000, generator=generator(5))
-    assert 1e-5 <= float(t.min()) < 1e-4
+def test_the_published_share() -> None:
+    leaves = Leaves(0.5 * X0, 0.0 * X0 + 0.3)
+    arguments = (CHAIN, X0, CHAIN.times, X0.flip(0))
+    default = sd.hybrid_loss(leaves, sd.DiscreteVP.cosine(30), *arguments)
+    simple = sd.denoising_score_matching(leaves, sd.DiscreteVP.cosine(30), X0, CHAIN.times, X0.flip(0))
+    torch.testing.assert_close(default - simple, 1e-3 * sd.variational_loss(leaves, *arguments))
 
 
-@pytest.mark.parametrize("process", ["DiscreteVP", "DiscreteVE"])
-def test_levels(process: str) -> None:
-    """Every level of a table of 20 equally often: chi-square with 19 degrees of freedom below its 99.9%
-    point."""
-    sde = sd.DiscreteVP.linear(21) if process == "DiscreteVP" else sd.DiscreteVE.geometric(0.01, 50.0, 21)
-    n = 21_000
-    t = sd.sample_times(sde, n, generator=generator(6), kind="levels")
-    assert sde.times is not None
-    levels, counts = t.unique(return_counts=True)
-    assert torch.equal(levels, sde.times)
-    assert float((counts - n / 21).square().sum() / (n / 21)) < 45.3
-    with pytest.raises(sd.UserError, match="discrete"):
-        sd.sample_times(sd.VPSDE(), 4, generator=generator(0), kind="levels")
+@pytest.mark.parametrize("variance", ["posterior", "beta", "learned"])
+def test_l_vlb_is_the_bound(variance: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Averaged over all levels it is what `elbo` sums, but for the prior's term: the same noise at each level."""
+    levels, x = len(CHAIN), X0[:5]
+    noise = torch.randn(levels, *x.shape, generator=generator(1), dtype=torch.float64)
+    # The bound is evaluated from noise to data, and the loss one level after the other.
+    monkeypatch.setattr(import_module("sde_diffusion.elbo"), "randn", ReplayedNoise(noise.flip(0)))
+    denoiser = Leaves(0.9 * x, 0.0 * x + 0.3)
+    bound = sd.elbo(denoiser, GREY[:5], sd.DiscreteVP.cosine(30), variance=variance, dtype=torch.float64)
+    each = [
+        sd.variational_loss(denoiser, CHAIN, x, t.repeat(5), noise[i], variance=variance)
+        for i, t in enumerate(CHAIN.times)
+    ]
+    expected = bound.per_sample.total - bound.per_sample.prior
+    torch.testing.assert_close(torch.stack(each).mean(0), expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("process", ["EDM", "VPSDE", "RectifiedFlow"])
-def test_lognormal_times_are_edms(process: str) -> None:
-    """log(sigma/alpha) ~ N(-1.2, 1.2^2) (Karras et al. 2022, Table 1), under any process."""
-    sde = PROCESSES[process]
-    t = sd.sample_times(sde, 20_000, generator=generator(7), kind="lognormal", t_min=1e-7)
-    k = sde.kernel(t)
-    log_sigma = (k.sigma / k.alpha).log()
-    assert kstest(((log_sigma + 1.2) / 1.2).numpy(), "norm").pvalue > 1e-3
+def test_times_between_the_levels_go_to_the_nearest() -> None:
+    """L_vlb looks up the level of a time that was rounded on its way."""
+    half = 0.5 / len(CHAIN)
+    for shift in (-0.9 * half, 0.0, 0.9 * half):
+        assert CHAIN.index_of(CHAIN.times + shift).tolist() == list(range(30))
 
 
-def test_unknown_names() -> None:
+@pytest.mark.parametrize("loss", ["variational", "hybrid"])
+def test_a_variance_that_was_not_learned(loss: str) -> None:
+    process, arguments = sd.DiscreteVP.cosine(30), (CHAIN, X0, CHAIN.times, X0)
+    with pytest.raises(sd.UserError, match="needs a network that learned it"):
+        if loss == "variational":
+            sd.variational_loss(wrong, *arguments)
+        else:
+            sd.hybrid_loss(wrong, process, *arguments)
+
+
+def test_unknown_weighting() -> None:
     with pytest.raises(sd.UserError, match="did you mean 'likelihood'"):
         x = torch.zeros(1, 2)
         sd.denoising_score_matching(wrong, sd.VPSDE(), x, torch.ones(1), x, weighting="likelyhood")
-    with pytest.raises(sd.UserError, match="did you mean 'uniform'"):
-        sd.sample_times(sd.VPSDE(), 4, generator=generator(0), kind="unifrom")

@@ -1,12 +1,14 @@
-"""improved-diffusion: single DDPM and DDIM steps with every kind of mean and variance, and whole loops.
+"""improved-diffusion: single DDPM and DDIM steps with every kind of mean and variance, bounds, losses and whole loops.
 
 Its log-variances at step 0 stand in for log 0: the posterior one's is that of step 1, where it also takes the value of
-FIXED_LARGE; no noise is added there, so that no sample depends on them. Bounds and losses are not samplers'.
+FIXED_LARGE; no noise is added there, so that no sample depends on them. The bound does: they are its decoder's.
 """
 
 from __future__ import annotations
 
+import math
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -14,12 +16,15 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
+from sde_diffusion.denoiser import moments
+from sde_diffusion.elbo import Chain, Space, bound_term
 from sde_diffusion.grids import Node, TimeGrid
-from sde_diffusion.kernel import Kernel
+from sde_diffusion.kernel import Kernel, match
 from sde_diffusion.samplers.ancestral import VARIANCES, ancestral_row, ddim_flow_row, ddim_row
 from tests.golden.reference import (
     DIMS,
     Arrays,
+    ReplayedNoise,
     Trajectory,
     arrays,
     case_of,
@@ -29,11 +34,14 @@ from tests.golden.reference import (
     one_below,
     replay,
     step,
+    under,
 )
 
 SCHEDULES = {"linear": sd.DiscreteVP.linear, "cosine": sd.DiscreteVP.cosine}
 OURS = {"FIXED_SMALL": "posterior", "FIXED_LARGE": "beta", "LEARNED_RANGE": "learned"}
 STEPS, LOOPS = cases("iddpm/diffusion_2d"), cases("iddpm/loops_2d")
+SPACE = Space(256, 0.0, "tanh")
+"""The decoder of the source."""
 
 both_dims = pytest.mark.parametrize("dims", DIMS)
 every_step = pytest.mark.parametrize("name", STEPS)
@@ -50,8 +58,8 @@ class LearnedRange:
         return self.denoiser(x, kernel, **conditioning)
 
     def moments(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> tuple[Tensor, Tensor]:
-        t = int((self.levels - kernel.logsnr).abs().argmin())
-        return self(x, kernel, **conditioning), 0.5 * (1.0 + torch.tanh(0.7 * x + 0.1 * (t % 7)))
+        t = (self.levels - kernel.logsnr[..., None]).abs().argmin(-1)
+        return self(x, kernel, **conditioning), 0.5 * (1.0 + torch.tanh(0.7 * x + match(0.1 * (t % 7).double(), x)))
 
 
 def load(dims: int, file: str, name: str) -> tuple[dict[str, Any], Arrays, sd.DiscreteVP, LearnedRange]:
@@ -173,6 +181,54 @@ def test_ddim_inversion(dims: int, name: str) -> None:
             close(out, own["ddim_reverse"][i : i + 1])
 
 
+# --- the bound and the losses -----------------------------------------------------------------------------------
+
+
+@both_dims
+@every_step
+def test_bound_term(dims: int, name: str) -> None:
+    """A step's KL divergence, or at step 0 the decoder's log-likelihood, in bits/dim, one level a sample."""
+    case, own, process, denoiser = load(dims, "diffusion", name)
+    x0_hat, fraction = moments(denoiser, own["xt"], process.levels[own["t"]])
+    variance = OURS[case["model_var_type"]]
+    term = bound_term(Chain.of(process), own["t"], own["x0"], x0_hat, fraction, variance=variance, space=SPACE)
+    assert {0, 999} <= set(own["t"].tolist())
+    close(term.flatten(1).mean(1) / math.log(2.0), own["vb"])
+
+
+@both_dims
+@every_step
+def test_prior_matching(dims: int, name: str) -> None:
+    """Its x0 are no grey levels, and prior matching asks for none."""
+    _, own, process, denoiser = load(dims, "diffusion", name)
+    close(sd.elbo(denoiser, own["x0"], process, levels=None, terms=1).per_sample.prior, own["prior_bpd"])
+
+
+@both_dims
+@pytest.mark.parametrize("name", [name for name in STEPS if "clip0" in name])
+def test_losses(dims: int, name: str) -> None:
+    """Of its four losses two are L_vlb, of one step (KL) and of all T (RESCALED_KL); the others are L_simple, or with a
+    learned variance L_hybrid, in which L_vlb has the weight 1/T (MSE) or 1/1000 (RESCALED_MSE)."""
+    case, own, process, denoiser = load(dims, "diffusion", name)
+    chain, t, steps = Chain.of(process), process.times[own["t"]], case["T"]
+    variance = OURS[case["model_var_type"]]
+    vlb = sd.variational_loss(denoiser, chain, own["x0"], t, own["noise"], variance=variance, space=SPACE)
+    close(vlb, own["loss_RESCALED_KL.loss"])
+    close(vlb / steps, own["loss_KL.loss"])
+    weighting = {"EPSILON": "simple", "START_X": "x0"}[case["model_mean_type"]]
+    mse = sd.denoising_score_matching(denoiser, process, own["x0"], t, own["noise"], weighting=weighting)
+    for kind, weight in (("MSE", 1.0 / steps), ("RESCALED_MSE", 1e-3)):
+        stored = under(own, f"loss_{kind}.")
+        close(mse, stored["mse"])
+        if variance == "learned":
+            hybrid = partial(sd.hybrid_loss, weighting=weighting, vlb_weight=weight, variance=variance, space=SPACE)
+            close(hybrid(denoiser, process, chain, own["x0"], t, own["noise"]), stored["loss"])
+            close(weight * vlb, stored["vb"])
+        else:
+            close(mse, stored["loss"])
+            assert "vb" not in stored
+
+
 # --- loops ----------------------------------------------------------------------------------------------------
 
 SAMPLERS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
@@ -197,3 +253,24 @@ def test_loop(dims: int, name: str, loop: str, monkeypatch: pytest.MonkeyPatch) 
     out = sd.sample(denoiser, grid=grid, sampler=sampler, x=own["x_T"], on_step=visited, **options)
     assert out.nfe == case["num_timesteps"] and (noise is None or noise.unused == 1)
     close(visited.stacked(out.x), torch.cat([own["x_T"][None], own[loop]]))
+
+
+@both_dims
+@pytest.mark.parametrize("name", LOOPS)
+def test_bound(dims: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole bound of 8-bit data, term by term, on all levels or on the retained ones."""
+    case, own, process, denoiser = load(dims, "loops", name)
+    noise = ReplayedNoise(own["bpd_noise"])
+    monkeypatch.setattr(import_module("sde_diffusion.elbo"), "randn", noise)
+    grid = TimeGrid(process, process.times[own["model_t"].long()])
+    grey = (127.5 * (own["x0"] + 1.0)).round().long()
+    variance = OURS[case["model_var_type"]]
+    bound = sd.elbo(denoiser, grey, grid, variance=variance, cdf="tanh", dtype=torch.float64)
+    each = bound.per_sample
+    assert bound.nfe == case["num_timesteps"] and noise.unused == 0
+    # Theirs runs from noise to data, and ends in the decoder's term.
+    close(torch.cat([each.denoising[:, 1:].flip(1), each.reconstruction[:, None]], 1), own["vb"])
+    close(each.prior, own["prior_bpd"])
+    close(each.total, own["total_bpd"])
+    close(each.x0_mse.flip(1), own["xstart_mse"])
+    close(grid.levels.kernel.snr * each.x0_mse.flip(1), own["mse"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import sde_diffusion as sd
+from sde_diffusion.elbo import Chain, bound_term
 from sde_diffusion.grids import Node, TimeGrid
 from sde_diffusion.kernel import Kernel
 from sde_diffusion.samplers.ancestral import VARIANCES, ancestral_row
@@ -43,6 +44,29 @@ def test_iddpm_cosine_posterior() -> None:
     close(of_x, IDDPM["cosine_1000_posterior_mean_coef2"])
     close(std**2, IDDPM["cosine_1000_posterior_variance"])
     close(VARIANCES["posterior"](now.kernel, next.kernel), IDDPM["cosine_1000_posterior_variance"])
+    close(Chain.of(process).log_posterior, IDDPM["cosine_1000_posterior_log_variance_clipped"])
+
+
+def test_iddpm_kl_of_two_gaussians() -> None:
+    """A step of the bound is KL(N(m_1, v_1) || N(m_2, v_2)): here in a chain whose levels have these variances.
+
+    Level 0, the decoder's, is left free.
+    """
+    mean1, mean2, log1, log2 = (IDDPM[f"kl_{name}"].flatten() for name in ("mean1", "mean2", "logvar1", "logvar2"))
+    index = torch.arange(1, len(mean1) + 1)
+    free = torch.zeros(1, dtype=torch.float64)
+    log1, log2 = torch.cat([free, log1]), torch.cat([free, log2])
+    ones = torch.ones_like(log1)
+    chain = Chain(times=ones, levels=Kernel(ones, ones), draw=ones, log_posterior=log1, log_beta=log2)
+    found = bound_term(chain, index, mean1[:, None], mean2[:, None], variance="beta")
+    close(found[:, 0], IDDPM["kl"].flatten())
+
+
+@pytest.mark.parametrize(("cdf", "name"), [("tanh", "dg_loglik"), ("exact", "dg_loglik_exact_cdf")])
+def test_iddpm_decoder(cdf: str, name: str) -> None:
+    """256 grey levels under a Gaussian, far tails included, where the two differ by tens of nats."""
+    found = sd.discretized_gaussian(IDDPM["dg_x"], IDDPM["dg_mean"], IDDPM["dg_log_scale"], 256, cdf)
+    close(found, IDDPM[name])
 
 
 @pytest.mark.parametrize("spec", SPACED)

@@ -1,0 +1,87 @@
+"""Rows of a long computation, kept one by one in a file that survives a kill.
+
+The file holds a line of JSON for its protocol and one for each row, and is only ever appended to. Rows are flushed to
+the disk before the next ones are computed. A kill can leave the last line torn, which is then cut off; whatever comes
+before it is whole. Files of different protocols have different names, so that one never overwrites another.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from sde_diffusion.errors import UserError
+
+
+def digest(value: bytes | Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits that tell one value from another (of SHA-256)."""
+    data = value if isinstance(value, bytes) else json.dumps(value, sort_keys=True, default=str).encode()
+    return hashlib.sha256(data).hexdigest()[:12]
+
+
+class Records:
+    """Rows by their "index", in a file of a protocol; to be used as a context, which locks the file.
+
+    Raises UserError where another process has it locked, or it is not such a file.
+    """
+
+    def __init__(self, folder: Path, name: str, protocol: Mapping[str, Any]) -> None:
+        self.protocol = json.loads(json.dumps(dict(protocol), default=str))
+        self.path = folder / f"{name}-{digest(self.protocol)}.jsonl"
+        self.rows: dict[int, dict[str, Any]] = {}
+
+    def __enter__(self) -> Records:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.path, "a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._read()
+        except BlockingIOError as error:
+            self._file.close()
+            raise UserError(f"{self.path} is being written by another process") from error
+        except BaseException:
+            self._file.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def _read(self) -> None:
+        self._file.seek(0)
+        whole = 0
+        for number, line in enumerate(self._file):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{self.path} is damaged in line {number + 1}; remove it to start again") from error
+            if number == 0 and row != self.protocol:
+                raise UserError(f"{self.path} holds rows of another protocol; remove it to start again")
+            if number:
+                self.rows[int(row["index"])] = row
+            whole += len(line)
+        self._file.truncate(whole)
+        self._file.seek(whole)
+        if not whole:
+            self._write([self.protocol])
+
+    def _write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        self._file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows, each with its "index", and flush them to the disk."""
+        added = [dict(row) for row in rows]
+        self._write(added)
+        self.rows.update({int(row["index"]): row for row in added})

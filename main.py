@@ -3,7 +3,8 @@
     python main.py --config vpsde_digits                          train or resume, then sample and evaluate
     python main.py --config vpsde_digits --mode sample --sampler pc --steps 1000 --num_samples 64 --seed 0
     python main.py --config vpsde_digits --mode sample --sampler dpmpp_2m --sampler.order 2 --grid karras --grid.rho 7
-    python main.py --config vpsde_digits --mode likelihood
+    python main.py --config vpsde_digits --mode likelihood        bits/dim by the flow and by the bound
+    python main.py --config vpsde_digits --mode latents           encode, decode, interpolate
     python main.py --mode samplers                                the samplers and grids with their options
     python main.py --config vpsde_cifar --config.training.batch_size=64 --config.data.root=FOLDER
 
@@ -23,7 +24,7 @@ from ml_collections import ConfigDict, config_flags
 from sde_diffusion.errors import UserError, choose, nearest
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
-MODE_NAMES = ("all", "train", "sample", "likelihood", "evaluate", "samplers")
+MODE_NAMES = ("all", "train", "sample", "likelihood", "latents", "evaluate", "samplers")
 NAMED_OPTIONS = {
     "sampler": "option",
     "config.sampling.options": "option",

@@ -51,6 +51,7 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.figures import Batch
 from sde_diffusion.grids import GRIDS, Node, TimeGrid, grid_options, make_grid
 from sde_diffusion.kernel import match
+from sde_diffusion.latents import decode, interpolate, round_trip
 from sde_diffusion.losses import Objective
 from sde_diffusion.noise import rand, randn, sample_generators, seeded
 from sde_diffusion.records import Records, digest
@@ -64,7 +65,7 @@ from sde_diffusion.sde import process_state
 from sde_diffusion.times import TimeSampler
 
 # One stream of random numbers for each purpose, so that none repeats another's; figures.py has the others.
-TRAIN_STREAM, HELD_OUT_STREAM, DROPOUT_STREAM = 2, 3, 4
+TRAIN_STREAM, HELD_OUT_STREAM, DROPOUT_STREAM, LATENT_STREAM = 2, 3, 4, 8
 PICTURE_SAMPLES, LIKELIEST = 100, 16
 PREVIEW_STEPS, PREVIEW_SAMPLES = 20, 36
 
@@ -452,7 +453,7 @@ def sample(config: ConfigDict, folder: Path) -> None:
     print(f"wrote {folder / f'samples_{config.sampling.sampler}'}.png, .npz and .json")
 
 
-# --- likelihood and evaluation --------------------------------------------------------------------------------
+# --- likelihood ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -702,6 +703,75 @@ def likelihood(config: ConfigDict, folder: Path) -> None:
     report_likelihood(config, folder, trained_network(config, folder))
 
 
+# --- latents ---------------------------------------------------------------------------------------------------
+
+
+def pairs_of(dataset: Dataset, count: int, same_class: bool) -> Tensor:
+    """Indices [2, count] of samples to interpolate between; those of a pair share a class if they must."""
+    if not same_class or dataset.labels is None:
+        count = min(count, len(dataset) // 2)
+        return torch.arange(2 * count).view(count, 2).T
+    found = [torch.nonzero(dataset.labels == label)[:2, 0] for label in range(len(dataset.classes))]
+    return torch.stack([pair for pair in found if len(pair) == 2][:count], dim=1)
+
+
+def latents(config: ConfigDict, folder: Path) -> None:
+    """Encode held-out samples, decode them again, interpolate between them, and change the latents' temperature."""
+    trained, settings = trained_network(config, folder), config.latents
+    held_out, transform = build.data(config).test, trained.transform
+    denoiser = denoiser_of(trained, config.sampling.weights, build.device(config))
+    sde, device = trained.spec.process, denoiser.device
+    index = pairs_of(held_out, settings.pairs, config.model.class_conditional)
+    labels = None if held_out.labels is None else held_out.labels[index[0]]
+    model = ConditionedDenoiser(denoiser, **conditioning(config, labels, device))
+    t_min = build.flow_options(config)["t_min"]
+    tolerances = {"rtol": settings.rtol, "atol": settings.rtol, "t_min": t_min}
+    noise = seeded(config.seed, stream=LATENT_STREAM)
+    ends = [
+        encoded(transform, held_out.samples[side], labels, config.data.dequantize, noise).to(device) for side in index
+    ]
+    trips = [round_trip(model, x, sde, **tolerances) for x in ends]
+    error = torch.cat([trip.error for trip in trips])
+    weights = torch.linspace(0.0, 1.0, settings.points, dtype=torch.float64)
+    path = interpolate(trips[0].latent, trips[1].latent, weights)
+    between = [decode(model, z, sde, **tolerances) for z in path]
+    tempered = [decode(model, trips[0].latent, sde, temperature=tau, **tolerances) for tau in settings.temperatures]
+    place = folder / "latents"
+    pictures = {"round_trip": [ends[0], trips[0].decoded, ends[1], trips[1].decoded]}
+    pictures |= {"interpolation": between, "temperature": tempered}
+    for name, columns in pictures.items():
+        # A row of tiles for each pair.
+        rows = torch.stack(columns, dim=1).flatten(0, 1).cpu()
+        told = None if labels is None else labels.repeat_interleave(len(columns))
+        shown = stored(transform, rows, told)
+        array = shown["images" if "images" in shown else "samples"]
+        write_aside(place / f"{name}.png", png(picture(array, len(columns))))
+    result = {
+        "pairs": index.shape[1],
+        "round_trip_rms": float(error.square().mean().sqrt()),
+        "round_trip_worst": float(error.max()),
+        "latent_rms": float(torch.cat([trip.latent for trip in trips]).square().mean().sqrt() / sde.prior_std),
+        "nfe": trips[0].nfe,
+        "rtol": settings.rtol,
+        "smallest_time": sde.t_likelihood if t_min is None else t_min,
+        "temperatures": list(settings.temperatures),
+        "data": trained.title,
+        "checkpoint_step": trained.step,
+        "seed": config.seed,
+    }
+    write_json(place / "latents.json", result)
+    add_result(folder, "latents", result)
+    print(
+        f"{2 * result['pairs']} samples encoded and decoded: rms error {result['round_trip_rms']:.1e}, worst "
+        f"{result['round_trip_worst']:.1e} at rtol {settings.rtol:g}, smallest time {result['smallest_time']:g}, nfe "
+        f"{result['nfe']} both ways; latents have {result['latent_rms']:.3f} times the prior's standard deviation"
+    )
+    print(f"wrote {place}/round_trip.png, interpolation.png, temperature.png and latents.json")
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------
+
+
 def evaluate(config: ConfigDict, folder: Path) -> None:
     """The held-out loss of raw and averaged weights, and held-out bits/dim."""
     trained = trained_network(config, folder)
@@ -784,5 +854,6 @@ MODES: dict[str, Callable[[ConfigDict, Path], None]] = {
     "train": train,
     "sample": sample,
     "likelihood": likelihood,
+    "latents": latents,
     "evaluate": evaluate,
 }

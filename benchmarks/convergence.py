@@ -432,10 +432,6 @@ def facts(results: Results) -> str:
 
 
 def main() -> None:
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise SystemExit("this benchmark draws with matplotlib: pip install -e '.[plots]'") from None
     torch.set_num_threads(1)
     data, results = mixture(), {}
     for process in PROCESSES:

@@ -109,4 +109,10 @@ def get_config() -> ConfigDict:
     likelihood.terms = 0  # levels to evaluate for each sample, drawn from sections; 0 for all
     likelihood.cdf = "exact"  # the decoder's; or "tanh", improved-diffusion's approximation
     likelihood.points = 100  # of "vlb", the bound in continuous time
+
+    config.latents = latents = ConfigDict()
+    latents.pairs = 6  # held-out images to interpolate between, of one class where the network is told it
+    latents.points = 9  # from one image to the other
+    latents.temperatures = (0.6, 0.8, 0.9, 1.0, 1.1, 1.2)  # factors of the first images' latents
+    latents.rtol = 1e-5
     return config.lock()

@@ -368,12 +368,10 @@ def _flow_figure(config: ConfigDict, sde: SDE, transform: DataTransform, where: 
 
 def _elbo_figure(config: ConfigDict, sde: SDE, transform: DataTransform, where: torch.device) -> NamedFigure:
     settings, space = config.likelihood, _bound_space(config, transform, where)
-    own = sde.times is not None
     chain = TimeGrid(sde, sde.times.flip(0)) if sde.times is not None else make_grid(sde, settings.levels, "logsnr")
     options = {
         "variance": step_variance(config),
         "cdf": settings.cdf,
-        "decoder": "published" if own else "level",
         "terms": settings.terms if 0 < settings.terms < chain.steps else None,
     }
     protocol = {**options, "steps": chain.steps, "smallest_time": float(chain.times[-1])}

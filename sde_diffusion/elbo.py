@@ -16,7 +16,8 @@ is s_i^2, so that a step costs, for each dimension,
     1/2 ( log v_i/s_i^2 + (s_i^2 + draw^2 (x_0 - x0_hat)^2) / v_i - 1 ).
 
 v_i is s_i^2 ("posterior"), the forward step's variance ("beta"), or learned: log v_i between the two (Nichol and
-Dhariwal 2021, equation 15). At level 0 s_0^2 = 0, and that of level 1 stands in for it, as in the code of both papers.
+Dhariwal 2021, equation 15). At level 0 s_0^2 = 0, and that of level 1 stands in for it, as in the code of both papers;
+or the noise of x_0' itself, sigma_0^2/alpha_0^2, where level 1 is so near that its s_1^2 is far less.
 
 The decoder of grey levels a spacing w apart is the Gaussian N(x0_hat, v_0) integrated over each level's bin, the first
 and last bins reaching to infinity (Ho et al. 2020, equation 13): a distribution over the levels. That of continuous
@@ -43,7 +44,7 @@ from torch.special import log_ndtr
 
 from sde_diffusion.denoiser import CountingDenoiser, Denoiser, moments
 from sde_diffusion.errors import UserError, choose
-from sde_diffusion.grids import Node, TimeGrid, logsnr_ends
+from sde_diffusion.grids import Node, TimeGrid, logsnr_ends, nearest_level
 from sde_diffusion.kernel import CLEAN, Kernel, match
 from sde_diffusion.noise import Generators, fresh, rand, randn
 from sde_diffusion.samplers.ancestral import VARIANCES, ancestral_row
@@ -139,8 +140,7 @@ class Chain:
 
     def index_of(self, t: Tensor) -> Tensor:
         """The levels nearest to times [B], [B]."""
-        above = torch.searchsorted(self.times, t).clamp(1, len(self) - 1)
-        return above - (t - self.times[above - 1] < self.times[above] - t).long()
+        return nearest_level(self.times, t)
 
     def log_variance(self, index: Tensor, variance: str, fraction: Tensor | None, like: Tensor) -> Tensor:
         """log v_i at levels [] or [B], which multiplies a batch like `like` [B, *D]."""
@@ -152,7 +152,7 @@ def _log_posterior(chain: Chain, index: Tensor, fraction: Tensor | None, like: T
 
 
 def _log_beta(chain: Chain, index: Tensor, fraction: Tensor | None, like: Tensor) -> Tensor:
-    # At level 0 beta would be the variance of the data; both papers' code has the posterior's there.
+    # At level 0 beta is the noise of that level; both papers' code has the posterior's there.
     return match(torch.where(index == 0, chain.log_posterior[index], chain.log_beta[index]), like)
 
 
@@ -307,8 +307,8 @@ def _data(
         if not x.is_floating_point() or not bool(x.isfinite().all()):
             raise UserError("with levels=None the data are continuous: finite floating-point numbers are needed")
         return x.to(device=device, dtype=dtype or x.dtype)
-    if levels < 2:
-        raise UserError(f"at least 2 grey levels are needed, got {levels}")
+    if not isinstance(levels, int) or levels < 2:
+        raise UserError(f"a whole number of at least 2 grey levels is needed, got {levels}")
     if x.is_floating_point() or x.dtype == torch.bool:
         raise UserError(
             f"the bound is one of grey levels 0 to {levels - 1} as integers, got {x.dtype}; levels=None is for "
@@ -316,6 +316,8 @@ def _data(
         )
     if int(x.min()) < 0 or int(x.max()) >= levels:
         raise UserError(f"grey levels must be 0 to {levels - 1}, got {int(x.min())} to {int(x.max())}; see levels=")
+    if isinstance(offset, Tensor) and offset.shape not in (x.shape, x.shape[1:], ()):
+        raise UserError(f"the offset must have the shape of the data or of one sample, got {tuple(offset.shape)}")
     scaled = 2.0 * x.to(device=device, dtype=dtype or torch.get_default_dtype()) / (levels - 1) - 1.0
     return scaled - (offset.to(scaled) if isinstance(offset, Tensor) else offset)
 
@@ -337,7 +339,7 @@ def elbo(
     levels: int | None = 256,
     variance: str = "posterior",
     cdf: str = "exact",
-    decoder: str = "published",
+    decoder: str = "auto",
     offset: Tensor | float = 0.0,
     bin_width: float = 1.0,
     draws: int = 1,
@@ -350,11 +352,11 @@ def elbo(
 
     process: a discrete process, or a grid over any process, whose nodes are the levels. variance: "posterior", "beta",
     or "learned" where the network has it. cdf: "exact", or "tanh", improved-diffusion's approximation. decoder: its
-    variance is "published", that of the steps at level 0, or "level", the noise there, sigma^2/alpha^2, which is the
-    better one where level 1 is near. draws: of the noise, at every level. terms: evaluate only so many levels, drawn
-    for each sample one from each of as many equal sections and weighted by its length, which leaves every term
-    unbiased; default all. The noise comes from the generator, or one a sample. offset: what was subtracted from the
-    data in model space.
+    variance is "published", that of the steps at level 0, or "level", the noise there, sigma^2/alpha^2; "auto" takes
+    the first unless level 1 is so near that it would be less than a tenth of the second. draws: of the noise, at every
+    level. terms: evaluate only so many levels, drawn for each sample one from each of as many equal sections and
+    weighted by its length, which leaves every term unbiased; default all. The noise comes from the generator, or one a
+    sample. offset: what was subtracted from the data in model space.
 
     levels=None takes continuous data in model space and a Gaussian decoder with the variance "level"; the bound is one
     on the density, per bin of `bin_width` in bits/dim.
@@ -363,15 +365,20 @@ def elbo(
     """
     choose("variance", variance, _LOG_VARIANCES)
     choose("distribution function", cdf, CDFS)
-    choose("decoder", decoder, dict.fromkeys(["published", "level"]))
-    if draws < 1 or not bin_width > 0:
-        raise UserError(f"draws must be at least 1 and bin_width positive, got {draws} and {bin_width}")
+    choose("decoder", decoder, dict.fromkeys(["auto", "published", "level"]))
+    if not (isinstance(draws, int) and draws >= 1 and bin_width > 0):
+        raise UserError(f"draws must be a whole number from 1 and bin_width positive, got {draws} and {bin_width}")
     sde = process.sde if isinstance(process, TimeGrid) else process
     chain, x0 = Chain.of(process), _data(denoiser, x, levels, offset, dtype)
-    noise_there = -chain.levels.logsnr[0] if levels is None or decoder == "level" else None
-    space = Space(levels, offset.to(x0).double() if isinstance(offset, Tensor) else offset, cdf, noise_there)
-    if terms is not None and not 1 <= terms < len(chain):
-        raise UserError(f"terms must lie between 1 and {len(chain) - 1}, the number of steps; got {terms}")
+    noise = -chain.levels.logsnr[0]
+    near = float(chain.log_posterior[0] - noise) < math.log(0.1)
+    own = levels is not None and (decoder == "published" or (decoder == "auto" and not near))
+    shift = offset.to(x0).double() if isinstance(offset, Tensor) else offset
+    space = Space(levels, shift, cdf, None if own else noise)
+    if terms is not None and not (isinstance(terms, int) and 1 <= terms < len(chain)):
+        raise UserError(
+            f"terms must be a whole number from 1 to the number of steps, {len(chain) - 1}, or None; got {terms}"
+        )
     generator, counted, exact = fresh(generator, x0.device), CountingDenoiser(denoiser), x0.double()
     found, mse = (x0.new_zeros(len(x0), len(chain), dtype=torch.float64) for _ in range(2))
 

@@ -53,7 +53,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.errors import UserError, choose, no_option
-from sde_diffusion.kernel import Kernel
+from sde_diffusion.kernel import Kernel, as_schedule
 from sde_diffusion.sde import SDE
 
 
@@ -143,6 +143,12 @@ def _from_logsnr(sde: SDE, logsnr: Tensor, t_end: float) -> Tensor:
     if len(times) > 1:
         times[-1] = t_end
     return times
+
+
+def nearest_level(times: Tensor, t: Tensor) -> Tensor:
+    """Indices [B] of the ascending times [N] nearest to t [B]."""
+    t = as_schedule(t).contiguous()
+    return torch.searchsorted(0.5 * (times[1:] + times[:-1]), t)
 
 
 def logsnr_ends(sde: SDE, t_end: float) -> Tensor:

@@ -20,7 +20,7 @@ the law "importance" is uniform in the log-SNR, for every process, and its weigh
 
     w = (lam(t_min) - lam(1)) / ((1 - t_min) g^2/sigma^2)
 
-leaves |eps_hat - eps|^2 times a constant: the peak is gone.
+leaves |eps_hat - eps|^2 times a constant: the peak is gone. Where alpha = 0 at t = 1 it ends at t = 0.999.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.errors import UserError, choose
-from sde_diffusion.grids import logsnr_ends
+from sde_diffusion.grids import logsnr_ends, nearest_level
 from sde_diffusion.noise import rand, randn
 from sde_diffusion.sde import SDE
 
@@ -161,7 +161,7 @@ class LossAware:
         return self.times[index], 1.0 / (len(p) * p[index])
 
     def learn(self, t: Tensor, losses: Tensor) -> None:
-        index = torch.searchsorted(self.times, t.cpu()).tolist()
+        index = nearest_level(self.times, t).tolist()
         for i, loss in zip(index, losses.detach().double().cpu()):
             self.history[i] = torch.cat([self.history[i, 1:], loss[None]])
             self.seen[i] += 1

@@ -288,6 +288,9 @@ def test_every_section_of_the_integral_of_a_gaussian(process: str) -> None:
     bound = sd.vlb(GAUSSIAN.denoiser(), x, sde, generator=generator(2), **arguments)
     assert bound.denoising.shape == (points,) and bound.nfe == points
     assert float(standard_errors(bound.per_sample.denoising, section).abs().max()) < 4.5
+    # The entropy of N(z_0/alpha, sigma^2/alpha^2) at t_min.
+    entropy = 0.5 * (math.log(2.0 * math.pi * math.e) - sde.kernel(1e-3).logsnr) / math.log(2.0)
+    torch.testing.assert_close(bound.reconstruction, entropy, rtol=1e-9, atol=1e-9)
 
 
 # --- mixtures -------------------------------------------------------------------------------------------------
@@ -569,7 +572,7 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
     "learned": (lambda: sd.elbo(FINITE, IMAGES, VP, variance="learned"), "needs a network that learned it"),
     "no terms": (lambda: sd.elbo(FINITE, IMAGES, VP, terms=0), "between 1 and 29, the number of steps; got 0"),
     "many terms": (lambda: sd.elbo(FINITE, IMAGES, VP, terms=30), "between 1 and 29, the number of steps; got 30"),
-    "draws": (lambda: sd.elbo(FINITE, IMAGES, VP, draws=0), "draws must be at least 1"),
+    "draws": (lambda: sd.elbo(FINITE, IMAGES, VP, draws=0), "draws must be a whole number from 1"),
     "bin": (lambda: sd.elbo(FINITE, IMAGES, VP, bin_width=0.0), "bin_width positive"),
     "generators": (lambda: sd.elbo(FINITE, IMAGES, VP, generator=[generator(0)]), "1 generators for a batch of 8"),
     "points": (lambda: sd.vlb(FINITE, IMAGES, VP, points=0), "points must be at least 1"),

@@ -131,6 +131,19 @@ def test_round_trip_returns_x_and_says_by_how_much(dims: int, process: str) -> N
     assert loose.nfe < trip.nfe
 
 
+def test_the_last_step_may_be_rounded_beyond_the_end() -> None:
+    """Where alpha(1) = 0 the angle ends at pi/2, and t + (1 - t) may be a little more: the end all the same.
+
+    A hundred rows come to it by steps of different lengths. The exact code is x / s.
+    """
+    sde = sd.RectifiedFlow()
+    for i in range(20):
+        gaussian = sd.GaussianMixture([[0.0, 0.0]], [0.3 + 0.01 * i], [1.0])
+        x = gaussian.sample(5, generator=generator(i))
+        code = sd.encode(gaussian.denoiser(), x, sde)
+        torch.testing.assert_close(code, x / (0.3 + 0.01 * i), rtol=1e-3, atol=1e-3)
+
+
 def test_codes_of_the_data_are_normal() -> None:
     """400 samples of 12 numbers: mean 0, variance 1 and fourth moment 3, each within four standard errors.
 

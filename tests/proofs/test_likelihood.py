@@ -146,12 +146,13 @@ def test_standard_error_falls_as_one_over_root_k(probe: str) -> None:
 
 
 @pytest.mark.parametrize("probe", ["rademacher", "gaussian"])
-@pytest.mark.parametrize(("dims", "probes"), [(12, 32), (64, 32)])
+@pytest.mark.parametrize(("dims", "probes"), [(12, 32), (64, 64)])
 def test_the_interval_covers_the_exact_trace(dims: int, probes: int, probe: str) -> None:
     """A 95 % interval holds the exact value in 90 to 99 % of 200 repeats, with each of four x: 800 intervals.
 
     Both take the same steps, so that nothing but the probes differs. Every row is a repeat with probes of its own.
-    An interval without the factor 1/sqrt(K) would cover all, one of half the length about 67 %.
+    An interval without the factor 1/sqrt(K) would cover all, and one of half the length about 67 %. The spread of
+    Rademacher estimates is skewed here, so that fewer than 95 % are covered while K is small.
     """
     mixture, sde, fixed = WIDE[dims], sd.VPSDE(), {"method": "rk4", "steps": 8}
     x = mixture.sample(4, generator=generator(1))

@@ -782,7 +782,8 @@ def evaluate(config: ConfigDict, folder: Path) -> None:
         for weights in ("ema", "raw")
     }
     add_result(folder, "evaluation", {"held_out_loss": losses, "checkpoint_step": trained.step})
-    print(f"held-out loss ({config.training.weighting}): {losses['ema']:.4f} averaged, {losses['raw']:.4f} raw weights")
+    kind = config.training.weighting if config.training.loss == "score_matching" else config.training.loss
+    print(f"held-out loss ({kind}): {losses['ema']:.4f} averaged, {losses['raw']:.4f} raw weights")
     report_likelihood(config, folder, trained, splits)
 
 

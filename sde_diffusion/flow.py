@@ -21,6 +21,7 @@ Changing the variable does not change the path. A density changes with the scale
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -77,7 +78,8 @@ def _scaled_rates(sde: SDE, t: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
 VARIABLES: dict[str, Variable] = {
     "log_angle": Variable(
         of=lambda t, kernel: (torch.atan2(kernel.sigma, kernel.alpha) + STRAIGHT).log(),
-        time=lambda sde, u: sde.time_of(-2.0 * (u.exp() - STRAIGHT).tan().log()),
+        # Rounding must not carry the angle beyond that of pure noise.
+        time=lambda sde, u: sde.time_of(-2.0 * (u.exp() - STRAIGHT).clamp_max(0.5 * math.pi).tan().log()),
         scale=_norm,
         rates=_log_angle_rates,
     ),

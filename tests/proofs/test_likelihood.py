@@ -363,11 +363,10 @@ def test_a_row_of_a_mixture_does_not_depend_on_the_batch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "method", "bound"),
-    [(torch.float64, "per_sample", 1e-6), (torch.float32, "rk4", 1e-6), (torch.float32, "per_sample", 1e-4)],
+    ("dtype", "method"), [(torch.float64, "per_sample"), (torch.float32, "rk4"), (torch.float32, "per_sample")]
 )
-def test_a_row_of_a_network_does_not_depend_on_the_batch(dtype: torch.dtype, method: str, bound: float) -> None:
-    """In bits/dim. In float32 an adaptive solver's step sizes feel the rounding: a row keeps to the tolerance."""
+def test_a_row_of_a_network_does_not_depend_on_the_batch(dtype: torch.dtype, method: str) -> None:
+    """To 1e-6 bits/dim. The last digits of float32 depend on the size of the batch, the step sizes on few of them."""
     denoiser, x = unet(dtype), small_images(5, dtype)
 
     def run(rows: list[int]) -> Tensor:
@@ -377,7 +376,7 @@ def test_a_row_of_a_network_does_not_depend_on_the_batch(dtype: torch.dtype, met
 
     whole = run([0, 1, 2, 3, 4])
     for rows in ([0], [4, 0], [3, 1, 2]):
-        torch.testing.assert_close(run(rows), whole[rows], rtol=0.0, atol=bound)
+        torch.testing.assert_close(run(rows), whole[rows], rtol=0.0, atol=1e-6)
 
 
 # --- one answer by every way --------------------------------------------------------------------------------

@@ -1,0 +1,127 @@
+"""Training for the likelihood: objectives and time samplers of a configuration, and what a resumed run remembers."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from ml_collections import ConfigDict
+from torch import Tensor
+
+import run_lib
+import sde_diffusion as sd
+from sde_diffusion import build
+from sde_diffusion.checkpoint import read_checkpoint
+from sde_diffusion.elbo import GREY_LEVELS, Chain
+from sde_diffusion.losses import OBJECTIVES, Settings, objective
+from tests.proofs.cases import generator
+
+TABLE = sd.DiscreteVP.cosine(25)
+
+
+def tiny(name: str, steps: int, **training: object) -> ConfigDict:
+    """A named configuration with a small network."""
+    config: ConfigDict = import_module(f"configs.{name}").get_config()
+    config.device = "cpu"
+    config.model.unet.channels = 8
+    config.model.unet.multipliers = (1, 2)
+    settings = {"steps": steps, "cooldown_steps": 0, "batch_size": 32, "sample_every": 0, "held_out_batches": 1}
+    for key, value in (settings | training).items():
+        config.training[key] = value
+    return config
+
+
+class Learned:
+    """A denoiser with a learned variance, the same for every time."""
+
+    def __call__(self, x: Tensor, kernel: sd.Kernel, **conditioning: Tensor) -> Tensor:
+        return self.moments(x, kernel)[0]
+
+    def moments(self, x: Tensor, kernel: sd.Kernel, **conditioning: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.tanh(x), torch.sigmoid(2.0 * x)
+
+
+def test_objectives_are_the_losses_of_their_names() -> None:
+    x0 = torch.randint(0, 256, (25, 3), generator=generator(0)).double() / 127.5 - 1.0
+    noise, t = torch.randn(25, 3, generator=generator(1), dtype=torch.float64), TABLE.times
+    settings, chain = Settings(weighting="v", vlb_weight=0.5, variance="learned"), Chain.of(TABLE)
+    expected = {
+        "score_matching": sd.denoising_score_matching(Learned(), TABLE, x0, t, noise, weighting="v"),
+        "vlb": sd.variational_loss(Learned(), chain, x0, t, noise, variance="learned"),
+        "hybrid": sd.hybrid_loss(Learned(), TABLE, chain, x0, t, noise, weighting="v", vlb_weight=0.5),
+    }
+    assert set(expected) == set(OBJECTIVES)
+    for kind, values in expected.items():
+        found = objective(TABLE, kind, settings)(Learned(), x0, t, noise, GREY_LEVELS)
+        torch.testing.assert_close(found, values, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("vpsde_digits", {"training.loss": "vbl"}, "did you mean 'vlb'"),
+        ("vpsde_digits", {"training.loss": "vlb"}, "VPSDE has no discrete levels"),
+        ("vpsde_digits", {"training.loss": "hybrid"}, "needs model.variance='learned_range'"),
+        ("vpsde_digits", {"training.times": "loss_aware"}, "those of a discrete process"),
+        ("vpsde_digits", {"model.variance": "learned"}, "did you mean 'learned_range'"),
+        ("vpsde_digits", {"likelihood.figures": ("oed",)}, "did you mean 'ode'"),
+        ("vpsde_digits", {"likelihood.figures": ()}, "likelihood.figures is empty"),
+        ("vpsde_digits", {"likelihood.dequantizer": "unifrom"}, "did you mean 'uniform'"),
+        ("vpsde_digits", {"likelihood.levels": 1}, "likelihood.levels must be at least 2"),
+    ],
+)
+def test_configurations_that_cannot_be_trained(name: str, changes: dict[str, object], says: str) -> None:
+    config = import_module(f"configs.{name}").get_config()
+    for key, value in changes.items():
+        section, _, last = key.partition(".")
+        config[section][last] = value
+    with pytest.raises(sd.UserError, match=says):
+        build.check(config)
+
+
+def test_a_learned_variance_doubles_the_channels_of_every_network() -> None:
+    data = build.data(tiny("iddpm_digits", 1)).train
+    for network in ("unet", "mlp"):
+        config = tiny("iddpm_digits", 1)
+        config.model.network = network
+        spec = build.spec(config, data)
+        denoiser = sd.NetworkDenoiser(build.network(spec, 0), spec)
+        x = torch.randn(2, 1, 8, 8, generator=generator(0))
+        x0_hat, fraction = denoiser.moments(x, spec.process.kernel(0.5))
+        assert fraction is not None and x0_hat.shape == fraction.shape == x.shape
+        # The networks begin at zero: half way between the two bounds.
+        assert torch.equal(fraction, torch.full_like(x, 0.5))
+
+
+def test_a_resumed_training_remembers_the_losses_of_each_level(tmp_path: Path) -> None:
+    """60 steps, and 30 and then 30 more, end with the same weights and the same memory, bit for bit."""
+
+    def config(steps: int) -> ConfigDict:
+        found = tiny("iddpm_digits", steps, loss="vlb", times="loss_aware", checkpoint_every=30, warmup_steps=5)
+        found.process.levels = 25
+        return found
+
+    run_lib.train(config(60), tmp_path / "whole")
+    for steps in (30, 60):
+        run_lib.train(config(steps), tmp_path / "halved")
+    whole, halved = (read_checkpoint(tmp_path / name) for name in ("whole", "halved"))
+    assert int(whole.times["seen"].min()) >= 10  # warm, so that the levels were drawn by their losses
+    for part in ("network", "ema", "times"):
+        ours, theirs = getattr(whole, part), getattr(halved, part)
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize("name", ["vpsde_digits", "subvpsde_digits", "vesde_digits"])
+def test_likelihood_weighted_training_learns(name: str, tmp_path: Path) -> None:
+    """The weighted loss at fixed times and noise falls well below that of the untrained network."""
+    config = tiny(name, 200, weighting="likelihood", times="importance", warmup_steps=5)
+    run_lib.train(config, tmp_path)
+    splits, trained = build.data(config), read_checkpoint(tmp_path)
+    untrained = sd.NetworkDenoiser(build.network(trained.spec, config.seed), trained.spec)
+    before, after = (
+        run_lib.held_out_loss(config, denoiser, trained.transform, splits.test)
+        for denoiser in (untrained, sd.load(tmp_path, weights="raw"))
+    )
+    assert after < 0.75 * before

@@ -47,14 +47,14 @@ from sde_diffusion.data import Dataset, DataTransform, Splits, batches, load_pic
 from sde_diffusion.denoiser import ConditionedDenoiser, Denoiser, NetworkDenoiser
 from sde_diffusion.elbo import Space
 from sde_diffusion.ema import averaged
-from sde_diffusion.errors import UserError
+from sde_diffusion.errors import NotFinite, UserError
 from sde_diffusion.figures import Batch
 from sde_diffusion.grids import GRIDS, Node, TimeGrid, grid_options, make_grid
 from sde_diffusion.kernel import match
 from sde_diffusion.latents import decode, interpolate, round_trip
 from sde_diffusion.losses import Objective
 from sde_diffusion.noise import rand, randn, sample_generators, seeded
-from sde_diffusion.records import Records, digest
+from sde_diffusion.records import Records, digest, tensor_digest
 from sde_diffusion.report.likelihood import captioned, histogram, summary
 from sde_diffusion.report.pictures import picture, png
 from sde_diffusion.report.table import table
@@ -84,11 +84,11 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_aside(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def add_result(folder: Path, section: str, row: Mapping[str, Any]) -> None:
-    """Merge a row into one section of results.json; what else it holds stays."""
+def set_result(folder: Path, section: str, row: Mapping[str, Any], entry: str | None = None) -> None:
+    """Replace one section of results.json, or one entry of that section; what else it holds stays."""
     path = folder / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
-    results[section] = {**results.get(section, {}), **row}
+    results[section] = dict(row) if entry is None else {**results.get(section, {}), entry: row}
     write_json(path, results)
 
 
@@ -329,7 +329,7 @@ def train(config: ConfigDict, folder: Path) -> None:
             if step % settings.checkpoint_every == 0 or final:
                 save_checkpoint(folder, state(), settings.keep_checkpoints)
     seconds = time.perf_counter() - started
-    add_result(
+    set_result(
         folder,
         "training",
         {"steps": step, "parameters": parameters, "seconds_of_last_session": round(seconds, 2)},
@@ -439,7 +439,7 @@ def sample_into(
         },
     }
     write_json(folder / f"samples_{sampler}.json", manifest)
-    add_result(folder, "samples", {sampler: manifest})
+    set_result(folder, "samples", manifest, sampler)
     return {name: protocol[name] for name in ("sampler", "steps", "nfe", "samples", "seconds", "smallest_time")}
 
 
@@ -472,8 +472,10 @@ def evaluated_data(config: ConfigDict, trained: Checkpoint, splits: Splits | Non
     """
     settings = config.likelihood
     if settings.folder:
-        dataset, files = load_pictures(settings.folder, config.data.image_size)
-        name = Path(settings.folder).resolve().name
+        place = Path(settings.folder).expanduser().resolve()
+        dataset, files = load_pictures(settings.folder, settings.image_size)
+        # Folders of one name, and a folder named as a split, have files of their own.
+        name = f"{place.name}-{digest(str(place).encode())[:6]}"
     else:
         dataset, files, name = getattr(splits or build.data(config), settings.split), [], settings.split
     levels = trained.transform.levels
@@ -485,7 +487,7 @@ def evaluated_data(config: ConfigDict, trained: Checkpoint, splits: Splits | Non
     if dataset.shape != trained.spec.shape:
         raise UserError(
             f"{dataset.title} has samples of shape {list(dataset.shape)}, and the network takes "
-            f"{list(trained.spec.shape)}; --config.data.image_size cuts images to a size"
+            f"{list(trained.spec.shape)}; --config.likelihood.image_size cuts the pictures of a folder to a size"
         )
     return Evaluated(_in_classes_of(trained, dataset), name, files)
 
@@ -505,15 +507,16 @@ def likelihood_protocol(
 ) -> dict[str, Any]:
     """All that the bits/dim of a sample depend on."""
     weights = getattr(trained, {"ema": "ema", "raw": "network"}[config.sampling.weights])
-    whole = io.BytesIO()
-    torch.save([tensor.cpu() for tensor in weights.values()], whole)
+    dataset = data.dataset
     return {
-        "data": data.dataset.title,
-        "data_digest": digest(data.dataset.samples.numpy().tobytes()),
-        "given": "its class" if config.model.class_conditional and data.dataset.labels is not None else "nothing",
+        "data": dataset.title,
+        "data_digest": tensor_digest(
+            {"samples": dataset.samples} | ({} if dataset.labels is None else {"labels": dataset.labels})
+        ),
+        "given": "its class" if config.model.class_conditional and dataset.labels is not None else "nothing",
         "checkpoint_step": trained.step,
         "weights": config.sampling.weights,
-        "weights_digest": digest(whole.getvalue()),
+        "weights_digest": tensor_digest(weights),
         "process": process_state(trained.spec.process),
         "seed": config.seed,
         # Only a solver with step sizes for each sample makes a row independent of its batch.
@@ -548,6 +551,7 @@ def likelihood_rows(
                     started = time.perf_counter()
                     columns, nfe = figure.compute(model, batch, told)
                     seconds = (time.perf_counter() - started) / len(indices)
+                    _check_finite(columns, indices)
                     for i, row in enumerate(rows):
                         row.update({column: float(values[i]) for column, values in columns.items()})
                         row.update({f"{name}_nfe": nfe, f"{name}_seconds": round(seconds, 5)})
@@ -564,6 +568,13 @@ def likelihood_rows(
         }
         for row in found
     ]
+
+
+def _check_finite(columns: Mapping[str, torch.Tensor], indices: Sequence[int]) -> None:
+    for name, values in columns.items():
+        if not bool(values.isfinite().all()):
+            wrong = indices[int(values.isfinite().logical_not().nonzero()[0])]
+            raise NotFinite(f"{name} is not finite for sample {wrong}: check the model's output")
 
 
 def figure_summary(name: str, figure: NamedFigure, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -607,7 +618,7 @@ def report_likelihood(
         **{key: value for key, value in protocol.items() if key not in ("figures", "process")},
         "figures": summaries,
     }
-    add_result(folder, "likelihood", result)
+    set_result(folder, "likelihood", result)
     write_json(place / f"{data.name}.json", result)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]))
@@ -678,8 +689,10 @@ def likelihood_text(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
     ]
     for name, row in summaries.items():
         if "method" in row:
-            probes = f", {row['probes']} {row['probe']} probes" if row["divergence"] == "hutchinson" else ""
-            lines.append(f"{name}: {row['divergence']} trace{probes}, {row['method']} at rtol {row['rtol']:g}")
+            many = "" if row["probes"] == 1 else "s"
+            probes = f", {row['probes']} {row['probe']} probe{many}" if row["divergence"] == "hutchinson" else ""
+            steps = f"at rtol {row['rtol']:g}" if "rtol" in row else f"in {row['steps']} steps"
+            lines.append(f"{name}: {row['divergence']} trace{probes}, {row['method']} {steps}")
         if "probe_error" in row:
             lines.append(f"{name}: the probes give each sample a standard error of {row['probe_error']:.4f} bits/dim")
         if "t_min_change" in row:
@@ -760,7 +773,7 @@ def latents(config: ConfigDict, folder: Path) -> None:
         "seed": config.seed,
     }
     write_json(place / "latents.json", result)
-    add_result(folder, "latents", result)
+    set_result(folder, "latents", result)
     print(
         f"{2 * result['pairs']} samples encoded and decoded: rms error {result['round_trip_rms']:.1e}, worst "
         f"{result['round_trip_worst']:.1e} at rtol {settings.rtol:g}, smallest time {result['smallest_time']:g}, nfe "
@@ -781,7 +794,7 @@ def evaluate(config: ConfigDict, folder: Path) -> None:
         weights: held_out_loss(config, denoiser_of(trained, weights, device), trained.transform, splits.test)
         for weights in ("ema", "raw")
     }
-    add_result(folder, "evaluation", {"held_out_loss": losses, "checkpoint_step": trained.step})
+    set_result(folder, "evaluation", {"held_out_loss": losses, "checkpoint_step": trained.step})
     kind = config.training.weighting if config.training.loss == "score_matching" else config.training.loss
     print(f"held-out loss ({kind}): {losses['ema']:.4f} averaged, {losses['raw']:.4f} raw weights")
     report_likelihood(config, folder, trained, splits)

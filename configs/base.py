@@ -92,6 +92,7 @@ def get_config() -> ConfigDict:
     likelihood.figures = ("ode", "elbo")  # keys of sde_diffusion.build.FIGURES: the flow, the discrete bound, "vlb"
     likelihood.split = "test"  # or "train"
     likelihood.folder = ""  # a folder of images in place of a split
+    likelihood.image_size = 0  # pixels a side, to which the pictures of the folder are cut; 0 keeps their own
     likelihood.num_samples = 0  # 0 for all
     likelihood.batch_size = 500  # samples at once; does not change them
     likelihood.method = "per_sample"  # a key of sde_diffusion.SOLVERS

@@ -26,7 +26,7 @@ from sde_diffusion.grids import GRIDS, TimeGrid, make_grid
 from sde_diffusion.kernel import Kernel
 from sde_diffusion.likelihood import DIVERGENCES, PROBES
 from sde_diffusion.losses import OBJECTIVES, WEIGHTINGS, Objective, Settings
-from sde_diffusion.ode import SOLVERS
+from sde_diffusion.ode import FIXED_STEPS, SOLVERS
 from sde_diffusion.samplers import SAMPLERS
 from sde_diffusion.sde import (
     EDM,
@@ -66,6 +66,7 @@ _COUNTS = {
     "sampling": ("steps", "num_samples", "batch_size"),
     "likelihood": ("batch_size", "probes", "fixed_steps", "max_nfe", "points"),
 }
+_OPTIONAL_COUNTS = {"likelihood": {"num_samples": "all samples", "image_size": "their own size", "terms": "all terms"}}
 _TABLES: tuple[tuple[str, str, str, Any], ...] = (
     ("training", "loss", "loss", OBJECTIVES),
     ("training", "weighting", "weighting", WEIGHTINGS),
@@ -88,6 +89,10 @@ def check(config: ConfigDict) -> None:
         for name in names:
             if config[section][name] < 1:
                 raise UserError(f"{section}.{name} must be at least 1, got {config[section][name]}")
+    for section, meanings in _OPTIONAL_COUNTS.items():
+        for name, zero in meanings.items():
+            if config[section][name] < 0:
+                raise UserError(f"{section}.{name} must be 0 ({zero}) or more, got {config[section][name]}")
     for section, name, kind, table in _TABLES:
         choose(kind, config[section][name], table)
     if not config.training.learning_rate > 0.0:
@@ -363,7 +368,10 @@ def _flow_figure(config: ConfigDict, sde: SDE, transform: DataTransform, where: 
     options, noise = flow_options(config), dequantizer(config)
     smallest = sde.t_likelihood if options["t_min"] is None else options["t_min"]
     compute = flow_figure(sde, transform, where, noise, options)
-    return NamedFigure(compute, transform.space(noise), {**options, "smallest_time": smallest})
+    # The limit on the evaluations changes no number, and a solver has either steps or tolerances.
+    idle = {"max_nfe", *(("rtol", "atol") if options["method"] in FIXED_STEPS else ("steps",))}
+    protocol = {name: value for name, value in options.items() if name not in idle}
+    return NamedFigure(compute, transform.space(noise), {**protocol, "smallest_time": smallest})
 
 
 def _elbo_figure(config: ConfigDict, sde: SDE, transform: DataTransform, where: torch.device) -> NamedFigure:

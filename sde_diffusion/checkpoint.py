@@ -98,7 +98,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             raise UserError(f"there is no checkpoint in {source / FOLDER}: train first, or name another --workdir")
         source = files[-1]
     elif not source.exists():
-        raise UserError(f"{source} does not exist: a run folder or a checkpoint file is needed")
+        raise UserError(f"{source} does not exist: train first, or name another run folder or a checkpoint file")
     try:
         state = torch.load(source, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:

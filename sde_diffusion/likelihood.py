@@ -199,6 +199,8 @@ def log_likelihood(
     start = sde.t_likelihood if t_min is None else t_min
     if not 0.0 <= start < 0.5:
         raise UserError(f"t_min must lie in [0, 0.5), got {start}")
+    if sensitivity and start == 0.0:
+        raise UserError("the sensitivity compares t_min with twice t_min: at t_min = 0 there is nothing to compare")
     x = x.detach()
     # Sums over many small steps, in which float32 would lose digits; it is what MPS devices have.
     wide = x.dtype if x.device.type == "mps" else torch.float64

@@ -16,6 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from sde_diffusion.errors import UserError
 
 
@@ -23,6 +26,16 @@ def digest(value: bytes | Mapping[str, Any]) -> str:
     """Twelve hexadecimal digits that tell one value from another (of SHA-256)."""
     data = value if isinstance(value, bytes) else json.dumps(value, sort_keys=True, default=str).encode()
     return hashlib.sha256(data).hexdigest()[:12]
+
+
+def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Twelve hexadecimal digits of names, types, shapes and values."""
+    whole = hashlib.sha256()
+    for name, tensor in tensors.items():
+        values = tensor.detach().cpu().contiguous()
+        whole.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+        whole.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return whole.hexdigest()[:12]
 
 
 class Records:
@@ -63,12 +76,13 @@ class Records:
                 break
             try:
                 row = json.loads(line)
-            except ValueError as error:
+                index = int(row["index"]) if number else -1
+            except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{self.path} is damaged in line {number + 1}; remove it to start again") from error
-            if number == 0 and row != self.protocol:
-                raise UserError(f"{self.path} holds rows of another protocol; remove it to start again")
             if number:
-                self.rows[int(row["index"])] = row
+                self.rows[index] = row
+            elif row != self.protocol:
+                raise UserError(f"{self.path} holds rows of another protocol; remove it to start again")
             whole += len(line)
         self._file.truncate(whole)
         self._file.seek(whole)

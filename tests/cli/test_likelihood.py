@@ -147,6 +147,12 @@ def summary_of(folder: Path, name: str = "test") -> dict[str, Any]:
     return json.loads((folder / "likelihood" / f"{name}.json").read_text(), parse_constant=refuse)
 
 
+def name_of(folder: Path, place: str) -> str:
+    """The name in files of the one folder of pictures so called, which tells it from others of its name."""
+    (path,) = (folder / "likelihood").glob(f"{place}-??????.csv")
+    return path.stem
+
+
 def records_of(folder: Path) -> list[Path]:
     return sorted((folder / "likelihood").glob("*.jsonl"))
 
@@ -491,16 +497,17 @@ def test_a_folder_of_images(warm: Warm, pictured: tuple[Path, Path, tuple[str, .
     """Pictures that are no part of the data set: a row for each with its file's name, in files named as the folder."""
     folder, place, flags = pictured
     text = warm.run(*flags, "--mode", "likelihood", f"--config.likelihood.folder={place / 'others'}")
-    rows, found = rows_of(folder, "others"), summary_of(folder, "others")
+    name = name_of(folder, "others")
+    rows, found = rows_of(folder, name), summary_of(folder, name)
     assert list(rows[0])[:3] == ["index", "file", "ode"]
     assert [row["file"] for row in rows] == [f"disc_{i:02d}_1.png" for i in range(6)]
     assert adds_up(rows, "elbo")
-    said = {"split": "others", "samples": 6, "bin_width": 2 / 255, "data": "others", "given": "nothing"}
+    said = {"split": name, "samples": 6, "bin_width": 2 / 255, "data": "others", "given": "nothing"}
     assert {key: found[key] for key in said} == said
     assert found["space"] == "256 grey levels, uniformly dequantised"
-    assert "bits/dim of 6 samples of others (others) given nothing" in text
+    assert f"bits/dim of 6 samples of others ({name}) given nothing" in text
     for which in ("histogram", "most_likely", "least_likely"):
-        Image.open(folder / "likelihood" / f"others_{which}.png").verify()
+        Image.open(folder / "likelihood" / f"{name}_{which}.png").verify()
     # 60 steps short of knowing anything: about the 8 bits of the levels themselves.
     assert 4.0 < found["bits_per_dim"] < 10.0
 
@@ -634,7 +641,7 @@ def test_images_of_another_size(warm: Warm, pictured: tuple[Path, Path, tuple[st
     folder, place, flags = pictured
     said = warm.refused(*flags, "--mode", "likelihood", f"--config.likelihood.folder={place / 'large'}")
     assert "large has samples of shape [1, 12, 12], and the network takes [1, 8, 8]" in said
-    assert "image_size" in said and not (folder / "likelihood" / "large.csv").exists()
+    assert "image_size" in said and not list((folder / "likelihood").glob("large*"))
 
 
 def test_images_are_cut_to_the_size_as_the_refusal_says(
@@ -645,17 +652,20 @@ def test_images_are_cut_to_the_size_as_the_refusal_says(
     large = (*flags, "--mode", "likelihood", f"--config.likelihood.folder={place / 'large'}")
     (flag,) = re.findall(r"--config\.[\w.]*image_size", warm.refused(*large))
     warm.run(*large, f"{flag}=8", "--config.likelihood.figures=elbo")
-    assert len(rows_of(folder, "large")) == 3
+    assert len(rows_of(folder, name_of(folder, "large"))) == 3
 
 
 def test_a_folder_does_not_overwrite_a_split(warm: Warm, pictured: tuple[Path, Path, tuple[str, ...]]) -> None:
-    """A folder that happens to be called "test" has files of its own beside those of the test split."""
+    """A folder that happens to be called "test" has files of its own beside those of the split, and of its namesake."""
     folder, place, flags = pictured
     few = (*flags, "--mode", "likelihood", "--config.likelihood.num_samples=3", "--config.likelihood.figures=elbo")
     warm.run(*few)
-    before = {path.name: path.read_bytes() for path in (folder / "likelihood").glob("test*") if path.suffix != ".jsonl"}
+    before = {path.name: path.read_bytes() for path in (folder / "likelihood").glob("test[._]*")}
     assert {"test.csv", "test.json"} <= set(before)
     warm.run(*few, f"--config.likelihood.folder={place / 'test'}")
+    draw_pictures(place / "elsewhere" / "test", 3, seed=5)
+    warm.run(*few, f"--config.likelihood.folder={place / 'elsewhere' / 'test'}")
+    assert len(list((folder / "likelihood").glob("test-??????.csv"))) == 2
     assert before == {name: (folder / "likelihood" / name).read_bytes() for name in before}
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -171,8 +172,16 @@ def explain(error: BaseException) -> int:
     return 1
 
 
+def sentence(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning without the place in the code."""
+    return f"warning: {message}\n"
+
+
 def main(argv: list[str]) -> None:
-    """The entry point of absl, with the errors that are meant for a person as one sentence."""
+    """The entry point of absl, with the errors and warnings that are meant for a person as one sentence."""
+    warnings.formatwarning = sentence
     try:
         run(argv)
     except (UserError, OSError) as error:

@@ -56,8 +56,8 @@ def _norm(kernel: Kernel) -> Tensor:
 
 
 STRAIGHT = 0.3
-"""The angle atan(sigma/alpha) below which a step of log_angle is one of the angle itself. Measured on images in [-1, 1]:
-0.05 takes as many evaluations and leaves four times the error in log p; 1 takes more; paths do not mind."""
+"""The angle atan(sigma/alpha) below which a step of log_angle is one of the angle itself. Measured on images in
+[-1, 1]: 0.05 takes as many evaluations and leaves four times the error in log p; 1 takes more; paths do not mind."""
 
 
 def _log_angle_rates(sde: SDE, t: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:

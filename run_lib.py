@@ -67,6 +67,8 @@ from sde_diffusion.times import TimeSampler
 # One stream of random numbers for each purpose, so that none repeats another's; figures.py has the others.
 TRAIN_STREAM, HELD_OUT_STREAM, DROPOUT_STREAM, LATENT_STREAM = 2, 3, 4, 8
 PICTURE_SAMPLES, LIKELIEST = 100, 16
+NUMERICS = 1
+"""Raised when the bits/dim of one request become others, so that stored rows are not mixed with new ones."""
 PREVIEW_STEPS, PREVIEW_SAMPLES = 20, 36
 
 
@@ -502,12 +504,18 @@ def _in_classes_of(trained: Checkpoint, dataset: Dataset) -> Dataset:
     return replace(dataset, labels=order[dataset.labels], classes=trained.classes)
 
 
+def asked_for(config: ConfigDict, dataset: Dataset) -> int:
+    """How many samples likelihood.num_samples comes to."""
+    return min(config.likelihood.num_samples or len(dataset), len(dataset))
+
+
 def likelihood_protocol(
     config: ConfigDict, trained: Checkpoint, data: Evaluated, figures: Mapping[str, NamedFigure]
 ) -> dict[str, Any]:
     """All that the bits/dim of a sample depend on."""
     weights = getattr(trained, {"ema": "ema", "raw": "network"}[config.sampling.weights])
     dataset = data.dataset
+    count = asked_for(config, dataset)
     return {
         "data": dataset.title,
         "data_digest": tensor_digest(
@@ -519,8 +527,9 @@ def likelihood_protocol(
         "weights_digest": tensor_digest(weights),
         "process": process_state(trained.spec.process),
         "seed": config.seed,
+        "numerics": NUMERICS,
         # Only a solver with step sizes for each sample makes a row independent of its batch.
-        "batch_size": None if config.likelihood.method == "per_sample" else config.likelihood.batch_size,
+        "batches": None if config.likelihood.method == "per_sample" else [config.likelihood.batch_size, count],
         "figures": {name: {"space": figure.space, **figure.protocol} for name, figure in figures.items()},
     }
 
@@ -531,7 +540,7 @@ def likelihood_rows(
     """A row of bits/dim for each sample; those that an earlier run has stored are not computed again."""
     denoiser = denoiser_of(trained, config.sampling.weights, build.device(config))
     dataset, settings = data.dataset, config.likelihood
-    count = min(settings.num_samples or len(dataset), len(dataset))
+    count = asked_for(config, dataset)
     with Records(folder, data.name, likelihood_protocol(config, trained, data, figures)) as records:
         missing = [index for index in range(count) if index not in records.rows]
         if len(missing) < count:
@@ -689,8 +698,7 @@ def likelihood_text(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
     ]
     for name, row in summaries.items():
         if "method" in row:
-            many = "" if row["probes"] == 1 else "s"
-            probes = f", {row['probes']} {row['probe']} probe{many}" if row["divergence"] == "hutchinson" else ""
+            probes = f", {row['probes']} {row['probe']} probe{'s' * (row['probes'] > 1)}" if "probes" in row else ""
             steps = f"at rtol {row['rtol']:g}" if "rtol" in row else f"in {row['steps']} steps"
             lines.append(f"{name}: {row['divergence']} trace{probes}, {row['method']} {steps}")
         if "probe_error" in row:
@@ -720,12 +728,18 @@ def likelihood(config: ConfigDict, folder: Path) -> None:
 
 
 def pairs_of(dataset: Dataset, count: int, same_class: bool) -> Tensor:
-    """Indices [2, count] of samples to interpolate between; those of a pair share a class if they must."""
+    """Indices [2, count] of samples to interpolate between; those of a pair share a class if they must.
+
+    Raises UserError where there is no such pair.
+    """
     if not same_class or dataset.labels is None:
         count = min(count, len(dataset) // 2)
         return torch.arange(2 * count).view(count, 2).T
     found = [torch.nonzero(dataset.labels == label)[:2, 0] for label in range(len(dataset.classes))]
-    return torch.stack([pair for pair in found if len(pair) == 2][:count], dim=1)
+    pairs = [pair for pair in found if len(pair) == 2][:count]
+    if not pairs:
+        raise UserError("no class has two held-out samples to interpolate between")
+    return torch.stack(pairs, dim=1)
 
 
 def latents(config: ConfigDict, folder: Path) -> None:
@@ -738,7 +752,7 @@ def latents(config: ConfigDict, folder: Path) -> None:
     labels = None if held_out.labels is None else held_out.labels[index[0]]
     model = ConditionedDenoiser(denoiser, **conditioning(config, labels, device))
     t_min = build.flow_options(config)["t_min"]
-    tolerances = {"rtol": settings.rtol, "atol": settings.rtol, "t_min": t_min}
+    tolerances = {"rtol": settings.rtol, "atol": settings.rtol, "t_min": t_min, "max_nfe": config.likelihood.max_nfe}
     noise = seeded(config.seed, stream=LATENT_STREAM)
     ends = [
         encoded(transform, held_out.samples[side], labels, config.data.dequantize, noise).to(device) for side in index

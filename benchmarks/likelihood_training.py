@@ -8,7 +8,7 @@
    (independently), stratified, or as losses have been ("loss_aware"), in units of the first. The variance is the trace
    of the covariance of the gradient, E|g|^2 - |E g|^2, over repeated batches.
 3. Variance of the gradient of the likelihood-weighted loss, g^2 |score error|^2, under VP, sub-VP and VE, with times
-   uniform, stratified, or by importance: at a network of vpsde_digits.
+   uniform, stratified, or by importance: at networks that a third as many steps with importance trained.
 
 Runs are kept in --folder and reused.
 """
@@ -174,29 +174,28 @@ def bound_gradients(folder: Path, data: Dataset) -> None:
 
 
 def weighted_gradients(folder: Path, data: Dataset) -> None:
-    """Part 3. The denoiser serves every process through the log-SNR."""
+    """Part 3."""
     network, denoiser = trainable(folder)
-    transform = read_checkpoint(folder).transform
+    sde, transform = denoiser.spec.process, read_checkpoint(folder).transform
     g = torch.Generator().manual_seed(3)
-    for sde in (sd.VPSDE(), sd.SubVPSDE(), sd.VESDE()):
 
-        def loss(x0: Tensor, t: Tensor, noise: Tensor, labels: Tensor, weight: Tensor, sde: sd.SDE = sde) -> Tensor:
-            return denoising_score_matching(denoiser, sde, x0, t, noise, weighting="likelihood", labels=labels)
+    def loss(x0: Tensor, t: Tensor, noise: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+        return denoising_score_matching(denoiser, sde, x0, t, noise, weighting="likelihood", labels=labels)
 
-        print_variances(
-            f"{type(sde).__name__}, times",
-            {
-                name: gradient_variance(
-                    network,
-                    loss,
-                    time_sampler(sde, name),
-                    batches(data, BATCH, seed=2),
-                    lambda samples, labels: transform.dequantize(samples, labels, generator=g),
-                    0,
-                )
-                for name in ("uniform", "stratified", "importance")
-            },
-        )
+    print_variances(
+        f"{type(sde).__name__}, times",
+        {
+            name: gradient_variance(
+                network,
+                loss,
+                time_sampler(sde, name),
+                batches(data, BATCH, seed=2),
+                lambda samples, labels: transform.dequantize(samples, labels, generator=g),
+                0,
+            )
+            for name in ("uniform", "stratified", "importance")
+        },
+    )
 
 
 def main() -> None:
@@ -210,9 +209,10 @@ def main() -> None:
         folder = flags.folder or Path(temporary)
         hybrid = hybrid_against_simple(folder, flags.steps)
         bound_gradients(hybrid, build.data(configuration("iddpm_digits", flags.steps)).train)
-        config = configuration("vpsde_digits", flags.steps)
-        run_lib.train(config, folder / "vpsde")
-        weighted_gradients(folder / "vpsde", build.data(config).train)
+        for name in ("vpsde_digits", "subvpsde_digits", "vesde_digits"):
+            config = configuration(name, flags.steps // 3, weighting="likelihood", times="importance")
+            run_lib.train(config, folder / name)
+            weighted_gradients(folder / name, build.data(config).train)
 
 
 if __name__ == "__main__":

@@ -94,21 +94,21 @@ def get_config() -> ConfigDict:
     likelihood.folder = ""  # a folder of images in place of a split
     likelihood.image_size = 0  # pixels a side, to which the pictures of the folder are cut; 0 keeps their own
     likelihood.num_samples = 0  # 0 for all
-    likelihood.batch_size = 500  # samples at once; does not change them
+    likelihood.batch_size = 64  # samples at once, and kept at once; changes nothing with method per_sample
     likelihood.method = "per_sample"  # a key of sde_diffusion.SOLVERS
     likelihood.rtol = 1e-4
     likelihood.atol = 1e-4
     likelihood.divergence = "hutchinson"  # or "exact"
     likelihood.probes = 1
     likelihood.probe = "rademacher"  # or "gaussian"
-    likelihood.t_min = -1.0  # time at which the data lie; negative for the process's smallest likelihood time
+    likelihood.t_min = -1.0  # "ode": time at which the data lie; negative for the process's smallest likelihood time
     likelihood.sensitivity = False  # how much bits/dim change where t_min is doubled
     likelihood.fixed_steps = 100  # of the methods without tolerances
     likelihood.max_nfe = 100_000  # evaluations of a batch, beyond which the flow is given up
-    likelihood.dequantizer = "uniform"  # a key of sde_diffusion.data.DEQUANTIZERS
+    likelihood.dequantizer = "uniform"  # a key of sde_diffusion.data.DEQUANTIZERS; "none" is for continuous data
     likelihood.levels = 1000  # of the discrete bound, where the process is a continuous one; log-SNR equally spaced
     likelihood.terms = 0  # levels to evaluate for each sample, drawn from sections; 0 for all
-    likelihood.cdf = "exact"  # the decoder's; or "tanh", improved-diffusion's approximation
+    likelihood.cdf = "exact"  # the decoder's, of grey levels; or "tanh", improved-diffusion's approximation
     likelihood.points = 100  # of "vlb", the bound in continuous time
 
     config.latents = latents = ConfigDict()

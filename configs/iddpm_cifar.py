@@ -1,6 +1,6 @@
 """CIFAR-10 with iDDPM: 4000 levels, cosine, a learned variance, L_hybrid.
 
-Hyper-parameters of Nichol and Dhariwal (2021), section 3 and Appendix A, and of their code: three blocks
+Hyper-parameters of Nichol and Dhariwal (2021), section 3 and Appendix A, and of their code: no flips, three blocks
 a level, attention of four heads at 16 and 8 pixels, dropout 0.3, learning rate 1e-4, batch 128, 500,000 steps, EMA
 0.9999.
 """
@@ -13,6 +13,7 @@ from configs import ddpm_cifar
 def get_config() -> ConfigDict:
     """CIFAR-10 with iDDPM: 4000 levels, cosine, a learned variance, L_hybrid."""
     config = ddpm_cifar.get_config()
+    config.data.flip = False
     config.process.name = "DiscreteCosineVP"
     config.process.levels = 4000
     config.model.variance = "learned_range"

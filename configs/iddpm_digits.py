@@ -1,8 +1,8 @@
 """8x8 digits with iDDPM: cosine levels, a learned variance, L_hybrid (Nichol and Dhariwal 2021).
 
 The network and the optimiser are those of vpsde_digits. The data stay at their grey levels, whose probabilities the
-discrete bound is about. With 100 levels the first has a noise of a fifth of the 17 grey levels' distance, about as in
-the paper, which has 4000 for 256; below it every level would cost bits for what the decoder decides at once.
+discrete bound is about. With 100 levels the first has a noise of a fifth of the 17 grey levels' distance (two fifths in
+the paper, with 4000 for 256); below it every level would cost bits for what the decoder decides at once.
 """
 
 from ml_collections import ConfigDict

@@ -9,6 +9,7 @@ import ast
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from types import NoneType
 from typing import Any
 
@@ -65,6 +66,7 @@ _COUNTS = {
     ),
     "sampling": ("steps", "num_samples", "batch_size"),
     "likelihood": ("batch_size", "probes", "fixed_steps", "max_nfe", "points"),
+    "latents": ("pairs", "points"),
 }
 _OPTIONAL_COUNTS = {"likelihood": {"num_samples": "all samples", "image_size": "their own size", "terms": "all terms"}}
 _TABLES: tuple[tuple[str, str, str, Any], ...] = (
@@ -109,6 +111,12 @@ def check(config: ConfigDict) -> None:
         choose("figure", name, FIGURES)
     if not config.likelihood.figures:
         raise UserError(f"likelihood.figures is empty; {nearest('', FIGURES)}")
+    _check_likelihood(config)
+    if config.training.loss != "score_matching" and config.training.times not in ("levels", "loss_aware"):
+        raise UserError(
+            f"training.loss={config.training.loss!r} is a sum over the levels: it needs training.times='levels' or "
+            f"'loss_aware', not {config.training.times!r}"
+        )
     if config.likelihood.levels < 2:
         raise UserError(f"likelihood.levels must be at least 2, got {config.likelihood.levels}")
     gallery(config)
@@ -119,6 +127,27 @@ def check(config: ConfigDict) -> None:
             "data.subtract_mean='class' needs model.class_conditional=True: without labels a sample has no class "
             "whose mean could be added back"
         )
+
+
+def _check_likelihood(config: ConfigDict) -> None:
+    settings, latents = config.likelihood, config.latents
+    for name, value in (
+        ("likelihood.rtol", settings.rtol),
+        ("likelihood.atol", settings.atol),
+        ("latents.rtol", latents.rtol),
+    ):
+        if not value > 0.0:
+            raise UserError(f"{name} must be positive, got {value}")
+    if not settings.t_min < 0.5:
+        raise UserError(f"likelihood.t_min must be below 0.5, or negative for the process's own, got {settings.t_min}")
+    if settings.sensitivity and settings.t_min == 0.0:
+        raise UserError("likelihood.sensitivity compares t_min with twice t_min: likelihood.t_min must not be 0")
+    if settings.folder and not Path(settings.folder).expanduser().is_dir():
+        raise UserError(f"likelihood.folder: there is no folder {settings.folder}")
+    if settings.image_size and not settings.folder:
+        raise UserError("likelihood.image_size is one of the pictures of likelihood.folder, and there is no folder")
+    if not (latents.temperatures and all(temperature > 0.0 for temperature in latents.temperatures)):
+        raise UserError(f"latents.temperatures must be one or more positive numbers, got {latents.temperatures}")
 
 
 def device(config: ConfigDict) -> torch.device:
@@ -370,6 +399,7 @@ def _flow_figure(config: ConfigDict, sde: SDE, transform: DataTransform, where: 
     compute = flow_figure(sde, transform, where, noise, options)
     # The limit on the evaluations changes no number, and a solver has either steps or tolerances.
     idle = {"max_nfe", *(("rtol", "atol") if options["method"] in FIXED_STEPS else ("steps",))}
+    idle |= {"probes", "probe"} if options["divergence"] == "exact" else set()
     protocol = {name: value for name, value in options.items() if name not in idle}
     return NamedFigure(compute, transform.space(noise), {**protocol, "smallest_time": smallest})
 
@@ -382,7 +412,8 @@ def _elbo_figure(config: ConfigDict, sde: SDE, transform: DataTransform, where: 
         "cdf": settings.cdf,
         "terms": settings.terms if 0 < settings.terms < chain.steps else None,
     }
-    protocol = {**options, "steps": chain.steps, "smallest_time": float(chain.times[-1])}
+    told = {name: value for name, value in options.items() if name != "cdf" or space.dequantizer is None}
+    protocol = {**told, "steps": chain.steps, "smallest_time": float(chain.times[-1])}
     return NamedFigure(elbo_figure(chain, space, options), transform.space(space.dequantizer), protocol)
 
 

@@ -41,8 +41,8 @@ class Denoiser(Protocol):
 def moments(denoiser: Denoiser, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> tuple[Tensor, Tensor | None]:
     """x0_hat and, where the denoiser has a method `moments` for it, the fraction [B, *D] of its learned variance.
 
-    The fraction lies in [0, 1] and says where the log-variance of a DDPM step is between those of the posterior and of
-    beta (Nichol and Dhariwal 2021, equation 15).
+    The fraction, 0 to 1 or a little beyond, says where the log-variance of a DDPM step is between those of the
+    posterior and of beta (Nichol and Dhariwal 2021, equation 15).
     """
     both = getattr(denoiser, "moments", None)
     return both(x, kernel, **conditioning) if both else (denoiser(x, kernel, **conditioning), None)
@@ -115,7 +115,7 @@ def _fixed(out: Tensor) -> tuple[Tensor, Tensor | None]:
 
 def _learned_range(out: Tensor) -> tuple[Tensor, Tensor | None]:
     prediction, v = out.chunk(2, dim=1)
-    return prediction, 0.5 * (v + 1.0)  # the network's v runs from -1 to 1
+    return prediction, 0.5 * (v + 1.0)  # v = -1 is the posterior's, 1 beta's
 
 
 VARIANCES: dict[str, Callable[[Tensor], tuple[Tensor, Tensor | None]]] = {

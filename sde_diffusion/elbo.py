@@ -97,6 +97,7 @@ def discretized_gaussian(x: Tensor, mean: Tensor, log_std: Tensor, levels: int, 
 class Chain:
     """The reverse chain over the noise levels 0 .. T-1 of a discrete process or a grid, as float64 tables [T].
 
+    sde             the process
     times           of the levels, ascending
     levels          their kernels
     draw            of the means' difference draw (x_0 - x0_hat)
@@ -104,6 +105,7 @@ class Chain:
     log_beta        log of the forward step's variance
     """
 
+    sde: SDE
     times: Tensor
     levels: Kernel
     draw: Tensor
@@ -133,10 +135,15 @@ class Chain:
         now, next = Node(times, levels), Node(torch.cat([times.new_zeros(1), times[:-1]]), below)
         beta, posterior = VARIANCES["beta"](levels, below), VARIANCES["posterior"](levels, below)
         posterior[0] = posterior[1] if len(posterior) > 1 else beta[0]
-        return cls(times, levels, ancestral_row(sde, now, next)[1], posterior.log(), beta.log())
+        return cls(sde, times, levels, ancestral_row(sde, now, next)[1], posterior.log(), beta.log())
 
     def __len__(self) -> int:
         return len(self.draw)
+
+    @property
+    def log_noise(self) -> Tensor:
+        """log sigma^2/alpha^2 of the first level, []: what the decoder of continuous data has for its variance."""
+        return -self.levels.logsnr[0]
 
     def index_of(self, t: Tensor) -> Tensor:
         """The levels nearest to times [B], [B]."""
@@ -179,7 +186,7 @@ class Space:
     levels      number of grey levels of data 2 k / (levels - 1) - 1 - offset; None for continuous data
     offset      what was subtracted from the data in model units, broadcasting to [B, *D]
     cdf         a key of CDFS
-    decoder     log v_0 of the decoder where it is not that of the chain
+    decoder     log v_0 of the grey levels' decoder where it is not that of the chain
     """
 
     levels: int | None = 256
@@ -216,7 +223,8 @@ def bound_term(
     first = index == 0
     if not bool(first.any()):
         return _step(chain, index, x0 - x0_hat, log_v)
-    log_v0 = log_v if space.decoder is None else space.decoder
+    given = chain.log_noise if space.levels is None else space.decoder
+    log_v0 = log_v if given is None else given
     decoder = space.reconstruction(x0, x0_hat, (0.5 * log_v0).to(x0).expand_as(x0))
     if bool(first.all()):
         return decoder
@@ -297,12 +305,19 @@ def _prior_nats(x0: Tensor, last: Kernel, prior_std: float) -> Tensor:
 
 
 def _data(
-    denoiser: Denoiser, x: Tensor, levels: int | None, offset: Tensor | float, dtype: torch.dtype | None
+    denoiser: Denoiser,
+    x: Tensor,
+    levels: int | None,
+    offset: Tensor | float,
+    bin_width: float,
+    dtype: torch.dtype | None,
 ) -> Tensor:
     """Data in model space, [B, *D]. Raises UserError for values that are not what `levels` says."""
     if x.ndim < 2 or not x.numel():
         raise UserError(f"a batch [B, *D] of data is needed, got shape {tuple(x.shape)}")
     device = getattr(denoiser, "device", None) or x.device
+    if levels is not None and bin_width != 1.0:
+        raise UserError("bin_width is for densities, levels=None: the bound of grey levels is of probabilities already")
     if levels is None:
         if not x.is_floating_point() or not bool(x.isfinite().all()):
             raise UserError("with levels=None the data are continuous: finite floating-point numbers are needed")
@@ -358,23 +373,22 @@ def elbo(
     weighted by its length, which leaves every term unbiased; default all. The noise comes from the generator, or one a
     sample. offset: what was subtracted from the data in model space.
 
-    levels=None takes continuous data in model space and a Gaussian decoder with the variance "level"; the bound is one
-    on the density, per bin of `bin_width` in bits/dim.
+    levels=None takes continuous data in model space and a Gaussian decoder with the variance "level", whatever
+    `decoder` and `cdf`; the bound is one on the density, per bin of `bin_width` in bits/dim.
 
-    Raises UserError for values that are not integers in range, and for a process without levels.
+    Raises UserError for values that are not integers in range, for a bin_width of probabilities, and for a process
+    without levels.
     """
     choose("variance", variance, _LOG_VARIANCES)
     choose("distribution function", cdf, CDFS)
     choose("decoder", decoder, dict.fromkeys(["auto", "published", "level"]))
     if not (isinstance(draws, int) and draws >= 1 and bin_width > 0):
         raise UserError(f"draws must be a whole number from 1 and bin_width positive, got {draws} and {bin_width}")
-    sde = process.sde if isinstance(process, TimeGrid) else process
-    chain, x0 = Chain.of(process), _data(denoiser, x, levels, offset, dtype)
-    noise = -chain.levels.logsnr[0]
-    near = float(chain.log_posterior[0] - noise) < math.log(0.1)
-    own = levels is not None and (decoder == "published" or (decoder == "auto" and not near))
+    chain, x0 = Chain.of(process), _data(denoiser, x, levels, offset, bin_width, dtype)
+    near = float(chain.log_posterior[0] - chain.log_noise) < math.log(0.1)
+    own = decoder == "published" or (decoder == "auto" and not near)
     shift = offset.to(x0).double() if isinstance(offset, Tensor) else offset
-    space = Space(levels, shift, cdf, None if own else noise)
+    space = Space(levels, shift, cdf, None if own else chain.log_noise)
     if terms is not None and not (isinstance(terms, int) and 1 <= terms < len(chain)):
         raise UserError(
             f"terms must be a whole number from 1 to the number of steps, {len(chain) - 1}, or None; got {terms}"
@@ -409,7 +423,7 @@ def elbo(
     bits = 1.0 / (x0[0].numel() * math.log(2.0))
     return Bound(
         Terms(
-            prior=bits * _prior_nats(x0, chain.levels[-1], sde.prior_std),
+            prior=bits * _prior_nats(x0, chain.levels[-1], chain.sde.prior_std),
             denoising=torch.cat([torch.zeros_like(found[:, :1]), bits * found[:, 1:]], dim=1),
             reconstruction=bits * found[:, 0] - math.log2(bin_width),
             x0_mse=mse,
@@ -462,7 +476,7 @@ def vlb(
         raise UserError(
             f"points must be at least 1, t_min in [0, 1) and bin_width positive; got {points}, {start} and {bin_width}"
         )
-    x0 = _data(denoiser, x, levels, offset, dtype)
+    x0 = _data(denoiser, x, levels, offset, bin_width, dtype)
     space = Space(levels, offset.to(x0).double() if isinstance(offset, Tensor) else offset)
     generator, counted, exact = fresh(generator, x0.device), CountingDenoiser(denoiser), x0.double()
     dims = x0[0].numel()

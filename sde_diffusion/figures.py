@@ -2,7 +2,7 @@
 
 A figure is a function of a batch that gives columns [B] of numbers, the first of which, named as the figure, is the
 bits/dim of each sample. Noise and probes depend on the seed and a sample's index only, so that neither the batch nor an
-interruption changes a number.
+interruption changes a number, but for solvers that share their steps among the batch.
 """
 
 from __future__ import annotations

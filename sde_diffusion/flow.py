@@ -122,17 +122,21 @@ class Flow:
     def between(cls, sde: SDE, t0: Scalar, t1: Scalar, variable: str) -> Flow:
         """The flow from time t0 to t1 in the variable of that name.
 
-        Raises UserError for an unknown variable and for one that is infinite at t0 or t1.
+        Raises UserError for an unknown variable, for times outside [0, 1] or without noise, and for a variable that is
+        infinite at one of them.
         """
         along = choose("variable", variable, VARIABLES)
         times = [as_schedule(t0), as_schedule(t1)]
         kernels = [sde.kernel(t) for t in times]
         start, end = (along.of(t, kernel) for t, kernel in zip(times, kernels))
         for t, u, kernel in zip(times, (start, end), kernels):
+            if not 0.0 <= float(t) <= 1.0:
+                raise UserError(f"times lie in [0, 1], got {float(t):g}")
+            if float(kernel.sigma) == 0.0:
+                raise UserError(f"the flow cannot begin or end at t = {float(t):g}, where sigma = 0; take a later time")
             if not bool(u.isfinite()):
-                zero = "alpha" if float(kernel.alpha) == 0.0 else "sigma"
                 raise UserError(
-                    f"{variable} is infinite at t = {float(t):g}, where {zero} = 0; choose 'log_angle' or 't'"
+                    f"{variable} is infinite at t = {float(t):g}, where alpha = 0; choose 'log_angle' or 't'"
                 )
         return cls(sde, along, start, end, (along.scale(kernels[0]), along.scale(kernels[1])))
 
@@ -194,9 +198,11 @@ def transport(
 
     variable: a key of VARIABLES; method, rtol, atol, steps and max_nfe as in `integrate`, whose errors it raises.
     """
+    if not x.is_floating_point():
+        raise UserError(f"the flow carries floating-point numbers, got {x.dtype}")
     flow = Flow.between(sde, t0, t1, variable)
     y = x.float() if x.element_size() < 4 else x  # half precision cannot meet the tolerances
-    dtype = y.dtype
+    dtype = x.dtype
     y = flow.solve(
         lambda u, state: flow.rate(denoiser, u, state, dtype),
         y / match(flow.scales[0], y),

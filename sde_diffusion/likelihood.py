@@ -30,7 +30,7 @@ from torch import Tensor
 from sde_diffusion.denoiser import CountingDenoiser, Denoiser
 from sde_diffusion.errors import UserError, choose
 from sde_diffusion.flow import Flow
-from sde_diffusion.kernel import match
+from sde_diffusion.kernel import Kernel, match
 from sde_diffusion.noise import Generators, rademacher, randn
 from sde_diffusion.sde import SDE
 
@@ -129,7 +129,8 @@ class _Products:
     def _parts(self, velocity: Tensor, y: Tensor) -> Tensor:
         count, found = len(self.vectors), []
         for first in range(0, count, self.at_once):
-            part = self.vectors[first : first + self.at_once]
+            # In parts, for the exact trace's vectors are all of one small matrix until they are converted.
+            part = self.vectors[first : first + self.at_once].to(velocity.dtype)
             batched, last = len(part) > 1, first + self.at_once >= count
             along = part if batched else part[0]
             # A batched product that fails leaves the graph to those that are taken one by one.
@@ -204,7 +205,7 @@ def log_likelihood(
     x = x.detach()
     # Sums over many small steps, in which float32 would lose digits; it is what MPS devices have.
     wide = x.dtype if x.device.type == "mps" else torch.float64
-    vectors = choose("divergence", divergence, DIVERGENCES)(x, probes, probe, generator).to(wide)
+    vectors = choose("divergence", divergence, DIVERGENCES)(x, probes, probe, generator)
     exact = divergence == "exact"
     columns, dims = 1 if exact else probes, x[0].numel()
     counted = CountingDenoiser(denoiser)
@@ -214,10 +215,16 @@ def log_likelihood(
         """The latent [B, *D] and log p(x) by each probe [B, K], with x at time t."""
         flow = Flow.between(sde, t, 1.0, variable)
 
+        def differentiable(x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
+            out = counted(x, kernel, **conditioning)
+            if not out.requires_grad:
+                raise UserError("the denoiser's output has no gradient: it must not run under torch.no_grad")
+            return out
+
         def field(u: Tensor, state: Tensor) -> Tensor:
             with torch.enable_grad():
                 y = state[:, :dims].detach().reshape(x.shape).requires_grad_(True)
-                velocity = flow.rate(counted, u, y, x.dtype)
+                velocity = flow.rate(differentiable, u, y, x.dtype)
                 rates = products(velocity, y)
             rates = rates.sum(1, keepdim=True) if exact else rates
             return torch.cat([velocity.detach().flatten(1), rates], dim=1)

@@ -207,16 +207,26 @@ def _torchdiffeq(method: str, options: Options) -> Solver:
         watched = _watched(f, control)
         span = torch.tensor([t0, t1], dtype=torch.float64, device=y.device)
         low, high = min(t0, t1), max(t0, t1)
-        return odeint(
+        last = span[0]
+
+        def field(t: Tensor, state: Tensor) -> Tensor:
+            nonlocal last
             # The look ahead that chooses the first step does not know where the interval ends.
-            lambda t, state: watched(as_schedule(t).clamp(low, high), state),
-            y,
-            span,
-            rtol=control.rtol,
-            atol=control.atol,
-            method=method,
-            options=options(y, span, control),
-        )[-1]
+            last = as_schedule(t).clamp(low, high)
+            return watched(last, state)
+
+        try:
+            return odeint(
+                field,
+                y,
+                span,
+                rtol=control.rtol,
+                atol=control.atol,
+                method=method,
+                options=options(y, span, control),
+            )[-1]
+        except AssertionError as error:  # "underflow in dt"
+            raise UserError(f"torchdiffeq's {method} stopped at {control.where(last)}: {error}") from error
 
     return solve
 

@@ -79,7 +79,22 @@ class LogitNormal:
         return u, log_q.flatten(1).sum(1)
 
 
-DEQUANTIZERS: dict[str, Dequantizer] = {"uniform": Uniform(), "logit_normal": LogitNormal()}
+@dataclass(frozen=True)
+class NoNoise:
+    """For continuous data, which need none; raises UserError where grey levels ask for it."""
+
+    @property
+    def title(self) -> str:
+        return "not dequantised"
+
+    def noise(self, like: Tensor, generator: Drawing) -> tuple[Tensor, Tensor]:
+        raise UserError(
+            "grey levels need noise on their bins before a density can be about them: take the dequantizer 'uniform' "
+            "or 'logit_normal'"
+        )
+
+
+DEQUANTIZERS: dict[str, Dequantizer] = {"uniform": Uniform(), "logit_normal": LogitNormal(), "none": NoNoise()}
 
 
 @dataclass(frozen=True, eq=False)

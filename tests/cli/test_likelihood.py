@@ -26,6 +26,7 @@ from test_cli import ROOT, TINY, command, refused, run
 
 from sde_diffusion.checkpoint import read_checkpoint
 from sde_diffusion.data import Dataset, DataTransform
+from sde_diffusion.errors import UserError
 
 DIGITS = ("--config", "vpsde_digits", *TINY, "--device", "cpu")
 COUNT = 16
@@ -382,7 +383,7 @@ def test_three_figures_the_exact_trace_and_fixed_steps(variants: tuple[Path, lis
         assert f"{name} - elbo, sample by sample: " in found["text"]
         assert 1.0 < found["figures"][name]["bits_per_dim"] < 12.0
     # A solver of one step size for all makes a row depend on the batch, which is then part of the protocol.
-    assert found["batch_size"] == 3
+    assert found["batches"] == [3, 3]
 
 
 def test_probes_noise_weights_and_the_smallest_time(
@@ -395,7 +396,7 @@ def test_probes_noise_weights_and_the_smallest_time(
     assert found["figures"]["elbo"]["space"] == ode["space"]
     assert (ode["probes"], ode["probe"], ode["sensitivity"], found["seed"]) == (4, "gaussian", True, 1)
     assert found["weights"] == "raw" and found["weights_digest"] != before["weights_digest"]
-    assert found["data_digest"] == before["data_digest"] and found["batch_size"] is None
+    assert found["data_digest"] == before["data_digest"] and found["batches"] is None
     errors, changes = (column(found["rows"], f"ode_{name}") for name in ("probe_error", "t_min_change"))
     assert (errors > 0).all() and (errors < 0.5).all() and ode["probe_error"] == pytest.approx(errors.mean())
     assert (changes != 0).all() and (np.abs(changes) < 0.01).all() and ode["t_min_change"] == changes.mean()
@@ -533,6 +534,66 @@ def test_pictures_in_class_folders_have_the_classes_of_the_network(trained: Path
     assert unknown.dataset.labels is None and len(unknown.files) == len(unknown.dataset) == 5
 
 
+# --- latents --------------------------------------------------------------------------------------------------
+
+
+def test_latents(warm: Warm, trained: Path, tmp_path: Path) -> None:
+    """Two pairs of a class each are encoded, decoded and interpolated: in the pictures, what went in comes out."""
+    from sde_diffusion.report.pictures import BORDER
+
+    folder = copied(trained, tmp_path / "run")
+    few = ("--config.latents.pairs=2", "--config.latents.points=3", "--config.latents.temperatures=(0.5,1.0)")
+    text = warm.run(*DIGITS, "--mode", "latents", "--workdir", folder, *few)
+    found = json.loads((folder / "latents" / "latents.json").read_text())
+    assert json.loads((folder / "results.json").read_text())["latents"] == found
+    assert (found["pairs"], found["temperatures"], found["smallest_time"]) == (2, [0.5, 1.0], 1e-5)
+    assert 0.0 < found["round_trip_rms"] <= found["round_trip_worst"] < 1e-2 and 0.5 < found["latent_rms"] < 2.0
+    assert f"4 samples encoded and decoded: rms error {found['round_trip_rms']:.1e}" in text
+    shown = {}
+    for name, columns in (("round_trip", 4), ("interpolation", 3), ("temperature", 2)):
+        with Image.open(folder / "latents" / f"{name}.png") as image:
+            sheet = np.asarray(image.convert("L")).astype(int)
+        down, across = ((side - BORDER) // count for side, count in zip(sheet.shape, (2, columns)))
+        shown[name] = [
+            [
+                sheet[BORDER + i * down :, BORDER + j * across :][: down - BORDER, : across - BORDER]
+                for j in range(columns)
+            ]
+            for i in range(2)
+        ]
+    for way, path, warmth in zip(shown["round_trip"], shown["interpolation"], shown["temperature"], strict=True):
+        first, first_again, second, second_again = way
+        assert np.abs(first - first_again).max() <= 1 and np.abs(second - second_again).max() <= 1
+        assert np.abs(path[0] - first).max() <= 1 and np.abs(path[-1] - second).max() <= 1
+        assert np.abs(warmth[1] - first).max() <= 1 < np.abs(warmth[0] - first).max()
+
+
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ("pairs=0", "latents.pairs must be at least 1, got 0"),
+        ("temperatures=(0.0,)", "latents.temperatures must be one or more positive numbers"),
+        ("rtol=0", "latents.rtol must be positive"),
+    ],
+)
+def test_latents_that_cannot_be(warm: Warm, trained: Path, flag: str, says: str) -> None:
+    assert says in warm.refused(*DIGITS, "--mode", "latents", "--workdir", trained, f"--config.latents.{flag}")
+    assert not (trained / "latents").exists()
+
+
+def test_pairs_share_a_class_or_are_refused() -> None:
+    from run_lib import pairs_of
+
+    def labelled(*labels: int) -> Dataset:
+        samples = torch.zeros(len(labels), 1, 8, 8, dtype=torch.uint8)
+        return Dataset(samples, torch.tensor(labels), 17, ("a", "b", "c"), "letters")
+
+    assert pairs_of(labelled(0, 1, 2, 1, 0, 1), 5, same_class=True).T.tolist() == [[0, 4], [1, 3]]
+    assert pairs_of(labelled(0, 1, 2, 1), 5, same_class=False).T.tolist() == [[0, 1], [2, 3]]
+    with pytest.raises(UserError, match="no class has two held-out samples"):
+        pairs_of(labelled(0, 1, 2), 5, same_class=True)
+
+
 # --- refusals -------------------------------------------------------------------------------------------------
 
 
@@ -550,10 +611,13 @@ def test_pictures_in_class_folders_have_the_classes_of_the_network(trained: Path
         (["batch_size=0"], "likelihood.batch_size must be at least 1"),
         (["levels=1"], "likelihood.levels must be at least 2, got 1"),
         (["num_samples=-5"], "likelihood.num_samples must be"),
-        (["t_min=0.7"], "t_min must lie in [0, 0.5), got 0.7"),
-        (["rtol=0"], "rtol, atol and steps must be positive"),
+        (["t_min=0.7"], "likelihood.t_min must be below 0.5, or negative for the process's own, got 0.7"),
+        (["t_min=0.0", "sensitivity=True"], "likelihood.t_min must not be 0"),
+        (["dequantizer=none"], "grey levels need noise on their bins"),
+        (["image_size=8"], "is one of the pictures of likelihood.folder, and there is no folder"),
+        (["rtol=0"], "likelihood.rtol must be positive, got 0.0"),
         (["max_nfe=10"], "the flow needs more than 10 evaluations: at rtol 0.001, atol 0.001 the slowest sample has"),
-        (["folder=/no/such/folder"], "no folder '/no/such/folder': expected one that holds *.png"),
+        (["folder=/no/such/folder"], "likelihood.folder: there is no folder /no/such/folder"),
         (["folder={place}/others"], "others has 256 grey levels, and the network was trained on 17"),
         (["folder={place}/empty"], "empty holds no pictures"),
         (["folder={place}/broken"], "no.png is not a readable picture"),
@@ -713,16 +777,18 @@ CHANGES: dict[str, dict[str, Any]] = {
     "dequantizer": {"dequantizer": "logit_normal"},
     "terms": {"terms": 7},
     "figures": {"figures": ("ode",)},
+    "samples of a shared step size": {"method": "rk45", "num_samples": 7},
 }
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_rows_are_not_used_for_what_has_other_numbers(protocol: Callable[..., str], name: str) -> None:
     """Of other data or classes, another network, or computed in another way."""
-    assert protocol(**CHANGES[name]) != protocol()
+    same = {"method": "rk45"} if "method" in CHANGES[name] else {}
+    assert protocol(**CHANGES[name]) != protocol(**same)
 
 
-@pytest.mark.parametrize("name,value", [("num_samples", 5), ("batch_size", 7), ("max_nfe", 50)])
+@pytest.mark.parametrize("name,value", [("num_samples", 5), ("batch_size", 7), ("max_nfe", 50), ("cdf", "tanh")])
 def test_rows_are_used_for_what_has_the_same_numbers(protocol: Callable[..., str], name: str, value: int) -> None:
     """More samples, other batches, or more patience with the flow: an earlier request is gone on with."""
     assert protocol(**{name: value}) == protocol()

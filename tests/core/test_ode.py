@@ -160,3 +160,10 @@ def test_refusals() -> None:
         sd.integrate(logistic, START, 0.0, 1.0, rtol=0.0)
     with pytest.raises(sd.UserError, match="not finite after 0% of its way"):
         sd.integrate(lambda t, y: y * math.nan, START, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "dopri8", "bosh3"])
+def test_a_solution_that_ends_early_is_a_sentence(method: str) -> None:
+    """y' = y^2 from 1 has no value beyond t = 1."""
+    with pytest.raises(sd.UserError, match=rf"torchdiffeq's {method} stopped at .*% of its way: underflow in dt"):
+        sd.integrate(lambda t, y: y**2, torch.ones(1, 1, dtype=torch.float64), 0.0, 2.0, method=method)

@@ -151,7 +151,7 @@ def probability(levels: tuple[int, int]) -> float:
 
 
 @pytest.mark.parametrize("levels", [(5, 13), (4, 12), (6, 14)])
-@pytest.mark.parametrize("name", DEQUANTIZERS)
+@pytest.mark.parametrize("name", [name for name in DEQUANTIZERS if name != "none"])
 def test_the_mean_of_what_is_estimated_is_the_probability(name: str, levels: tuple[int, int]) -> None:
     """E_q[p(k + u)/q(u)] = P(k): exp(log p(x) + log_volume) averages to the mass of the bin, and its log is less.
 
@@ -257,6 +257,15 @@ def test_what_is_not_a_grey_level_is_refused(name: str) -> None:
         give(torch.tensor([[0, 17]], dtype=torch.uint8))
     with pytest.raises(UserError, match="-1 to 0"):
         give(torch.tensor([[-1, 0]]))
+
+
+def test_none_is_for_continuous_data() -> None:
+    """It leaves vectors as they are, with a volume of one; grey levels are refused."""
+    vectors = torch.randn(4, 3, generator=seeded())
+    found = DataTransform(None).dequantized(vectors, generator=seeded(), dequantizer=DEQUANTIZERS["none"])
+    assert torch.equal(found.x, vectors) and not found.log_volume.any()
+    with pytest.raises(UserError, match=r"grey levels need noise on their bins .* 'uniform' or 'logit_normal'"):
+        DataTransform(17).dequantize(all_levels(17, 2), generator=seeded(), dequantizer=DEQUANTIZERS["none"])
 
 
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:

@@ -588,3 +588,14 @@ def test_refusals(request_: str) -> None:
     with pytest.raises(sd.UserError, match=says) as refused:
         ask()
     assert "\n" not in str(refused.value)
+
+
+def test_a_bin_width_is_for_densities() -> None:
+    """Grey levels have probabilities already: the volume of a bin would be counted twice."""
+    denoiser, levels = sd.GaussianMixture([[0.0, 0.0]], [0.5], [1.0]).denoiser(), torch.tensor([[3, 200]])
+    for bound in (
+        lambda: sd.elbo(denoiser, levels, sd.make_grid(sd.VPSDE(), 10, "logsnr"), bin_width=2 / 255),
+        lambda: sd.vlb(denoiser, levels, sd.VPSDE(), bin_width=2 / 255),
+    ):
+        with pytest.raises(sd.UserError, match="bin_width is for densities, levels=None"):
+            bound()

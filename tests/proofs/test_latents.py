@@ -194,6 +194,20 @@ def test_codes_hold_no_graph_and_keep_the_dtype() -> None:
 
 
 @pytest.mark.parametrize("way", [sd.encode, sd.decode, sd.round_trip])
+def test_what_cannot_be_carried_is_refused(way: Callable[..., object]) -> None:
+    """Integers, times outside [0, 1], and the end without noise."""
+    denoiser, x = MIXTURES[2].denoiser(), torch.ones(2, 2)
+    if way is not sd.decode:  # a temperature makes numbers of integers
+        with pytest.raises(sd.UserError, match=r"floating-point numbers, got torch.uint8"):
+            way(denoiser, x.byte(), sd.EDM())
+    for t in (-0.1, 2.0):
+        with pytest.raises(sd.UserError, match=r"times lie in \[0, 1\], got "):
+            way(denoiser, x, sd.VPSDE(), t_min=t)
+    with pytest.raises(sd.UserError, match=r"begin or end at t = 0, where sigma = 0"):
+        way(denoiser, x, sd.VPSDE(), t_min=0.0)
+
+
+@pytest.mark.parametrize("way", [sd.encode, sd.decode, sd.round_trip])
 def test_too_few_evaluations_say_how_far_they_came(way: Callable[..., object]) -> None:
     mixture = MIXTURES[12]
     with pytest.raises(TooManyEvaluations, match=r"more than 20 evaluations.* has come to t = "):

@@ -644,3 +644,11 @@ def test_uniform_noise_on_256_levels_is_eight_bits() -> None:
     """Density 1/2 on [-1, 1] with 256 levels 2/256 apart: exactly 8 bits for each dimension."""
     nats = torch.tensor([-3072 * math.log(2.0)], dtype=torch.float64)
     assert float(sd.bits_per_dim(nats, 3072, 2 / 256)) == pytest.approx(8.0, abs=1e-12)
+
+
+def test_a_denoiser_without_a_gradient_is_refused() -> None:
+    """Its divergence would be that of the linear part alone."""
+    mixture = MIXTURES[2]
+    x = mixture.sample(2, generator=generator(1))
+    with pytest.raises(sd.UserError, match=r"no gradient: it must not run under torch.no_grad"):
+        sd.log_likelihood(torch.no_grad()(mixture.denoiser()), x, sd.VPSDE())

@@ -66,6 +66,7 @@ def test_objectives_are_the_losses_of_their_names() -> None:
         ("vpsde_digits", {"training.loss": "vlb"}, "VPSDE has no discrete levels"),
         ("vpsde_digits", {"training.loss": "hybrid"}, "needs model.variance='learned_range'"),
         ("vpsde_digits", {"training.times": "loss_aware"}, "those of a discrete process"),
+        ("iddpm_digits", {"training.times": "uniform"}, "needs training.times='levels' or 'loss_aware', not 'uniform'"),
         ("vpsde_digits", {"model.variance": "learned"}, "did you mean 'learned_range'"),
         ("vpsde_digits", {"likelihood.figures": ("oed",)}, "did you mean 'ode'"),
         ("vpsde_digits", {"likelihood.figures": ()}, "likelihood.figures is empty"),

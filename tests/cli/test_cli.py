@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from warm import Warm
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = (
@@ -187,8 +188,8 @@ def test_a_killed_training_resumes_to_the_same_bits(tmp_path: Path) -> None:
         ([], "--config is needed"),
     ],
 )
-def test_bad_requests_are_one_sentence(flags: list[str], says: str, tmp_path: Path) -> None:
-    assert says in refused(*flags, "--workdir", tmp_path / "new")
+def test_bad_requests_are_one_sentence(warm: Warm, flags: list[str], says: str, tmp_path: Path) -> None:
+    assert says in warm.refused(*flags, "--workdir", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
@@ -219,13 +220,13 @@ def test_the_catalogue_lists_every_sampler_and_grid_with_its_options() -> None:
     assert "Lu et al. 2022b" in rows["dpmpp_2m"] and "with churn" in rows["heun"] and "sections=''" in rows["respaced"]
 
 
-def test_named_options_reach_the_sampler_and_the_grid(trained: Path) -> None:
+def test_named_options_reach_the_sampler_and_the_grid(warm: Warm, trained: Path) -> None:
     """In the bare job, and in a sampling with the configuration's own sampler (ddim)."""
     flags = ("--config", "vpsde_digits", "--workdir", trained, *TINY, "--config.training.steps=40", "--steps", 4)
     lms = ("--sampler", "lms", "--sampler.order", 2, "--sampler.start=runge_kutta")
-    run(*flags, *lms, "--grid", "karras", "--grid.rho", 5)
+    warm.run(*flags, *lms, "--grid", "karras", "--grid.rho", 5)
     keys = ("--config.sampling.grid=polyexponential", "--config.sampling.grid_options.rho=2")
-    run(*flags, "--mode", "sample", "--sampler.eta", "1", *keys)
+    warm.run(*flags, "--mode", "sample", "--sampler.eta", "1", *keys)
     manifests = [json.loads((trained / f"samples_{name}.json").read_text()) for name in ("lms", "ddim")]
     assert [m["options"] for m in manifests] == [{"order": 2, "start": "runge_kutta"}, {"eta": 1.0}]
     assert [(m["grid"], m["grid_options"]) for m in manifests] == [

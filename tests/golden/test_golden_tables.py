@@ -57,7 +57,7 @@ def test_iddpm_kl_of_two_gaussians() -> None:
     free = torch.zeros(1, dtype=torch.float64)
     log1, log2 = torch.cat([free, log1]), torch.cat([free, log2])
     ones = torch.ones_like(log1)
-    chain = Chain(times=ones, levels=Kernel(ones, ones), draw=ones, log_posterior=log1, log_beta=log2)
+    chain = Chain(sd.VPSDE(), times=ones, levels=Kernel(ones, ones), draw=ones, log_posterior=log1, log_beta=log2)
     found = bound_term(chain, index, mean1[:, None], mean2[:, None], variance="beta")
     close(found[:, 0], IDDPM["kl"].flatten())
 

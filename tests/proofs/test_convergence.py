@@ -27,6 +27,7 @@ is measured on samples of grids that share their noise.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from itertools import pairwise
 
@@ -214,11 +215,27 @@ class Paths:
     sampler and hardly that of the draws.
     """
 
-    def __init__(self, fine: Tensor, ratio: int) -> None:
-        self.noise = iter((fine.unflatten(0, (-1, ratio)).sum(1) / ratio**0.5).flatten(0, 1))
+    def __init__(self, noise: Tensor) -> None:
+        self.noise = iter(noise)
 
     def __call__(self, shape: torch.Size, generator: object, *, like: Tensor) -> Tensor:
         return next(self.noise)
+
+
+WEAK_SIZES = (80, 160, 320)
+
+
+@cache
+def shared_noise(count: int, dims: int, draws: int) -> dict[int, Tensor]:
+    """Number of steps -> normal draws [(steps + 1) draws, count, dims], those of coarse grids sums of the finest's."""
+    finest = WEAK_SIZES[-1]
+    fine = torch.randn(finest + 1, draws, count, dims, generator=generator(23), dtype=torch.float64)
+    found = {}
+    for steps in WEAK_SIZES:
+        ratio = finest // steps
+        whole = torch.cat([fine[:finest], fine[-1:].expand(ratio, -1, -1, -1)])
+        found[steps] = (whole.unflatten(0, (-1, ratio)).sum(1) / ratio**0.5).flatten(0, 1)
+    return found
 
 
 @pytest.mark.parametrize("process", GRIDS)
@@ -230,26 +247,24 @@ def test_weak_order_on_a_mixture(row: str, dims: int, process: str, monkeypatch:
     What the two halves of the samples disagree about is left to the draws. That the limit is the truth is the moment
     test's (test_moments.py).
     """
-    mixture, sizes, count = MIXTURES[dims], (80, 160, 320), {2: 6000, 12: 3000}[dims]
-    draws = 2 if row.startswith("pc") else 1
+    mixture, count = MIXTURES[dims], {2: 6000, 12: 3000}[dims]
+    noise = shared_noise(count, dims, 2 if row.startswith("pc") else 1)
     x0 = mixture.sample(count, generator=generator(21))
     first = torch.randn(x0.shape, generator=generator(22), dtype=torch.float64)
-    fine = torch.randn(sizes[-1] + 1, draws, count, dims, generator=generator(23), dtype=torch.float64)
     moments = []
-    for steps in sizes:
-        grid, ratio = grid_of(process, steps + 1), sizes[-1] // steps
-        paths = Paths(torch.cat([fine[: sizes[-1]], fine[-1:].expand(ratio, -1, -1, -1)]), ratio)
+    for steps in WEAK_SIZES:
+        grid, paths = grid_of(process, steps + 1), Paths(noise[steps])
         for module in MODULES:
             monkeypatch.setattr(import_module(f"sde_diffusion.samplers.{module}"), "randn", paths)
         x, options = grid.nodes[0].kernel.perturb(x0, first), ROWS[row].shrinking(steps)
         out = run(row, quick_denoiser(mixture), grid=grid, x=x, finish="none", **options).x
         halves = [torch.cat([half.mean(0), half.T.cov().flatten()]) for half in out.chunk(2)]
         moments.append(torch.stack(halves))
-    (coarse, _), (finer, noise) = (
+    (coarse, _), (finer, unsure) = (
         (float(change.mean(0).norm()), float(change.diff(dim=0).norm()) / 2.0)
         for change in (a - b for a, b in pairwise(moments))
     )
-    assert finer <= 2.0**-0.8 * coarse + noise, (coarse, finer, noise)
+    assert finer <= 2.0**-0.8 * coarse + unsure, (coarse, finer, unsure)
 
 
 @pytest.mark.parametrize("process", GRIDS)

@@ -17,7 +17,7 @@ the next step is h times 0.9 error^(-1/5) (Hairer, Norsett and Wanner 1993, sect
 
 The last digits of a float32 network depend on how many rows it is given. Step sizes that followed them would carry that
 noise, amplified to the tolerance, into the result; so those of per_sample are powers of two, rounded down, and at most
-double. On digits a row of the likelihood is then the same to 5e-7 bits/dim, where it was the same to 5e-4 at rtol 1e-3;
+double. On digits a row of the likelihood is then the same to 7e-7 bits/dim, where it was the same to 5e-4 at rtol 1e-3;
 the steps are a tenth more, and their error is half.
 """
 

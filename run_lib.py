@@ -535,13 +535,18 @@ def likelihood_protocol(
 
 
 def likelihood_rows(
-    config: ConfigDict, trained: Checkpoint, data: Evaluated, folder: Path, figures: Mapping[str, NamedFigure]
+    config: ConfigDict,
+    trained: Checkpoint,
+    data: Evaluated,
+    folder: Path,
+    figures: Mapping[str, NamedFigure],
+    protocol: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """A row of bits/dim for each sample; those that an earlier run has stored are not computed again."""
     denoiser = denoiser_of(trained, config.sampling.weights, build.device(config))
     dataset, settings = data.dataset, config.likelihood
     count = asked_for(config, dataset)
-    with Records(folder, data.name, likelihood_protocol(config, trained, data, figures)) as records:
+    with Records(folder, data.name, protocol) as records:
         missing = [index for index in range(count) if index not in records.rows]
         if len(missing) < count:
             print(f"{count - len(missing)} of {count} samples are in {records.path} already")
@@ -614,9 +619,9 @@ def report_likelihood(
     data = evaluated_data(config, trained, splits)
     figures = build.figures(config, trained.spec.process, trained.transform, build.device(config))
     place = folder / "likelihood"
-    rows = likelihood_rows(config, trained, data, place, figures)
-    summaries = {name: figure_summary(name, figure, rows) for name, figure in figures.items()}
     protocol = likelihood_protocol(config, trained, data, figures)
+    rows = likelihood_rows(config, trained, data, place, figures, protocol)
+    summaries = {name: figure_summary(name, figure, rows) for name, figure in figures.items()}
     first = next(iter(summaries.values()))
     result = {
         **first,

@@ -105,8 +105,7 @@ def _per_sample(f: Field, y: Tensor, t0: float, t1: float, control: Control) -> 
         weight = step.to(y)[:, None]
         for i, c in enumerate(_C[1:], 1):
             y_stage = torch.addcmul(y, weight, torch.mv(flat[:i].T, rows[i]).view_as(y))
-            # Rounding must not carry the last stage beyond t1, where the field need not exist.
-            stages[i] = f((t + c * step).clamp(min(t0, t1), max(t0, t1)), y_stage)
+            stages[i] = f(t + c * step, y_stage)
         nfe += 6
         error = weight * torch.mv(flat.T, rows[-1]).view_as(y)
         ratio = _rms(error, atol + rtol * torch.maximum(y.abs(), y_stage.abs())).double().cpu()
@@ -206,14 +205,12 @@ def _torchdiffeq(method: str, options: Options) -> Solver:
 
         watched = _watched(f, control)
         span = torch.tensor([t0, t1], dtype=torch.float64, device=y.device)
-        low, high = min(t0, t1), max(t0, t1)
         last = span[0]
 
         def field(t: Tensor, state: Tensor) -> Tensor:
             nonlocal last
-            # The look ahead that chooses the first step does not know where the interval ends.
-            last = as_schedule(t).clamp(low, high)
-            return watched(last, state)
+            last = t
+            return watched(t, state)
 
         try:
             return odeint(
@@ -279,6 +276,12 @@ def integrate(
     if start == end:
         return y
     shape = y.shape
-    control = Control(rtol, atol, steps, max_nfe, where or _share(start, end))
-    flat = solver(lambda t, state: f(t, state.reshape(shape)).flatten(1), y.flatten(1), start, end, control)
+    name = where or _share(start, end)
+
+    def inside(t: Tensor) -> Tensor:
+        """t in the interval, beyond which the field need not exist: rounding or a look ahead may pass its end."""
+        return as_schedule(t).clamp(min(start, end), max(start, end))
+
+    control = Control(rtol, atol, steps, max_nfe, lambda t: name(inside(t)))
+    flat = solver(lambda t, state: f(inside(t), state.reshape(shape)).flatten(1), y.flatten(1), start, end, control)
     return flat.reshape(shape)

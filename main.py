@@ -5,6 +5,7 @@
     python main.py --config vpsde_digits --mode sample --sampler dpmpp_2m --sampler.order 2 --grid karras --grid.rho 7
     python main.py --config vpsde_digits --mode likelihood        bits/dim by the flow and by the bound
     python main.py --config vpsde_digits --mode latents           encode, decode, interpolate
+    python main.py --mode import --source score_sde --path FILE --source_config cifar10_ddpmpp_continuous --workdir RUN
     python main.py --mode samplers                                the samplers and grids with their options
     python main.py --config vpsde_cifar --config.training.batch_size=64 --config.data.root=FOLDER
 
@@ -13,6 +14,7 @@ Any key of configs/base.py can be set by --config.SECTION.KEY=VALUE.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import warnings
@@ -25,12 +27,14 @@ from ml_collections import ConfigDict, config_flags
 from sde_diffusion.errors import UserError, choose, nearest
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
-MODE_NAMES = ("all", "train", "sample", "likelihood", "latents", "evaluate", "samplers")
+MODE_NAMES = ("all", "train", "sample", "likelihood", "latents", "evaluate", "import", "samplers")
 NAMED_OPTIONS = {
     "sampler": "option",
     "config.sampling.options": "option",
     "grid": "grid_option",
     "config.sampling.grid_options": "grid_option",
+    "network": "network_option",
+    "config.model.options": "network_option",
 }
 """--KEY.NAME VALUE -> the flag that takes it as NAME=VALUE."""
 
@@ -41,9 +45,15 @@ config_flags.DEFINE_config_file(
 flags.DEFINE_string(
     "mode",
     "all",
-    f"What to do: {', '.join(MODE_NAMES)}. 'all' trains, samples and evaluates; 'samplers' lists samplers and grids.",
+    f"What to do: {', '.join(MODE_NAMES)}. 'all' trains, samples and evaluates; 'samplers' lists samplers and grids; "
+    "'import' takes a checkpoint of another code base.",
 )
 flags.DEFINE_string("workdir", None, "The run folder; runs/<configuration> unless given.")
+flags.DEFINE_string("source", None, "import: the code base: score_sde, edm, openai or diffusers (importing.source).")
+flags.DEFINE_string("path", None, "import: the file, or the folder of diffusers (importing.path).")
+flags.DEFINE_string(
+    "source_config", None, "import: JSON file of the source's own keys, or a published name (importing.config)."
+)
 flags.DEFINE_string("sampler", None, "The sampler (sampling.sampler).")
 flags.DEFINE_integer("steps", None, "Steps of the sampler (sampling.steps).")
 flags.DEFINE_integer("num_samples", None, "How many samples to draw (sampling.num_samples).")
@@ -52,6 +62,7 @@ flags.DEFINE_string("device", None, "cpu, cuda, ... (device).")
 flags.DEFINE_multi_string("option", [], "A sampler's option NAME=VALUE, also --sampler.NAME VALUE; may be repeated.")
 flags.DEFINE_string("grid", None, "The grid of noise levels (sampling.grid).")
 flags.DEFINE_multi_string("grid_option", [], "A grid's option NAME=VALUE, also --grid.NAME VALUE; may be repeated.")
+flags.DEFINE_multi_string("network_option", [], "A network's option NAME=VALUE, also --network.NAME VALUE.")
 
 
 def resolve_config(argv: list[str]) -> list[str]:
@@ -130,6 +141,12 @@ def apply_flags(config: ConfigDict) -> None:
         choose_named(sampling, "grid", FLAGS.grid, "grid_options", FLAGS.grid_option)
         sampling.options = ConfigDict(build.sampler_options(config))
         sampling.grid_options = ConfigDict(build.grid_options(config, sampling.sampler))
+        given = dict(map(build.option, FLAGS.network_option))
+        config.model.options = ConfigDict({**config.model.options.to_dict(), **given})
+        config.model.options = ConfigDict(build.model_options(config))
+    for flag, key in (("source", "source"), ("path", "path"), ("source_config", "config")):
+        if FLAGS[flag].value is not None:
+            config.importing[key] = FLAGS[flag].value
     if FLAGS.steps is not None:
         sampling.steps = FLAGS.steps
     if FLAGS.num_samples is not None:
@@ -143,6 +160,27 @@ def apply_flags(config: ConfigDict) -> None:
         sampling.gallery = (f"{sampling.sampler}:{sampling.steps}" + (f":{options}" if options else ""),)
 
 
+def chosen_config() -> tuple[ConfigDict, str]:
+    """The configuration and its name: of --config, or the one that the run folder holds, or for an import the base.
+
+    Raises UserError where there is none.
+    """
+    if FLAGS.config is not None:
+        return FLAGS.config, Path(config_flags.get_config_filename(FLAGS["config"])).stem
+    from configs import base
+
+    stored = Path(FLAGS.workdir or "") / "config.json"
+    if FLAGS.workdir and stored.is_file():
+        config = base.get_config()
+        known = {name: value for name, value in json.loads(stored.read_text()).items() if name in config}
+        with config.unlocked():
+            config.update(known)
+        return config, Path(FLAGS.workdir).name
+    if FLAGS.mode == "import":
+        return base.get_config(), Path(FLAGS.path or "import").stem
+    raise UserError(f"--config is needed; {nearest('', config_names())}")
+
+
 def run(argv: list[str]) -> None:
     """Carry out the command line."""
     if len(argv) > 1:
@@ -153,11 +191,8 @@ def run(argv: list[str]) -> None:
 
         print(catalogue())
         return
-    if FLAGS.config is None:
-        raise UserError(f"--config is needed; {nearest('', config_names())}")
-    config: ConfigDict = FLAGS.config
+    config, name = chosen_config()
     apply_flags(config)
-    name = Path(config_flags.get_config_filename(FLAGS["config"])).stem
 
     import run_lib
     from sde_diffusion import build

@@ -50,6 +50,7 @@ from sde_diffusion.ema import averaged
 from sde_diffusion.errors import NotFinite, UserError
 from sde_diffusion.figures import Batch
 from sde_diffusion.grids import GRIDS, Node, TimeGrid, grid_options, make_grid
+from sde_diffusion.importers import check_empty, imported
 from sde_diffusion.kernel import match
 from sde_diffusion.latents import decode, interpolate, round_trip
 from sde_diffusion.losses import Objective
@@ -107,9 +108,12 @@ def check_folder(folder: Path, config: ConfigDict, same_seed: bool = False) -> N
     path = folder / "config.json"
     if not (path.exists() and checkpoint_files(folder)):
         return
+    stored = json.loads(path.read_text())
+    if "imported" in stored:  # its network, process and data are those of its source, whatever a configuration says
+        return
     old, new = (
         _flat({name: c[name] for name in ("seed", "data", "process", "model")})
-        for c in (json.loads(path.read_text()), json.loads(config.to_json_best_effort()))
+        for c in (stored, json.loads(config.to_json_best_effort()))
     )
     free = {"data.root"} if same_seed else {"data.root", "seed"}
     differing = [
@@ -125,10 +129,56 @@ def check_folder(folder: Path, config: ConfigDict, same_seed: bool = False) -> N
         )
 
 
-def trained_network(config: ConfigDict, folder: Path) -> Checkpoint:
-    """The newest checkpoint of the run folder, which must be this configuration's."""
+def check_trainable(folder: Path) -> None:
+    """Raises UserError for a folder of an imported network, which has no optimiser to go on with."""
+    path = folder / "config.json"
+    if path.exists() and "imported" in json.loads(path.read_text()):
+        raise UserError(f"{folder} holds an imported network, which is sampled and evaluated, not trained on")
+
+
+def trained_network(config: ConfigDict, folder: Path) -> tuple[ConfigDict, Checkpoint]:
+    """The newest checkpoint of the run folder, which must be this configuration's, or an imported one.
+
+    With it the configuration whose process and model are those of the network.
+    """
     check_folder(folder, config)
-    return read_checkpoint(folder)
+    trained = read_checkpoint(folder)
+    return build.as_trained(config, trained.spec), trained
+
+
+# --- networks of other code bases -----------------------------------------------------------------------------
+
+
+def import_network(config: ConfigDict, folder: Path) -> None:
+    """Turn a checkpoint of another code base into a run folder, from which it can be sampled and evaluated."""
+    settings = config.importing
+    if not settings.path:
+        raise UserError("--path is needed: the file to import, or the folder of diffusers")
+    check_empty(folder)
+    found = imported(settings.path, settings.source, settings.config or None)
+    adopted = build.as_trained(config, found.spec)
+    origin = {"imported": {"source": settings.source, "file": Path(settings.path).name}}
+    save_checkpoint(folder, found, keep=1)
+    write_json(folder / "config.json", {**json.loads(adopted.to_json_best_effort()), **origin})
+    spec = found.spec
+    count = sum(value.numel() for value in found.network.values())
+    print(
+        table(
+            [
+                {
+                    "network": spec.network,
+                    "numbers": f"{count:,}",
+                    "process": type(spec.process).__name__,
+                    "prediction": spec.prediction,
+                    "label": spec.label,
+                    "data range": f"{spec.data_range[0]:g} .. {spec.data_range[1]:g}",
+                    "shape": "x".join(map(str, spec.shape)),
+                    "step": found.step,
+                }
+            ]
+        )
+    )
+    print(f"wrote {folder}: sample it with --mode sample --workdir {folder}")
 
 
 # --- training -------------------------------------------------------------------------------------------------
@@ -174,13 +224,17 @@ def batch_loss(
     device, settings = denoiser.device, config.training
     x0 = encoded(transform, samples, labels, config.data.dequantize, generator)
     t, weight = times.draw(len(x0), generator)
+    told = conditioning(config, labels, device)
+    augment = build.augmentation(config) if learn else None
+    if augment is not None:
+        x0, geometry = augment(x0, generator)
+        told["augment_labels"] = geometry.to(device)
     noise = randn(x0.shape, generator, like=x0)
     space = Space(None if config.data.dequantize else transform.levels, transform.offset(x0.to(device), labels))
     if labels is not None and settings.label_dropout > 0:
         # The class after the last one means "no class": one network learns p(x | y) and p(x) (Ho and Salimans 2022).
         dropped = rand((len(x0),), generator) < settings.label_dropout
-        labels = labels.where(~dropped, denoiser.spec.options["num_classes"])
-    told = conditioning(config, labels, device)
+        told |= conditioning(config, labels.where(~dropped, denoiser.spec.options["num_classes"]), device)
     losses = objective(denoiser, x0.to(device), t, noise.to(device), space, **told)
     if learn:
         times.learn(t, losses)
@@ -219,6 +273,7 @@ def train(config: ConfigDict, folder: Path) -> None:
     device = build.device(config)
     splits = build.data(config)
     settings = config.training
+    check_trainable(folder)
     check_folder(folder, config, same_seed=True)
     write_json(folder / "config.json", json.loads(config.to_json_best_effort()))
 
@@ -318,7 +373,7 @@ def train(config: ConfigDict, folder: Path) -> None:
                 board.add_scalar("loss/held_out", held_out, step)
             if settings.sample_every and step % settings.sample_every == 0:
                 # A grid that every process has at any number of steps, whatever sampling.grid is.
-                preview = make_grid(spec.process, PREVIEW_STEPS, "logsnr")
+                preview = make_grid(spec.model_process, PREVIEW_STEPS, "logsnr")
                 samples, _ = draw(
                     config, ema_denoiser, transform, splits.train.classes, "ddim", preview, PREVIEW_SAMPLES
                 )
@@ -421,7 +476,7 @@ def sample_into(
     """Draw the samples of one sampler, write its picture, arrays and manifest; the row for the table."""
     denoiser = denoiser_of(trained, config.sampling.weights, build.device(config))
     count = config.sampling.num_samples
-    grid = build.grid(config, denoiser.spec.process, steps, sampler)
+    grid = build.grid(config, denoiser.spec.model_process, steps, sampler)
     arrays, protocol = draw(config, denoiser, trained.transform, trained.classes, sampler, grid, count, options)
     shown = arrays["images" if "images" in arrays else "samples"]
     shown = shown[:PICTURE_SAMPLES] if "images" in arrays else shown
@@ -447,7 +502,7 @@ def sample_into(
 
 def sample(config: ConfigDict, folder: Path) -> None:
     """Sample the run's network with sampling.sampler."""
-    trained = trained_network(config, folder)
+    config, trained = trained_network(config, folder)
     row = sample_into(
         folder, config, trained, config.sampling.sampler, config.sampling.steps, build.sampler_options(config)
     )
@@ -525,7 +580,7 @@ def likelihood_protocol(
         "checkpoint_step": trained.step,
         "weights": config.sampling.weights,
         "weights_digest": tensor_digest(weights),
-        "process": process_state(trained.spec.process),
+        "process": process_state(trained.spec.model_process),
         "seed": config.seed,
         "numerics": NUMERICS,
         # Only a solver with step sizes for each sample makes a row independent of its batch.
@@ -617,7 +672,7 @@ def report_likelihood(
 ) -> dict[str, Any]:
     """Compute, store, print and draw the bits/dim of a split or a folder of images."""
     data = evaluated_data(config, trained, splits)
-    figures = build.figures(config, trained.spec.process, trained.transform, build.device(config))
+    figures = build.figures(config, trained.spec.model_process, trained.transform, build.device(config))
     place = folder / "likelihood"
     protocol = likelihood_protocol(config, trained, data, figures)
     rows = likelihood_rows(config, trained, data, place, figures, protocol)
@@ -726,7 +781,8 @@ def likelihood_text(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
 
 def likelihood(config: ConfigDict, folder: Path) -> None:
     """Bits/dim of the held-out (or training) split, or of a folder of images."""
-    report_likelihood(config, folder, trained_network(config, folder))
+    config, trained = trained_network(config, folder)
+    report_likelihood(config, folder, trained)
 
 
 # --- latents ---------------------------------------------------------------------------------------------------
@@ -749,10 +805,11 @@ def pairs_of(dataset: Dataset, count: int, same_class: bool) -> Tensor:
 
 def latents(config: ConfigDict, folder: Path) -> None:
     """Encode held-out samples, decode them again, interpolate between them, and change the latents' temperature."""
-    trained, settings = trained_network(config, folder), config.latents
+    config, trained = trained_network(config, folder)
+    settings = config.latents
     held_out, transform = build.data(config).test, trained.transform
     denoiser = denoiser_of(trained, config.sampling.weights, build.device(config))
-    sde, device = trained.spec.process, denoiser.device
+    sde, device = trained.spec.model_process, denoiser.device
     index = pairs_of(held_out, settings.pairs, config.model.class_conditional)
     labels = None if held_out.labels is None else held_out.labels[index[0]]
     model = ConditionedDenoiser(denoiser, **conditioning(config, labels, device))
@@ -806,7 +863,7 @@ def latents(config: ConfigDict, folder: Path) -> None:
 
 def evaluate(config: ConfigDict, folder: Path) -> None:
     """The held-out loss of raw and averaged weights, and held-out bits/dim."""
-    trained = trained_network(config, folder)
+    config, trained = trained_network(config, folder)
     splits = build.data(config)
     device = build.device(config)
     losses = {
@@ -825,7 +882,7 @@ def everything(config: ConfigDict, folder: Path) -> None:
     for entry in gallery:
         build.rehearse(config, *entry)
     train(config, folder)
-    trained = trained_network(config, folder)
+    config, trained = trained_network(config, folder)
     rows = [sample_into(folder, config, trained, *entry) for entry in gallery]
     print(table(rows))
     evaluate(config, folder)
@@ -889,4 +946,5 @@ MODES: dict[str, Callable[[ConfigDict, Path], None]] = {
     "likelihood": likelihood,
     "latents": latents,
     "evaluate": evaluate,
+    "import": import_network,
 }

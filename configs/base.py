@@ -31,23 +31,25 @@ def get_config() -> ConfigDict:
 
     config.model = model = ConfigDict()
     model.network = "unet"  # a key of sde_diffusion.nets.NETWORKS
-    model.prediction = "v"  # "eps", "x0", "v", "score" or "edm"
-    model.label = "time"  # how the noise level is told: "time", "logsnr", "log_sigma", "edm" or "index"
-    model.input_scale = "none"  # "unit": divide x by its std
+    model.prediction = "v"  # a key of sde_diffusion.prediction.PREDICTIONS: "eps", "x0", "v", "score", "edm", ...
+    model.label = "time"  # a key of sde_diffusion.denoiser.LABELS: "time", "logsnr", "log_sigma", "edm", "index", ...
+    model.input_scale = "none"  # "unit": divide x by its std; "centre": 2 x - 1, for data in [0, 1]
     model.class_conditional = False
     model.variance = "fixed"  # or "learned_range": of each step, between its two bounds (iDDPM)
     model.dropout = 0.0
-    model.embedding = "positional"  # of the noise label: "positional" or "fourier"
+    model.embedding = "positional"  # "unet", "mlp", "songunet": of the noise label, "positional" or "fourier"
     model.fourier_scale = 16.0  # std of the random Fourier frequencies
-    model.unet = unet = ConfigDict()
+    model.unet = unet = ConfigDict()  # "unet"
     unet.channels = 128  # at full resolution
     unet.multipliers = (1, 2, 2, 2)  # of the channels, one a level
     unet.blocks = 2  # residual blocks a level
     unet.attention_resolutions = (16,)  # pixels a side
     unet.heads = 1
-    model.mlp = mlp = ConfigDict()
+    model.mlp = mlp = ConfigDict()  # "mlp"
     mlp.width = 256
     mlp.blocks = 4
+
+    model.options = ConfigDict()  # arguments of the other networks; --network.NAME VALUE sets them
 
     config.training = training = ConfigDict()
     training.steps = 1000  # optimiser updates
@@ -60,6 +62,8 @@ def get_config() -> ConfigDict:
     training.cooldown_steps = 0  # cosine, to 0 at the last step
     training.grad_clip = 1.0  # Euclidean norm of the whole gradient; 0 for none
     training.ema_decay = 0.999
+    training.augment = 0.0  # probability of each of EDM's augmentations, which the network is told of; 0 for none
+    training.compile = False  # torch.compile the network: minutes at the start, then faster on a GPU
     training.label_dropout = 0.0  # share of the samples whose class is withheld, if class-conditional
     training.loss = "score_matching"  # or "vlb", the discrete bound; or "hybrid", with vlb_weight of it
     training.vlb_weight = 1e-3  # "hybrid": the bound's share (Nichol and Dhariwal 2021, section 3.1)
@@ -116,4 +120,9 @@ def get_config() -> ConfigDict:
     latents.points = 9  # from one image to the other
     latents.temperatures = (0.6, 0.8, 0.9, 1.0, 1.1, 1.2)  # factors of the first images' latents
     latents.rtol = 1e-5
+
+    config.importing = importing = ConfigDict()  # --mode import
+    importing.source = "score_sde"  # a key of sde_diffusion.SOURCES
+    importing.path = ""  # the file, or diffusers' folder
+    importing.config = ""  # JSON file of the source's own keys, or a published model's name, where the file has none
     return config.lock()

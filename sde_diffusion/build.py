@@ -6,6 +6,7 @@ A new process, data set or network option is one line in one of the tables here 
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -18,15 +19,26 @@ from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 from sde_diffusion import checkpoint, grids, losses, samplers
-from sde_diffusion.data import DEQUANTIZERS, DataOptions, Dataset, DataTransform, Dequantizer, Splits, load_splits
+from sde_diffusion.data import (
+    DEQUANTIZERS,
+    Augmentation,
+    DataOptions,
+    Dataset,
+    DataTransform,
+    Dequantizer,
+    Splits,
+    load_splits,
+)
 from sde_diffusion.denoiser import VARIANCES, ClippedDenoiser, Denoiser, NetworkSpec
 from sde_diffusion.elbo import CDFS
 from sde_diffusion.errors import UserError, choose, nearest, no_option
 from sde_diffusion.figures import BoundSpace, Figure, elbo_figure, flow_figure, vlb_figure
 from sde_diffusion.grids import GRIDS, TimeGrid, make_grid
+from sde_diffusion.importers import SOURCES
 from sde_diffusion.kernel import Kernel
 from sde_diffusion.likelihood import DIVERGENCES, PROBES
 from sde_diffusion.losses import OBJECTIVES, WEIGHTINGS, Objective, Settings
+from sde_diffusion.nets import NETWORKS
 from sde_diffusion.ode import FIXED_STEPS, SOLVERS
 from sde_diffusion.samplers import SAMPLERS
 from sde_diffusion.sde import (
@@ -39,6 +51,7 @@ from sde_diffusion.sde import (
     DiscreteVP,
     RectifiedFlow,
     SubVPSDE,
+    process_state,
 )
 from sde_diffusion.times import TIME_SAMPLERS, TimeSampler, time_sampler
 
@@ -76,6 +89,7 @@ _TABLES: tuple[tuple[str, str, str, Any], ...] = (
     ("sampling", "sampler", "sampler", SAMPLERS),
     ("sampling", "grid", "grid", {"auto": None, **GRIDS}),
     ("sampling", "weights", "weights", {"ema": 0, "raw": 0}),
+    ("importing", "source", "source", SOURCES),
     ("likelihood", "split", "split", {"train": 0, "test": 0}),
     ("likelihood", "method", "ODE method", SOLVERS),
     ("likelihood", "divergence", "divergence", DIVERGENCES),
@@ -119,6 +133,7 @@ def check(config: ConfigDict) -> None:
         )
     if config.likelihood.levels < 2:
         raise UserError(f"likelihood.levels must be at least 2, got {config.likelihood.levels}")
+    _check_network(config)
     gallery(config)
     sampler_options(config)
     grid_options(config, config.sampling.sampler)
@@ -126,6 +141,18 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             "data.subtract_mean='class' needs model.class_conditional=True: without labels a sample has no class "
             "whose mean could be added back"
+        )
+
+
+def _check_network(config: ConfigDict) -> None:
+    schema = network_arguments(config)
+    network_options(config)
+    if not 0.0 <= config.training.augment <= 1.0:
+        raise UserError(f"training.augment is a probability in [0, 1], got {config.training.augment}")
+    if config.training.augment > 0.0 and "augment_dims" not in schema:
+        raise UserError(
+            f"training.augment needs a network that is told of it, and {config.model.network!r} is not: choose one of "
+            + ", ".join(name for name, net in NETWORKS.items() if "augment_dims" in inspect.signature(net).parameters)
         )
 
 
@@ -174,35 +201,86 @@ def data(config: ConfigDict) -> Splits:
 
 
 def spec(config: ConfigDict, dataset: Dataset) -> NetworkSpec:
-    """The network's description: its arguments from the configuration and the shape of the data."""
+    """The network's description: its arguments from the configuration and the shape of the data.
+
+    Raises UserError for labels that the data lack, vectors where the network needs images, and unknown arguments.
+    """
     model = config.model
-    shape = dataset.shape
-    learned = model.variance == "learned_range"
-    shared = {
+    if model.class_conditional and not dataset.classes:
+        raise UserError(f"model.class_conditional needs labels, which {dataset.title} does not have")
+    schema = network_arguments(config)
+    if "image_size" in schema and len(dataset.shape) != 3:
+        raise UserError(
+            f"model.network={model.network!r} needs images, and {dataset.title} holds vectors; choose 'mlp'"
+        )
+    channels, learned = dataset.shape[0], model.variance == "learned_range"
+    # Each network takes what its constructor names.
+    known = {
+        "in_channels": channels,
+        "image_size": dataset.shape[-1],
+        "shape": list(dataset.shape),
+        **({"out_channels": 2 * channels} if learned else {}),
+        "num_classes": len(dataset.classes) if model.class_conditional else 0,
         "dropout": model.dropout,
         "embedding": model.embedding,
         "fourier_scale": model.fourier_scale,
-        "num_classes": len(dataset.classes) if model.class_conditional else 0,
-        **({"out_channels": 2 * shape[0]} if learned else {}),
+        **({"augment_dims": Augmentation.dims} if config.training.augment > 0 else {}),
     }
-    if model.class_conditional and not dataset.classes:
-        raise UserError(f"model.class_conditional needs labels, which {dataset.title} does not have")
-    own = {
-        "unet": lambda: {"in_channels": shape[0], "image_size": shape[-1], **_plain(model.unet)},
-        "mlp": lambda: {"shape": list(shape), **_plain(model.mlp)},
-    }
-    if model.network == "unet" and len(shape) != 3:
-        raise UserError(f"model.network='unet' needs images, and {dataset.title} holds vectors; choose 'mlp'")
     return NetworkSpec(
         process=process(config),
         prediction=model.prediction,
         label=model.label,
         input_scale=model.input_scale,
-        shape=shape,
+        shape=dataset.shape,
         network=model.network,
-        options={**choose("network", model.network, own)(), **shared},
+        options={**{name: value for name, value in known.items() if name in schema}, **network_options(config)},
         variance=model.variance,
     )
+
+
+def network_arguments(config: ConfigDict) -> Mapping[str, inspect.Parameter]:
+    """The arguments of the network's constructor. Raises UserError for an unknown network."""
+    network = choose("network", config.model.network, NETWORKS)
+    return {name: given for name, given in inspect.signature(network).parameters.items() if name != "self"}
+
+
+def network_options(config: ConfigDict) -> dict[str, Any]:
+    """The arguments that the configuration gives by name: model.unet or model.mlp for these two, and model.options.
+
+    Raises UserError for one that the network does not have or that has another type.
+    """
+    model = config.model
+    own = _plain(model[model.network]) if model.network in ("unet", "mlp") else {}
+    return {**own, **model_options(config)}
+
+
+def model_options(config: ConfigDict) -> dict[str, Any]:
+    """model.options. Raises UserError for one that the network does not have or that has another type."""
+    arguments = network_arguments(config).items()
+    schema = {name: given.default for name, given in arguments if given.default is not inspect.Parameter.empty}
+    return checked_options("network", config.model.network, schema, _plain(config.model.options))
+
+
+def as_trained(config: ConfigDict, network_spec: NetworkSpec) -> ConfigDict:
+    """The configuration with the process and model that a network was trained with, which may be another's.
+
+    The process is the nearest that a configuration can name; what is computed with it is the network's own.
+    """
+    found = config.copy_and_resolve_references()
+    state, home = process_state(network_spec.process), network_spec.process
+    with found.unlocked(), found.ignore_type():
+        if process_state(process(config)) != state:
+            found.process.update({name: value for name, value in state.items() if not isinstance(value, list)})
+            found.process.levels = found.process.levels if home.times is None else len(home.times)
+        found.model.update(
+            network=network_spec.network,
+            prediction=network_spec.prediction,
+            label=network_spec.label,
+            input_scale=network_spec.input_scale,
+            variance=network_spec.variance,
+            class_conditional=bool(network_spec.options.get("num_classes")),
+        )
+    return found
 
 
 def _plain(section: ConfigDict) -> dict[str, Any]:
@@ -228,6 +306,11 @@ def step_variance(config: ConfigDict) -> str:
     return "posterior" if config.model.variance == "fixed" else "learned"
 
 
+def augmentation(config: ConfigDict) -> Augmentation | None:
+    """The augmentation of training images that the network is told of; None for none."""
+    return Augmentation(config.training.augment) if config.training.augment > 0.0 else None
+
+
 def times(config: ConfigDict) -> TimeSampler:
     """A fresh time sampler. Raises UserError for one that the process does not have."""
     training = config.training
@@ -248,6 +331,7 @@ _OPTION_TYPES: dict[type, tuple[tuple[type, ...], str]] = {
     float: ((float, int), "a number"),
     str: ((str,), "text"),
     NoneType: ((int, NoneType), "a whole number or None"),
+    tuple: ((tuple, list), "a list"),
 }
 """The type of an option's default -> the types that the option takes, and their name."""
 

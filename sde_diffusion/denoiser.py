@@ -8,6 +8,7 @@ hardness share: if alpha/sigma agree, then x scaled by sigma_home/sigma is distr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -90,23 +91,50 @@ def _index_label(sde: SDE, t: Tensor) -> Tensor:
     return ((t - first) / step).clamp(0.0, len(sde.times) - 1.0)
 
 
+def _reversed_index_label(sde: SDE, t: Tensor) -> Tensor:
+    index = _index_label(sde, t).round()
+    assert sde.times is not None
+    return len(sde.times) - 1.0 - index
+
+
+def _nearest_index_label(sde: SDE, t: Tensor) -> Tensor:
+    if sde.times is None:
+        return _index_label(sde, t)  # which says what is wrong
+    ratios = _log_sigma_label(sde, sde.times).exp()
+    return (_log_sigma_label(sde, t).exp()[..., None] - ratios).abs().argmin(-1).to(torch.float64)
+
+
+def _thousandth_label(sde: SDE, t: Tensor) -> Tensor:
+    index = _index_label(sde, t)
+    assert sde.times is not None
+    return index * (1000.0 / len(sde.times))
+
+
 LABELS: dict[str, Callable[[SDE, Tensor], Tensor]] = {
     "time": _time_label,  # 999 t (Song et al. 2021, continuous VP models)
     "logsnr": _logsnr_label,  # log(alpha^2/sigma^2) (Kingma et al. 2021)
+    "sigma": lambda sde, t: _log_sigma_label(sde, t).exp(),  # sigma/alpha (score_sde's VE networks without features)
     "log_sigma": _log_sigma_label,  # log(sigma/alpha), the argument of NCSN++'s Fourier features
+    "log_half_sigma": lambda sde, t: _log_sigma_label(sde, t) - math.log(2.0),  # the same for data in [0, 1]
     "edm": _edm_label,  # log(sigma)/4 (Karras et al. 2022, Table 1)
     "index": _index_label,  # 0 .. N-1 on the levels of a discrete home, fractional between them
+    "index_1000": _thousandth_label,  # the index for 1000 levels, whatever N is (improved-diffusion's rescaling)
+    "nearest_index": _nearest_index_label,  # that of the level nearest in sigma (EDM's iDDPM preconditioning)
+    "reversed_index": _reversed_index_label,  # N-1 .. 0, rounded: NCSN counts from the most noise
 }
 
 
-def _unit_scale(kernel: Kernel) -> Tensor:
-    return 1.0 / (kernel.variance + (EDM_SIGMA_DATA * kernel.alpha) ** 2).sqrt()
+def _unit_input(kernel: Kernel) -> tuple[Tensor, Tensor]:
+    scale = 1.0 / (kernel.variance + (EDM_SIGMA_DATA * kernel.alpha) ** 2).sqrt()
+    return scale, torch.zeros_like(scale)
 
 
-INPUT_SCALES: dict[str, Callable[[Kernel], Tensor]] = {
-    "none": lambda kernel: torch.ones_like(kernel.alpha),
-    "unit": _unit_scale,  # unit variance of the input for data of EDM's standard deviation 0.5 (its c_in)
+INPUT_SCALES: dict[str, Callable[[Kernel], tuple[Tensor, Tensor]]] = {
+    "none": lambda kernel: (torch.ones_like(kernel.alpha), torch.zeros_like(kernel.alpha)),
+    "unit": _unit_input,  # unit variance of the input for data of EDM's standard deviation 0.5 (its c_in)
+    "centre": lambda kernel: (2.0 * torch.ones_like(kernel.alpha), -torch.ones_like(kernel.alpha)),  # 2 x - 1
 }
+"""The kernel -> what x is multiplied by, and what is added, before the network sees it."""
 
 
 def _fixed(out: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -155,6 +183,12 @@ class NetworkSpec:
         choose("input scale", self.input_scale, INPUT_SCALES)
         choose("variance", self.variance, VARIANCES)
 
+    @property
+    def model_process(self) -> SDE:
+        """The home in model space, where samples are drawn and likelihoods computed: its noise scaled as the data."""
+        low, high = self.data_range
+        return self.process.scaled(2.0 / (high - low))
+
     def state(self) -> dict[str, Any]:
         """The spec as plain containers that JSON can hold."""
         return {**vars(self), "process": process_state(self.process)}
@@ -169,8 +203,8 @@ class NetworkSpec:
 class NetworkDenoiser:
     """A network as a denoiser of any process, through the log-SNR and the network's own clock.
 
-    x0_hat = c_skip x_h + c_out net(c_in x_h, label), with x_h the state x [B, *D] scaled to the home process. Beyond
-    the noise levels that the home knows, its nearest one is used.
+    x0_hat = c_skip x_h + c_out net(c_in x_h + d, label), with x_h the state x [B, *D] scaled to the home process.
+    Beyond the noise levels that the home knows, its nearest one is used.
     """
 
     def __init__(self, net: nn.Module, spec: NetworkSpec) -> None:
@@ -211,9 +245,9 @@ class NetworkDenoiser:
             label = label.to(device=x.device, dtype=x.dtype, non_blocking=True)
         else:  # filled in on the device, which waits for no copy
             label = torch.full((len(x),), float(label), device=x.device, dtype=x.dtype)
-        out, fraction = VARIANCES[self.spec.variance](
-            self.net(match(self._input_scale(home), x) * x_home, label, **conditioning)
-        )
+        scale, shift = (match(value, x) for value in self._input_scale(home))
+        seen = scale * x_home + shift
+        out, fraction = VARIANCES[self.spec.variance](self.net(seen, label, **conditioning))
         return to_x0(self.spec.prediction, out, x_home, home), fraction
 
 

@@ -4,17 +4,19 @@ With x = alpha x_0 + sigma eps, each quantity is linear in (x, x_0), so that eac
 
     x0_hat = c_skip x + c_out out
 
-| prediction | out                                | c_skip                  | c_out                     |
-|------------|------------------------------------|-------------------------|---------------------------|
-| x0         | x_0                                | 0                       | 1                         |
-| eps        | (x - alpha x_0) / sigma            | 1 / alpha               | -sigma / alpha            |
-| score      | -eps / sigma                       | 1 / alpha               | sigma^2 / alpha           |
-| v          | alpha eps - sigma x_0              | alpha / (a^2 + s^2)     | -sigma / (a^2 + s^2)      |
-| edm        | F of Karras et al. (2022), Table 1 | s_d^2 alpha / m         | sigma s_d / sqrt(m)       |
+| prediction  | out                                | c_skip                  | c_out                     |
+|-------------|------------------------------------|-------------------------|---------------------------|
+| x0          | x_0                                | 0                       | 1                         |
+| eps         | (x - alpha x_0) / sigma            | 1 / alpha               | -sigma / alpha            |
+| score       | -eps / sigma                       | 1 / alpha               | sigma^2 / alpha           |
+| sigma_score | -eps                               | 1 / alpha               | sigma / alpha             |
+| v           | alpha eps - sigma x_0              | alpha / (a^2 + s^2)     | -sigma / (a^2 + s^2)      |
+| edm         | F of Karras et al. (2022), Table 1 | s_d^2 alpha / m         | sigma s_d / sqrt(m)       |
 
 where m = sigma^2 + s_d^2 alpha^2 and s_d = 0.5 is EDM's standard deviation of the data. v is Salimans and
 Ho (2022), Appendix D, here for any kernel: alpha x - sigma v = (alpha^2 + sigma^2) x_0. EDM's row is its
-D(x; sigma) applied to x / alpha at noise level sigma / alpha.
+D(x; sigma) applied to x / alpha at noise level sigma / alpha. sigma_score is what NCSN's networks give
+before they divide by sigma (Song and Ermon 2020, Technique 3).
 """
 
 from __future__ import annotations
@@ -44,6 +46,10 @@ def _score(k: Kernel) -> tuple[Tensor, Tensor]:
     return 1.0 / k.alpha, k.variance / k.alpha
 
 
+def _sigma_score(k: Kernel) -> tuple[Tensor, Tensor]:
+    return 1.0 / k.alpha, k.sigma / k.alpha
+
+
 def _v(k: Kernel) -> tuple[Tensor, Tensor]:
     norm = k.alpha**2 + k.variance
     return k.alpha / norm, -k.sigma / norm
@@ -54,7 +60,14 @@ def _edm(k: Kernel) -> tuple[Tensor, Tensor]:
     return EDM_SIGMA_DATA**2 * k.alpha / m, k.sigma * EDM_SIGMA_DATA / m.sqrt()
 
 
-PREDICTIONS: dict[str, Row] = {"x0": _x0, "eps": _eps, "score": _score, "v": _v, "edm": _edm}
+PREDICTIONS: dict[str, Row] = {
+    "x0": _x0,
+    "eps": _eps,
+    "score": _score,
+    "sigma_score": _sigma_score,
+    "v": _v,
+    "edm": _edm,
+}
 
 
 def to_x0(prediction: str, out: Tensor, x: Tensor, kernel: Kernel) -> Tensor:

@@ -74,6 +74,10 @@ class SDE(ABC):
         """The times [N], ascending, of a discrete process; None for a continuous one."""
         return None
 
+    def scaled(self, factor: float) -> SDE:
+        """The process for data `factor` times as large, its noise with them; where alpha is not 1, the same process."""
+        return self
+
     # --- what follows from the kernel -------------------------------------------------------------------------
 
     def dlog_alpha(self, t: Scalar) -> Tensor:
@@ -229,6 +233,9 @@ class VESDE(SDE):
     def _log_ratio(self) -> float:
         return math.log(self.sigma_max / self.sigma_min)
 
+    def scaled(self, factor: float) -> VESDE:
+        return VESDE(factor * self.sigma_min, factor * self.sigma_max)
+
     def kernel(self, t: Scalar) -> Kernel:
         return Kernel(1.0, self.sigma_min * (self._log_ratio * as_schedule(t)).exp())
 
@@ -336,6 +343,9 @@ class EDM(SDE):
     @property
     def prior_std(self) -> float:
         return self.sigma_max
+
+    def scaled(self, factor: float) -> EDM:
+        return EDM(factor * self.sigma_min, factor * self.sigma_max)
 
     def kernel(self, t: Scalar) -> Kernel:
         return Kernel(1.0, self.sigma_max * as_schedule(t))
@@ -511,6 +521,9 @@ class DiscreteVE(SDE):
     def levels(self) -> Kernel:
         """The kernels of all levels, [N]."""
         return Kernel(1.0, self.sigmas)
+
+    def scaled(self, factor: float) -> DiscreteVE:
+        return DiscreteVE(factor * self.sigmas)
 
     def kernel(self, t: Scalar) -> Kernel:
         return Kernel(1.0, _interpolate(as_schedule(t), self.times, self.sigmas.log()).exp())

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sde_diffusion.data import arrow, cifar10, folder, small, toy2d
+from sde_diffusion.data.augment import Augmentation
 from sde_diffusion.data.dataset import Dataset, Splits, batches
 from sde_diffusion.data.dequantize import DEQUANTIZERS, Dequantized, Dequantizer, LogitNormal, Uniform
 from sde_diffusion.data.transform import DataTransform
@@ -12,6 +13,7 @@ from sde_diffusion.errors import UserError, choose
 __all__ = [
     "DATASETS",
     "DEQUANTIZERS",
+    "Augmentation",
     "DataOptions",
     "DataTransform",
     "Dataset",

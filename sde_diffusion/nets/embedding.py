@@ -14,18 +14,21 @@ MAX_PERIOD = 10000.0  # Vaswani et al. 2017, section 3.5
 FREQUENCY_SEED = 0  # a constant, so that a network built again (or in another process) has the same features
 
 
-def positional(label: Tensor, dim: int) -> Tensor:
+def positional(label: Tensor, dim: int, *, shift: int = 0, cosine_first: bool = False) -> Tensor:
     """Sinusoidal features of a label of about 0..1000.
 
-    [sin(w_i label), cos(w_i label)] with w_i = 10000^(-i / n), i = 0..n-1, n = ceil(dim / 2); an odd dim
-    drops the last cosine. Shapes: label [B] -> [B, dim], in float32 or, for a float64 label, float64.
+    [sin(w_i label), cos(w_i label)] with w_i = 10000^(-i / (n - shift)), i = 0..n-1, n = floor(dim / 2); an odd dim
+    has a column of zeros. Ho et al. 2020 have shift 1, so that the last frequency is 1/10000; Nichol and Dhariwal
+    2021 the cosines first. Shapes: label [B] -> [B, dim], in float32 or, for a float64 label, float64.
     Source: Vaswani et al. 2017, section 3.5 (sines first, then cosines).
     """
     label = label.to(torch.promote_types(label.dtype, torch.float32))
-    half = (dim + 1) // 2
+    half = dim // 2
     index = torch.arange(half, dtype=label.dtype, device=label.device)
-    angle = label[:, None] * torch.exp(-math.log(MAX_PERIOD) / half * index)
-    return torch.cat([angle.sin(), angle.cos()], dim=1)[:, :dim]
+    angle = label[:, None] * torch.exp(-math.log(MAX_PERIOD) / max(half - shift, 1) * index)
+    waves = [angle.cos(), angle.sin()] if cosine_first else [angle.sin(), angle.cos()]
+    features = torch.cat(waves, dim=1)
+    return nn.functional.pad(features, (0, 1)) if dim % 2 else features
 
 
 class FourierFeatures(nn.Module):
@@ -56,10 +59,13 @@ class Conditioning(nn.Module):
     """The vector that modulates every block: c = silu(W2 silu(W1 features(label)) + class_row).
 
     The class table has num_classes + 1 rows; the last, index num_classes, means "no class" and is used for
-    labels=None, so that one network serves both halves of classifier-free guidance.
+    labels=None, so that one network serves both halves of classifier-free guidance. With no_class=False there is no
+    such row and labels are needed. With classes_first the class row is added to the features instead, as are
+    W3 augment_labels [B, augment_dims], the geometry by which training images were changed (zeros: not at all).
     Shapes: label [B], labels int64 [B] or None -> [B, width].
     Raises UserError for an unknown embedding, a label that is not [B], or labels the network cannot take.
-    Source: Ho et al. 2020, appendix B; class row: Ho & Salimans 2022, section 3.2.
+    Source: Ho et al. 2020, appendix B; class row: Ho & Salimans 2022, section 3.2; augmentation: Karras et al. 2022,
+    appendix F.2.
     """
 
     def __init__(
@@ -69,30 +75,59 @@ class Conditioning(nn.Module):
         *,
         embedding: str = "positional",
         fourier_scale: float = 16.0,
+        shift: int = 0,
+        cosine_first: bool = False,
         num_classes: int = 0,
+        no_class: bool = True,
+        classes_first: bool = False,
+        augment_dims: int = 0,
     ) -> None:
         super().__init__()
         embeddings: dict[str, Callable[[Tensor], Tensor]] = {
-            "positional": partial(positional, dim=dim),
+            "positional": partial(positional, dim=dim, shift=shift, cosine_first=cosine_first),
             "fourier": FourierFeatures(dim, fourier_scale),
         }
         self.features = choose("embedding", embedding, embeddings)
         self.hidden = xavier(nn.Linear(dim, width))
         self.out = xavier(nn.Linear(width, width))
         self.num_classes = num_classes
-        self.classes = nn.Embedding(num_classes + 1, width) if num_classes else None
+        self.no_class = no_class
+        self.classes_first = classes_first
+        row = dim if classes_first else width
+        self.classes = nn.Embedding(num_classes + no_class, row) if num_classes else None
+        self.augment = xavier(nn.Linear(augment_dims, dim, bias=False)) if augment_dims else None
 
-    def forward(self, label: Tensor, labels: Tensor | None, batch: int) -> Tensor:
+    def forward(self, label: Tensor, labels: Tensor | None, batch: int, augment_labels: Tensor | None = None) -> Tensor:
         if label.shape != (batch,):
             raise UserError(f"the noise label must have shape [{batch}]; got {list(label.shape)}")
         features = self.features(label).to(self.hidden.weight.dtype)
+        row = self._class_row(label, labels, batch)
+        if row is not None and self.classes_first:
+            features = features + row
+        if augment_labels is not None:
+            features = features + self._augment(augment_labels, batch)
         vector: Tensor = self.out(nn.functional.silu(self.hidden(features)))
-        if self.classes is not None:
-            if labels is None:
-                labels = torch.full((batch,), self.num_classes, device=label.device)
-            if labels.shape != (batch,):
-                raise UserError(f"the class labels must have shape [{batch}]; got {list(labels.shape)}")
-            vector = vector + self.classes(labels)
-        elif labels is not None:
-            raise UserError("this network takes no class labels: it was built with num_classes=0")
+        if row is not None and not self.classes_first:
+            vector = vector + row
         return nn.functional.silu(vector)
+
+    def _class_row(self, label: Tensor, labels: Tensor | None, batch: int) -> Tensor | None:
+        if self.classes is None:
+            if labels is not None:
+                raise UserError("this network takes no class labels: it was built with num_classes=0")
+            return None
+        if labels is None:
+            if not self.no_class:
+                raise UserError(f"this network needs class labels=[B], 0 to {self.num_classes - 1}")
+            labels = torch.full((batch,), self.num_classes, device=label.device)
+        if labels.shape != (batch,):
+            raise UserError(f"the class labels must have shape [{batch}]; got {list(labels.shape)}")
+        return self.classes(labels)
+
+    def _augment(self, augment_labels: Tensor, batch: int) -> Tensor:
+        if self.augment is None:
+            raise UserError("this network takes no augment_labels: it was built with augment_dims=0")
+        if augment_labels.shape != (batch, self.augment.in_features):
+            shape = [batch, self.augment.in_features]
+            raise UserError(f"augment_labels must have shape {shape}; got {list(augment_labels.shape)}")
+        return self.augment(augment_labels.to(self.augment.weight.dtype))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import sde_diffusion as sd
 from sde_diffusion.denoiser import INPUT_SCALES, LABELS, moments
+from sde_diffusion.errors import UserError
 from sde_diffusion.kernel import match
 from sde_diffusion.prediction import PREDICTIONS
 from tests.proofs.cases import MIXTURES, PROCESSES, generator
@@ -60,6 +61,11 @@ HOMES: dict[str, Home] = {
     "score_sde_vp": Home(sd.VPSDE(), "eps", "time", "none", _vp_time),
     "ncsnpp": Home(sd.VESDE(0.01, 50.0), "score", "log_sigma", "none", lambda c: sd.Kernel(1.0, c.exp())),
     "ncsn": Home(sd.DiscreteVE.geometric(0.01, 50.0), "score", "log_sigma", "none", lambda c: sd.Kernel(1.0, c.exp())),
+    "ncsnpp_sigma": Home(sd.VESDE(0.01, 50.0), "sigma_score", "sigma", "none", lambda c: sd.Kernel(1.0, c)),
+    "ncsnpp_half": Home(
+        sd.VESDE(0.01, 100.0), "sigma_score", "log_half_sigma", "centre", lambda c: sd.Kernel(1.0, 2.0 * c.exp())
+    ),
+    "iddpm": Home(sd.DiscreteVP.linear(1000), "eps", "index_1000", "none", _ddpm),
     "edm": Home(sd.EDM(), "edm", "edm", "unit", lambda c: sd.Kernel(1.0, (4.0 * c).exp())),
     "v_cosine": Home(sd.CosineVPSDE(), "v", "logsnr", "none", _vp_logsnr),
     "x0_flow": Home(
@@ -70,6 +76,10 @@ HOMES: dict[str, Home] = {
         lambda c: sd.Kernel(torch.sigmoid(c / 2), torch.sigmoid(-c / 2)),
     ),
 }
+
+
+LEVELS_ONLY = {"nearest_index", "reversed_index"}
+"""Labels that are rounded: between its levels the network is told another noise level than there is."""
 
 
 class PerfectNetwork(nn.Module):
@@ -84,6 +94,8 @@ class PerfectNetwork(nn.Module):
         k = self.home.decode(label.double())
         if self.home.input_scale == "unit":
             x = x * match((k.variance + 0.25 * k.alpha**2).sqrt(), x)
+        if self.home.input_scale == "centre":
+            x = (x + 1.0) / 2.0
         x0 = MIXTURE.denoiser()(x, k)
         c_skip, c_out = PREDICTIONS[self.home.prediction](k)
         return (x0 - match(c_skip, x) * x) / match(c_out, x)
@@ -106,8 +118,36 @@ def noisy(kernel: sd.Kernel, n: int) -> Tensor:
     return kernel.perturb(x0, torch.randn(x0.shape, generator=generator(1), dtype=torch.float64))
 
 
+def test_rounded_labels_are_those_of_the_nearest_level() -> None:
+    ladder = sd.DiscreteVE.geometric(0.01, 50.0, 7)
+    label = LABELS["reversed_index"](ladder, torch.tensor([0.0, 0.4, 0.45, 1.0], dtype=torch.float64))
+    assert label.tolist() == [6.0, 4.0, 3.0, 0.0]  # of 6 steps of t, 2.4 and 2.7: NCSN counts from the most noise
+    cosine = sd.DiscreteVP.cosine(1000)
+    levels = cosine.levels
+    ratios = levels.sigma / levels.alpha
+    assert LABELS["nearest_index"](cosine, cosine.times).tolist() == list(range(1000))
+    # The nearest in sigma/alpha, not in time: just below the middle between levels 500 and 501.
+    middle = torch.lerp(ratios[500], ratios[501], 0.49)
+    assert LABELS["nearest_index"](cosine, cosine.time_of(-2.0 * middle.log())) == 500
+    with pytest.raises(UserError, match="discrete"):
+        LABELS["nearest_index"](sd.VPSDE(), torch.tensor(0.5))
+
+
+def test_a_thousand_levels_whatever_their_number() -> None:
+    home = sd.DiscreteVP.cosine(4000)
+    assert LABELS["index_1000"](home, home.times[[0, 4, 3999]]).tolist() == [0.0, 1.0, 999.75]
+
+
+def test_the_home_in_model_space_scales_its_noise_with_the_data() -> None:
+    for process in (sd.VESDE(0.01, 50.0), sd.EDM(0.002, 80.0), sd.DiscreteVE.geometric(0.01, 50.0, 5)):
+        spec = sd.NetworkSpec(process, data_range=(0.0, 1.0))
+        t = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+        torch.testing.assert_close(spec.model_process.kernel(t).sigma, 2.0 * process.kernel(t).sigma)
+    assert sd.NetworkSpec(sd.VPSDE(), data_range=(0.0, 1.0)).model_process == sd.VPSDE()
+
+
 def test_all_conventions_are_covered() -> None:
-    assert {home.label for home in HOMES.values()} == set(LABELS)
+    assert {home.label for home in HOMES.values()} | LEVELS_ONLY == set(LABELS)
     assert {home.prediction for home in HOMES.values()} == set(PREDICTIONS)
     assert {home.input_scale for home in HOMES.values()} == set(INPUT_SCALES)
 

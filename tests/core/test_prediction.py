@@ -31,6 +31,7 @@ TARGETS: dict[str, Callable[[Tensor, Tensor, Kernel], Tensor]] = {
     "x0": lambda x0, noise, k: x0,
     "eps": lambda x0, noise, k: noise,
     "score": lambda x0, noise, k: -noise / match(k.sigma, x0),
+    "sigma_score": lambda x0, noise, k: -noise,
     "v": lambda x0, noise, k: match(k.alpha, x0) * noise - match(k.sigma, x0) * x0,
     "edm": _edm_target,
 }

@@ -9,15 +9,18 @@ from sde_diffusion.nets.embedding import FourierFeatures, positional
 from tests.nets.contract import randn
 
 
-@pytest.mark.parametrize("dim", [2, 7, 64])
-def test_positional_equals_its_formula(dim: int) -> None:
-    labels, half = [0.0, 1.0, 17.5, 999.0], math.ceil(dim / 2)
-    features = positional(torch.tensor(labels, dtype=torch.float64), dim)
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("cosine_first", [False, True])
+@pytest.mark.parametrize("dim", [4, 7, 64])
+def test_positional_equals_its_formula(dim: int, cosine_first: bool, shift: int) -> None:
+    labels, half = [0.0, 1.0, 17.5, 999.0], dim // 2
+    features = positional(torch.tensor(labels, dtype=torch.float64), dim, shift=shift, cosine_first=cosine_first)
     assert features.shape == (4, dim)
     for row, label in zip(features.tolist(), labels, strict=True):
-        angles = [label * 10000 ** (-i / half) for i in range(half)]
-        expected = [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
-        assert row == pytest.approx(expected[:dim], abs=1e-12)
+        angles = [label * 10000 ** (-i / (half - shift)) for i in range(half)]
+        waves = (math.cos, math.sin) if cosine_first else (math.sin, math.cos)
+        expected = [wave(angle) for wave in waves for angle in angles]
+        assert row == pytest.approx(expected + [0.0] * (dim - 2 * half), abs=1e-12)
 
 
 def test_positional_tells_all_steps_apart() -> None:

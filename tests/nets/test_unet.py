@@ -7,7 +7,7 @@ from torch.profiler import profile
 
 from sde_diffusion.errors import UserError
 from sde_diffusion.nets import UNet
-from sde_diffusion.nets.unet import GroupNorm, ResidualBlock, SelfAttention
+from sde_diffusion.nets.blocks import GroupNorm, ResidualBlock, SelfAttention
 from tests.nets.contract import NetworkContract, perturbed, randn
 
 
@@ -112,9 +112,13 @@ def test_each_stage_up_sees_the_output_of_its_mirror_on_the_way_down() -> None:
     perturbed(net)
     skips: list[Tensor] = []
     seen: list[Tensor] = []
-    for stage in (net.stem, *net.down):
+    entering_skips = [
+        net.stem,
+        *(s for level in net.encoder for s in ([level.down] if level.down else []) + [*level.stages]),
+    ]
+    for stage in entering_skips:
         stage.register_forward_hook(lambda stage, given, out: skips.append(out))
-    for stage in net.up:
+    for stage in (stage for level in net.decoder for stage in level.stages):
         stage.register_forward_pre_hook(lambda stage, given: seen.append(given[0]))
     net(TestUNet().x(), TestUNet.label)
     assert len(seen) == len(skips)

@@ -1,0 +1,283 @@
+"""Folders of diffusers: a UNet2DModel with its scheduler, read and written without the library.
+
+FOLDER/unet/config.json                          or FOLDER/config.json
+FOLDER/unet/diffusion_pytorch_model.safetensors  or beside it (.bin too)
+FOLDER/scheduler/scheduler_config.json           or FOLDER/scheduler_config.json
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.checkpoint import build_network
+from sde_diffusion.denoiser import NetworkSpec
+from sde_diffusion.errors import UserError, choose
+from sde_diffusion.importers.foreign import Foreign, Settings, only, resolved
+from sde_diffusion.importers.reading import read_safetensors, read_torch
+from sde_diffusion.importers.rules import BlockNames, Part, Rule, pair, parts
+from sde_diffusion.nets.backbone import Backbone
+from sde_diffusion.nets.blocks import ResidualBlock, SelfAttention
+from sde_diffusion.nets.resample import DownConv, UpConv
+from sde_diffusion.sde import DiscreteVP
+
+PUBLISHED: dict[str, Settings] = {}
+"""Folders of diffusers carry their configuration."""
+
+WEIGHTS = "diffusion_pytorch_model"
+
+# --- weights --------------------------------------------------------------------------------------------------
+
+_BLOCK = BlockNames("norm1", "conv1", "time_emb_proj", "norm2", "conv2", "conv_shortcut")
+_FORMER = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+"""What the layers of attention were called before release 0.18, as in many published folders."""
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten(1) if tensor.ndim > 2 else tensor for tensor in tensors])
+
+
+def _thirds(tensor: Tensor) -> Sequence[Tensor]:
+    return tensor.chunk(3)
+
+
+def _attention(ours: str, theirs: str, former: bool) -> list[Rule]:
+    names = {name: _FORMER[name] if former else name for name in _FORMER}
+    rules = pair(f"{ours}.norm", f"{theirs}.group_norm")
+    for kind in ("weight", "bias"):
+        keys = tuple(f"{theirs}.{names[name]}.{kind}" for name in ("to_q", "to_k", "to_v"))
+        rules.append(Rule(f"{ours}.qkv.{kind}", keys, _stacked, _thirds))
+        rules.append(Rule(f"{ours}.out.{kind}", (f"{theirs}.{names['to_out.0']}.{kind}",), _stacked))
+    return rules
+
+
+def unet_rules(net: Backbone, former: bool = False) -> list[Rule]:
+    """The rules of UNet2DModel. former: attention has the names it had before release 0.18."""
+    deepest = len(net.encoder) - 1
+
+    def place(part: Part) -> str:
+        block = isinstance(part.module, ResidualBlock)
+        kind = "resnets" if block else "attentions"
+        if part.where == "middle":
+            return f"mid_block.{kind}.{1 if block and part.index else 0}"
+        if part.where == "down":  # there it is the end of the level before
+            return f"down_blocks.{part.level - 1}.downsamplers.0"
+        if part.where == "up":
+            return f"up_blocks.{deepest - part.level}.upsamplers.0"
+        if part.where.startswith("up_"):
+            return f"up_blocks.{deepest - part.level}.{kind}.{part.index}"
+        return f"down_blocks.{part.level}.{kind}.{part.index}"
+
+    def own(part: Part) -> list[Rule]:
+        module = part.module
+        if isinstance(module, ResidualBlock):
+            return _BLOCK.rules(part.ours, module, place(part))
+        if isinstance(module, SelfAttention):
+            return _attention(part.ours, place(part), former)
+        if isinstance(module, DownConv | UpConv):
+            return pair(f"{part.ours}.conv", f"{place(part)}.conv")
+        if part.where == "head":
+            return [*pair("head.0", "conv_norm_out"), *pair("head.2", "conv_out")]
+        return pair(part.ours, "conv_in")
+
+    rules = [
+        *pair("conditioning.hidden", "time_embedding.linear_1"),
+        *pair("conditioning.out", "time_embedding.linear_2"),
+    ]
+    if net.conditioning.classes is not None:
+        rules.append(Rule("conditioning.classes.weight", ("class_embedding.weight",)))
+    return rules + [rule for part in parts(net) for rule in own(part)]
+
+
+# --- configuration of the network -----------------------------------------------------------------------------
+
+_NETWORK: Settings = {
+    "sample_size": None,
+    "in_channels": 3,
+    "out_channels": 3,
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+    "mid_block_type": "UNetMidBlock2D",
+    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (224, 448, 672, 896),
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "downsample_padding": 1,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "dropout": 0.0,
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "attn_norm_num_groups": None,
+    "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default",
+    "add_attention": True,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+}
+_BLOCKS = {"DownBlock2D": False, "AttnDownBlock2D": True, "UpBlock2D": False, "AttnUpBlock2D": True}
+_MODEL_UNUSED = {"num_train_timesteps", "_class_name", "_diffusers_version", "_name_or_path"}
+
+
+def _options(given: Settings) -> tuple[Settings, bool]:
+    """The arguments of our network, and whether it takes images of [0, 1] and centres them."""
+    own = resolved("diffusers network", given, _NETWORK, _MODEL_UNUSED)
+    channels = list(own["block_out_channels"])
+    for key, supported in (
+        ("time_embedding_type", ["positional"]),
+        ("mid_block_type", ["UNetMidBlock2D"]),
+        ("mid_block_scale_factor", [1]),
+        ("downsample_padding", [0, 1]),
+        ("downsample_type", ["conv", "resnet"]),
+        ("upsample_type", [own["downsample_type"]]),
+        ("act_fn", ["silu", "swish"]),
+        ("time_embedding_dim", [None, 4 * channels[0]]),
+        ("attn_norm_num_groups", [None, own["norm_num_groups"]]),
+        ("class_embed_type", [None]),
+        ("resnet_time_scale_shift", ["default", "scale_shift"]),
+    ):
+        only("diffusers", key, own[key], supported)
+    down = [choose("block of diffusers", name, _BLOCKS) for name in own["down_block_types"]]
+    up = [choose("block of diffusers", name, _BLOCKS) for name in own["up_block_types"]]
+    size = own["sample_size"] or 32
+    return {
+        "in_channels": own["in_channels"],
+        "out_channels": own["out_channels"],
+        "image_size": size[0] if isinstance(size, list | tuple) else size,
+        "channels": channels,
+        "blocks": own["layers_per_block"],
+        "attention": down,
+        "up_attention": up[::-1],
+        "head_channels": own["attention_head_dim"] or 0,
+        "groups": own["norm_num_groups"],
+        "eps": own["norm_eps"],
+        "shift": own["freq_shift"],
+        "cosine_first": own["flip_sin_to_cos"],
+        "same_padding": own["downsample_padding"] == 0,
+        "scale_shift": own["resnet_time_scale_shift"] == "scale_shift",
+        "resample_blocks": own["downsample_type"] == "resnet",
+        "middle_attention": own["add_attention"],
+        "dropout": own["dropout"],
+        "num_classes": own["num_class_embeds"] or 0,
+    }, bool(own["center_input_sample"])
+
+
+# --- configuration of the scheduler ---------------------------------------------------------------------------
+
+_SCHEDULER: Settings = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+    "variance_type": "fixed_small",
+    "rescale_betas_zero_snr": False,
+}
+_PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+
+
+def _linear(own: Settings) -> Tensor:
+    return torch.linspace(own["beta_start"], own["beta_end"], own["num_train_timesteps"], dtype=torch.float64)
+
+
+def _scaled_linear(own: Settings) -> Tensor:
+    ends = own["beta_start"] ** 0.5, own["beta_end"] ** 0.5
+    return torch.linspace(*ends, own["num_train_timesteps"], dtype=torch.float64) ** 2
+
+
+_BETAS: dict[str, Callable[[Settings], Tensor]] = {
+    "linear": _linear,
+    "scaled_linear": _scaled_linear,
+    "squaredcos_cap_v2": lambda own: DiscreteVP.cosine(own["num_train_timesteps"]).betas,
+}
+
+
+def _home(given: Settings) -> Settings:
+    # A scheduler has many keys that concern its own steps; those of the training alone are read.
+    own = {**_SCHEDULER, **{key: value for key, value in given.items() if key in _SCHEDULER}}
+    if "num_train_timesteps" not in given and "beta_schedule" not in given:
+        raise UserError(
+            f"the scheduler {given.get('_class_name', '')!r} has no table of betas: those of a variance-preserving "
+            "process are supported (DDPM, DDIM, PNDM, DPMSolver, UniPC, Euler, Heun, ...)"
+        )
+    only("diffusers", "rescale_betas_zero_snr", own["rescale_betas_zero_snr"], [False])
+    betas = own["trained_betas"] or choose("beta_schedule", own["beta_schedule"], _BETAS)(own)
+    prediction = choose("prediction_type", own["prediction_type"], _PREDICTIONS)
+    return {
+        "process": DiscreteVP(torch.as_tensor(betas, dtype=torch.float64)),
+        "prediction": prediction,
+        "label": "index",
+        "variance": "learned_range" if own["variance_type"] == "learned_range" else "fixed",
+    }
+
+
+# --- the folder -----------------------------------------------------------------------------------------------
+
+
+def _json(folder: Path, *places: str) -> Settings | None:
+    for place in places:
+        path = folder / place
+        if path.is_file():
+            try:
+                found = json.loads(path.read_text())
+            except (ValueError, UnicodeDecodeError) as error:
+                raise UserError(f"{path} is not a JSON file: {error}") from error
+            if not isinstance(found, dict):
+                raise UserError(f"{path} should hold a JSON object")
+            return found
+    return None
+
+
+def _weights(folder: Path) -> Mapping[str, Tensor]:
+    for place in (folder / "unet", folder):
+        if (place / f"{WEIGHTS}.safetensors").is_file():
+            return read_safetensors(place / f"{WEIGHTS}.safetensors")
+        if (place / f"{WEIGHTS}.bin").is_file():
+            return read_torch(place / f"{WEIGHTS}.bin")
+    raise UserError(f"{folder} holds no {WEIGHTS}.safetensors, nor in unet/: is it a folder of diffusers?")
+
+
+def read(path: Path, config: Settings | None) -> Foreign:
+    """The network of a folder; config: {"network": {...}, "scheduler": {...}} in place of its own files.
+
+    Raises UserError for a folder that is none of diffusers', and for options that are not supported.
+    """
+    if not path.is_dir():
+        raise UserError(
+            f"{path} is not a folder: a model of diffusers is one, with config.json and scheduler_config.json"
+        )
+    given = resolved("diffusers", config or {}, {"network": None, "scheduler": None})
+    network = given["network"] or _json(path, "unet/config.json", "config.json")
+    scheduler = given["scheduler"] or _json(path, "scheduler/scheduler_config.json", "scheduler_config.json")
+    if network is None:
+        raise UserError(f"{path} holds no config.json of a network, nor in unet/: is it a folder of diffusers?")
+    if scheduler is None:
+        raise UserError(
+            f"{path} holds no scheduler/scheduler_config.json, which tells the noise levels of the training"
+        )
+    only("diffusers", "_class_name", network.get("_class_name", "UNet2DModel"), ["UNet2DModel"])
+    options, centred = _options(network)
+    size = options["image_size"]
+    spec = NetworkSpec(
+        **_home(scheduler),
+        input_scale="centre" if centred else "none",
+        data_range=(0.0, 1.0) if centred else (-1.0, 1.0),
+        shape=(options["in_channels"], size, size),
+        network="unet2d",
+        options=options,
+    )
+    net = build_network(spec)
+    assert isinstance(net, Backbone)
+    weights = _weights(path)
+    former = any(key.endswith(".query.weight") for key in weights)
+    return Foreign(spec, net, unet_rules(net, former), weights)

@@ -1,0 +1,101 @@
+"""What a source's reader finds in a file, and the reading of configurations under the source's own key names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from sde_diffusion.denoiser import NetworkSpec
+from sde_diffusion.errors import UserError, choose, nearest
+from sde_diffusion.importers.rules import Rule
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Foreign:
+    """A network of another code base.
+
+    spec        its description here
+    net         the network that the spec describes, its weights not yet loaded
+    rules       from its keys to ours
+    weights     under its own keys; averages: the averaged ones, where the file has both
+    ignored     keys that carry nothing which the spec does not say
+    step        of its training, where the file says it
+    title       of its data, for figures
+    """
+
+    spec: NetworkSpec
+    net: nn.Module
+    rules: Sequence[Rule]
+    weights: Mapping[str, Tensor]
+    averages: Mapping[str, Tensor] | None = None
+    ignored: Sequence[str] = field(default_factory=tuple)
+    step: int = 0
+    title: str = ""
+
+
+def read_settings(
+    config: Mapping[str, Any] | str | Path | None, published: Mapping[str, Settings], path: Path
+) -> Settings | None:
+    """A configuration given as a mapping, a JSON file or the name of a published model; None where there is none.
+
+    Without one, a file whose stem is the name of a published model has that one's. A JSON file may hold the
+    configuration under the key "config". Raises UserError for a name or a file that is not there, or is no JSON.
+    """
+    if config is None:
+        return published.get(path.stem)
+    if isinstance(config, Mapping):
+        found: Any = config
+    elif str(config) in published:
+        found = published[str(config)]
+    else:
+        place = Path(config).expanduser()
+        if not place.is_file():
+            raise UserError(
+                f"there is no configuration file {config}, and no published model of that name; "
+                f"{nearest(str(config), published)}"
+            )
+        try:
+            found = json.loads(place.read_text())
+        except (ValueError, UnicodeDecodeError) as error:
+            raise UserError(f"{place} is not a JSON file: {error}") from error
+        if not isinstance(found, dict):
+            raise UserError(f"{place} should hold a JSON object of the source's configuration keys")
+    inner = found.get("config")
+    return dict(inner) if isinstance(inner, Mapping) else dict(found)
+
+
+def resolved(what: str, given: Mapping[str, Any], defaults: Mapping[str, Any], unused: Iterable[str] = ()) -> Settings:
+    """The defaults with the given values in place. Raises UserError for a key that the source does not have.
+
+    unused: keys that the source has and that say nothing about the network or its process.
+    """
+    for key in given:
+        if key not in defaults and key not in set(unused):
+            raise UserError(f"unknown key {key!r} in the {what} configuration; {nearest(str(key), defaults)}")
+    return {**defaults, **{key: value for key, value in given.items() if key in defaults}}
+
+
+def needed(what: str, given: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Raises UserError for the first keys that a configuration lacks."""
+    lacking = [key for key in keys if key not in given]
+    if lacking:
+        raise UserError(f"the {what} configuration lacks {', '.join(lacking)}")
+
+
+def only(what: str, key: str, value: Any, supported: Iterable[Any]) -> None:
+    """Raises UserError for a value of a setting that is not supported here."""
+    values = list(supported)
+    if value not in values:
+        raise UserError(f"{what}: {key} = {value!r} is not supported; supported: {', '.join(map(repr, values))}")
+
+
+def chosen(what: str, value: Any, table: Mapping[str, Any]) -> Any:
+    """`table[value]` for text of any case. Raises UserError for an unknown one."""
+    return choose(what, str(value).lower(), table)

@@ -1,0 +1,410 @@
+"""Checkpoints of score_sde_pytorch (Song et al. 2021): a .pth with model, optimizer, ema and step.
+
+The networks are lists of modules, numbered in the order in which they act. The model's keys carry DataParallel's prefix
+"module."; ema holds a list, shadow_params, of the averages of the parameters that are trained, in their order. A
+network for data in [0, 1] takes 2 x - 1 to the layers itself, and one with scale_by_sigma divides its output by sigma
+from a table in the file: here both belong to the spec, and the network predicts sigma times the score.
+
+The configuration is theirs: sections model, data and training of one of their files, or a name of PUBLISHED. Where
+model.name or training.sde is absent, as in a file of the sections of the network alone, the keys of the weights tell
+the network, and scale_by_sigma the SDE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion.checkpoint import build_network
+from sde_diffusion.denoiser import NetworkSpec
+from sde_diffusion.errors import UserError, choose
+from sde_diffusion.importers.foreign import Foreign, Settings, chosen, only, resolved
+from sde_diffusion.importers.reading import read_torch
+from sde_diffusion.importers.rules import BlockNames, Part, Rule, pair, parts
+from sde_diffusion.importers.score_sde_ncsnv2 import ncsnv2_keys, registration
+from sde_diffusion.nets.backbone import Backbone, InputResidual, InputSkip, OutputResidual, OutputSkip
+from sde_diffusion.nets.blocks import Head, ResidualBlock, SelfAttention
+from sde_diffusion.nets.embedding import FourierFeatures
+from sde_diffusion.nets.ncsnv2 import NCSNv2
+from sde_diffusion.nets.resample import Down, DownConv, Up, UpConv
+from sde_diffusion.sde import SDE, VESDE, VPSDE, DiscreteVE, DiscreteVP, SubVPSDE
+
+# --- weights --------------------------------------------------------------------------------------------------
+
+
+def _transposed(tensors: Any) -> Tensor:
+    return torch.cat([tensor.T if tensor.ndim == 2 else tensor for tensor in tensors])
+
+
+def _attention(ours: str, theirs: str) -> list[Rule]:
+    """NIN_0 to NIN_3 are matrices [in, out] of the queries, keys, values and of what leaves."""
+    parts_of_qkv = [
+        Rule(f"{ours}.qkv.{name}", tuple(f"{theirs}.NIN_{i}.{letter}" for i in range(3)), _transposed)
+        for name, letter in (("weight", "W"), ("bias", "b"))
+    ]
+    out = [
+        Rule(f"{ours}.out.{name}", (f"{theirs}.NIN_3.{letter}",), _transposed)
+        for name, letter in (("weight", "W"), ("bias", "b"))
+    ]
+    return [*pair(f"{ours}.norm", f"{theirs}.GroupNorm_0"), *parts_of_qkv, *out]
+
+
+def _pixelwise(ours: str, theirs: str) -> list[Rule]:
+    """A convolution of one pixel of ours that is a matrix [in, out] there."""
+    return [
+        Rule(f"{ours}.weight", (f"{theirs}.W",), lambda tensors: tensors[0].T[:, :, None, None]),
+        Rule(f"{ours}.bias", (f"{theirs}.b",)),
+    ]
+
+
+_BLOCK = BlockNames("GroupNorm_0", "Conv_0", "Dense_0", "GroupNorm_1", "Conv_1", "Conv_2")
+
+
+def _block(ours: str, block: ResidualBlock, theirs: str, big: bool) -> list[Rule]:
+    rules = _BLOCK.rules(ours, block, theirs)
+    if big or isinstance(block.skip, nn.Identity):
+        return rules
+    return [*rules[:-2], *_pixelwise(f"{ours}.skip", f"{theirs}.NIN_0")]
+
+
+def unet_rules(net: Backbone, big_blocks: bool) -> list[Rule]:
+    """The rules of `ddpm` and `ncsnpp`, in the order of the source's parameters."""
+    rules: list[Rule] = []
+    number = 0
+
+    def prefix() -> str:
+        nonlocal number
+        number += 1
+        return f"all_modules.{number - 1}"
+
+    def head(ours: str) -> list[Rule]:
+        return [*pair(f"{ours}.0", prefix()), *pair(f"{ours}.2", prefix())]
+
+    def resized(ours: str, module: DownConv | UpConv) -> list[Rule]:
+        filtered = module.filter is not None and (isinstance(module, DownConv) or not module.filter.box)
+        return pair(f"{ours}.conv", f"{prefix()}.{'Conv2d_0' if filtered else 'Conv_0'}")
+
+    def own(part: Part) -> list[Rule]:
+        module, ours = part.module, part.ours
+        if isinstance(module, ResidualBlock):
+            return _block(ours, module, prefix(), big_blocks)
+        if isinstance(module, SelfAttention):
+            return _attention(ours, prefix())
+        if isinstance(module, DownConv | UpConv):
+            return resized(ours, module)
+        if isinstance(module, InputSkip):
+            return pair(f"{ours}.conv", f"{prefix()}.Conv_0")
+        if isinstance(module, InputResidual):
+            return resized(f"{ours}.down", module.down)
+        if isinstance(module, OutputSkip):
+            return head(f"{ours}.picture")
+        if isinstance(module, OutputResidual):
+            return head(f"{ours}.first") if module.first is not None else resized(f"{ours}.up", _up(module))
+        if isinstance(module, Head):
+            return head(ours)
+        if isinstance(module, Down | Up):
+            prefix()
+            return []
+        return pair(ours, prefix())
+
+    if isinstance(net.conditioning.features, FourierFeatures):
+        rules.append(Rule("conditioning.features.frequencies", (f"{prefix()}.W",)))
+    rules += pair("conditioning.hidden", prefix())
+    rules += pair("conditioning.out", prefix())
+    for part in parts(net):
+        rules += own(part)
+    return rules
+
+
+def _up(module: OutputResidual) -> UpConv:
+    assert module.up is not None
+    return module.up
+
+
+# --- configuration --------------------------------------------------------------------------------------------
+
+_MODEL = {
+    "sigma_min": 0.01,
+    "sigma_max": 50.0,
+    "num_scales": 1000,
+    "beta_min": 0.1,
+    "beta_max": 20.0,
+    "dropout": 0.1,
+    "nonlinearity": "swish",
+    "normalization": "GroupNorm",
+    "nf": 128,
+    "ch_mult": (1, 2, 2, 2),
+    "num_res_blocks": 4,
+    "attn_resolutions": (16,),
+    "resamp_with_conv": True,
+    "conditional": True,
+    "scale_by_sigma": False,
+    "fir": False,
+    "fir_kernel": (1, 3, 3, 1),
+    "skip_rescale": True,
+    "resblock_type": "biggan",
+    "progressive": "none",
+    "progressive_input": "none",
+    "progressive_combine": "sum",
+    "attention_type": "ddpm",
+    "init_scale": 0.0,
+    "embedding_type": "fourier",
+    "fourier_scale": 16.0,
+    "conv_size": 3,
+    "interpolation": "bilinear",
+    "name": "",
+    "ema_rate": 0.9999,
+}
+_DATA = {"image_size": 32, "num_channels": 3, "channels": 3, "centered": False}
+_TRAINING = {"continuous": True, "sde": ""}
+_DDPMPP = {"nf": 128, "ch_mult": (1, 2, 2, 2), "num_res_blocks": 4, "embedding_type": "positional", "name": "ncsnpp"}
+_NCSNPP = {"nf": 128, "ch_mult": (1, 2, 2, 2), "num_res_blocks": 4, "fir": True, "name": "ncsnpp"}
+_VE = {"scale_by_sigma": True, "progressive_input": "residual", "embedding_type": "fourier"}
+_DDPM = {"nf": 128, "ch_mult": (1, 2, 2, 2), "num_res_blocks": 2, "name": "ddpm", "embedding_type": "positional"}
+_DEEP = {"num_res_blocks": 8}
+_LARGE = {"ch_mult": (1, 1, 2, 2, 2, 2, 2), "num_res_blocks": 2, "progressive": "output_skip"} | {
+    "progressive_input": "input_skip",
+    "scale_by_sigma": True,
+    "sigma_max": 348.0,
+    "num_scales": 2000,
+}
+
+
+def _published(model: Mapping[str, Any], sde: str, continuous: bool, size: int = 32) -> Settings:
+    centered = sde != "vesde"
+    return {
+        "model": dict(model),
+        "data": {"image_size": size, "num_channels": 3, "centered": centered},
+        "training": {"sde": sde, "continuous": continuous},
+    }
+
+
+PUBLISHED: dict[str, Settings] = {
+    "cifar10_ddpmpp_continuous": _published(_DDPMPP, "vpsde", True),
+    "cifar10_ddpmpp_deep_continuous": _published(_DDPMPP | _DEEP, "vpsde", True),
+    "cifar10_ddpmpp": _published(_DDPMPP, "vpsde", False),
+    "subvp/cifar10_ddpmpp_continuous": _published(_DDPMPP, "subvpsde", True),
+    "subvp/cifar10_ddpmpp_deep_continuous": _published(_DDPMPP | _DEEP, "subvpsde", True),
+    "cifar10_ncsnpp_continuous": _published(_NCSNPP | _VE, "vesde", True),
+    "cifar10_ncsnpp_deep_continuous": _published(_NCSNPP | _VE | _DEEP, "vesde", True),
+    "cifar10_ncsnpp": _published(_NCSNPP | _VE | {"embedding_type": "positional"}, "vesde", False),
+    "cifar10_ddpm_continuous": _published(_DDPM, "vpsde", True),
+    "cifar10_ddpm": _published(_DDPM, "vpsde", False),
+    "ve/cifar10_ddpm": _published(_DDPM | {"scale_by_sigma": True}, "vesde", False),
+    "ncsnv2/cifar10": _published(
+        {"name": "ncsnv2_64", "nf": 128, "num_scales": 232, "scale_by_sigma": True, "nonlinearity": "elu"}
+        | {"normalization": "InstanceNorm++"},
+        "vesde",
+        False,
+    ),
+    "celebahq_256_ncsnpp_continuous": _published(_NCSNPP | _VE | _LARGE, "vesde", True, 256),
+    "ffhq_256_ncsnpp_continuous": _published(_NCSNPP | _VE | _LARGE, "vesde", True, 256),
+    "bedroom_ncsnpp_continuous": _published(_NCSNPP | _VE | _LARGE | {"sigma_max": 378.0}, "vesde", True, 256),
+    "church_ncsnpp_continuous": _published(_NCSNPP | _VE | _LARGE | {"sigma_max": 380.0}, "vesde", True, 256),
+}
+"""Configurations of published models, by the name of their file; "subvp/" and the like where that is not enough."""
+
+_PYRAMIDS = {"none": "none", "input_skip": "skip", "output_skip": "skip", "residual": "residual"}
+_UNUSED_DATA = {"dataset", "random_flip", "uniform_dequantization", "category", "tfrecords_path", "root"}
+_UNUSED_TRAINING = {
+    "batch_size",
+    "n_iters",
+    "log_freq",
+    "eval_freq",
+    "snapshot_freq",
+    "snapshot_freq_for_preemption",
+} | {
+    "snapshot_sampling",
+    "likelihood_weighting",
+    "reduce_mean",
+}
+_SECTIONS = {"model": None, "data": None, "training": None}
+_UNUSED_SECTIONS = {"sampling", "eval", "optim", "seed", "device", "sde", "name"}
+
+
+def _network_name(weights: Mapping[str, Tensor], model: Mapping[str, Any]) -> str:
+    """The network: the one that the configuration names, or the one that the weights tell."""
+    name = str(model["name"]).lower()
+    if name:
+        return "ncsnv2" if name.startswith("ncsnv2") else name
+    if "begin_conv.weight" in weights:
+        return "ncsnv2"
+    # With BigGAN's blocks a change of size always has a Conv_2; DDPM's own network knows no type of blocks.
+    big = any(key.endswith("Conv_2.weight") for key in weights)
+    return "ncsnpp" if big or str(model["resblock_type"]).lower() == "ddpm" else "ddpm"
+
+
+def _size(data: Settings) -> Settings:
+    return {"in_channels": int(data["num_channels"]), "image_size": int(data["image_size"])}
+
+
+def _widths(model: Settings) -> Settings:
+    return {
+        "channels": model["nf"],
+        "multipliers": list(model["ch_mult"]),
+        "blocks": model["num_res_blocks"],
+        "attention_resolutions": list(model["attn_resolutions"]),
+        "dropout": model["dropout"],
+    }
+
+
+def _conditional(model: Settings) -> None:
+    only("score_sde", "model.conditional", model["conditional"], [True])
+    only("score_sde", "model.nonlinearity", model["nonlinearity"], ["swish"])
+
+
+def _ddpm(model: Settings, data: Settings) -> tuple[str, Settings]:
+    _conditional(model)
+    own = {"convolutions": model["resamp_with_conv"], "last_attention": True}
+    return "ddpm", {**_size(data), **_widths(model), **own}
+
+
+def _ncsnpp(model: Settings, data: Settings) -> tuple[str, Settings]:
+    _conditional(model)
+    fourier = chosen("embedding_type", model["embedding_type"], {"fourier": True, "positional": False})
+    own = {
+        "embedding": "fourier" if fourier else "positional",
+        "features": 2 if fourier else 1,
+        "fourier_scale": model["fourier_scale"],
+        "big_blocks": chosen("resblock_type", model["resblock_type"], {"biggan": True, "ddpm": False}),
+        "convolutions": model["resamp_with_conv"],
+        "rescale": model["skip_rescale"],
+        "taps": list(model["fir_kernel"]) if model["fir"] else [],
+        "input_pyramid": chosen("progressive_input", model["progressive_input"], _PYRAMIDS),
+        "output_pyramid": chosen("progressive", model["progressive"], _PYRAMIDS),
+        "combine": chosen("progressive_combine", model["progressive_combine"], {"sum": "sum", "cat": "cat"}),
+    }
+    return "songunet", {**_size(data), **_widths(model), **own}
+
+
+def _ncsnv2(model: Settings, data: Settings) -> tuple[str, Settings]:
+    only("score_sde", "model.nonlinearity", model["nonlinearity"], ["elu"])
+    only("score_sde", "model.normalization", model["normalization"], ["InstanceNorm++"])
+    return "ncsnv2", {**_size(data), "channels": model["nf"]}
+
+
+_OPTIONS: dict[str, Callable[[Settings, Settings], tuple[str, Settings]]] = {
+    "ddpm": _ddpm,
+    "ncsnpp": _ncsnpp,
+    "ncsnv2": _ncsnv2,
+}
+"""Their networks -> ours with its arguments."""
+
+Home = tuple[SDE, str]
+
+
+def _vp_home(model: Settings, continuous: bool) -> Home:
+    if continuous:
+        return VPSDE(model["beta_min"], model["beta_max"]), "time"
+    return DiscreteVP.linear(model["num_scales"], model["beta_min"], model["beta_max"]), "index"
+
+
+def _subvp_home(model: Settings, continuous: bool) -> Home:
+    return SubVPSDE(model["beta_min"], model["beta_max"]), "time"
+
+
+def _ve_home(model: Settings, continuous: bool) -> Home:
+    ends = float(model["sigma_min"]), float(model["sigma_max"])
+    if continuous:
+        return VESDE(*ends), "log_sigma" if str(model["embedding_type"]).lower() == "fourier" else "sigma"
+    return DiscreteVE.geometric(*ends, model["num_scales"]), "reversed_index"
+
+
+_HOMES: dict[str, Callable[[Settings, bool], Home]] = {"vpsde": _vp_home, "subvpsde": _subvp_home, "vesde": _ve_home}
+
+
+def _spec(config: Settings, weights: Mapping[str, Tensor]) -> NetworkSpec:
+    sections = resolved("score_sde", config, _SECTIONS, _UNUSED_SECTIONS)
+    model = resolved("score_sde model", sections["model"] or {}, _MODEL)
+    data = resolved("score_sde data", sections["data"] or {}, _DATA, _UNUSED_DATA)
+    training = resolved("score_sde training", sections["training"] or {}, _TRAINING, _UNUSED_TRAINING)
+    name = _network_name(weights, model)
+    network, options = choose("network of score_sde", name, _OPTIONS)(model, data)
+    exploding = bool(model["scale_by_sigma"]) or name == "ncsnv2"
+    sde = str(training["sde"]).lower() or ("vesde" if exploding else "vpsde")
+    # NCSNv2 is not told the noise level, so only its levels' labels tell whether it knows the levels alone.
+    continuous = bool(training["continuous"]) and name != "ncsnv2"
+    process, label = choose("SDE of score_sde", sde, _HOMES)(model, continuous)
+    if exploding and sde != "vesde":
+        raise UserError(f"a network with model.scale_by_sigma belongs to training.sde = 'vesde', not {sde!r}")
+    centred = bool(data["centered"])
+    return NetworkSpec(
+        process=process,
+        prediction="sigma_score" if exploding else "score" if sde == "vesde" else "eps",
+        label=label,
+        input_scale="none" if centred else "centre",
+        data_range=(-1.0, 1.0) if centred else (0.0, 1.0),
+        shape=(options["in_channels"], options["image_size"], options["image_size"]),
+        network=network,
+        options=options,
+    )
+
+
+# --- the file -------------------------------------------------------------------------------------------------
+
+
+def _state(found: Any, path: Path) -> tuple[Settings, dict[str, Tensor]]:
+    """The file's sections, and the model's state dict without the prefix of DataParallel."""
+    sections = found if isinstance(found, dict) and "model" in found else {"model": found}
+    model = sections["model"]
+    if not isinstance(model, Mapping) or not all(isinstance(value, Tensor) for value in model.values()):
+        raise UserError(f"{path} holds no state dict under 'model', as files of score_sde_pytorch do")
+    return sections, {str(key).removeprefix("module."): value for key, value in model.items()}
+
+
+def _averages(ema: Any, weights: Mapping[str, Tensor], order: list[str], path: Path) -> dict[str, Tensor] | None:
+    """The averaged weights: shadow_params lists them in the order of the parameters that are trained."""
+    if ema is None:
+        return None
+    shadow = ema.get("shadow_params") if isinstance(ema, Mapping) else ema
+    if not isinstance(shadow, list | tuple):
+        raise UserError(f"{path}: 'ema' holds no list shadow_params, as files of score_sde_pytorch do")
+    orders = ([key for key in weights if key in set(order)], order)
+    for keys in orders:
+        if [tuple(weights[key].shape) for key in keys if key in weights] == [tuple(value.shape) for value in shadow]:
+            return {**weights, **dict(zip(keys, shadow, strict=True))}
+    missing = [key for key in order if key not in weights]
+    if missing:  # which the conversion of the weights reports better
+        return None
+    if len(shadow) != len(order):
+        raise UserError(f"{path}: ema.shadow_params has {len(shadow)} tensors, and the network {len(order)} parameters")
+    first = next(i for i, key in enumerate(order) if weights[key].shape != shadow[i].shape)
+    raise UserError(
+        f"{path}: ema.shadow_params[{first}] is {tuple(shadow[first].shape)} where {order[first]} "
+        f"is {tuple(weights[order[first]].shape)}"
+    )
+
+
+def in_order(keys: Iterable[str]) -> list[str]:
+    """The keys with those of a layer together, as the source registers them."""
+    layers: dict[str, list[str]] = {}
+    for key in keys:
+        layers.setdefault(key.rpartition(".")[0], []).append(key)
+    return [key for layer in layers.values() for key in layer]
+
+
+def read(path: Path, config: Settings | None) -> Foreign:
+    """The network of a .pth file. Raises UserError for a file or a configuration that is none of score_sde's."""
+    sections, weights = _state(read_torch(path), path)
+    if config is None:
+        raise UserError(
+            f"{path.name} does not say its configuration: give the source's own (sections model, data, training), as a "
+            f"JSON file or the name of a published model: {', '.join(sorted(PUBLISHED))}"
+        )
+    spec = _spec(config, weights)
+    net = build_network(spec)
+    if isinstance(net, NCSNv2):
+        rules = [Rule(ours, (theirs,)) for ours, theirs in ncsnv2_keys(net).items()]
+        order = sorted((rule.theirs[0] for rule in rules), key=registration)
+    else:
+        assert isinstance(net, Backbone)
+        rules = unet_rules(net, bool(spec.options.get("big_blocks")))
+        # The Fourier frequencies are no parameter that is trained.
+        order = in_order(key for rule in rules if not rule.ours.endswith(".frequencies") for key in rule.theirs)
+    averages = _averages(sections.get("ema"), weights, order, path)
+    step = sections.get("step", 0)
+    return Foreign(spec, net, rules, weights, averages, ("sigmas",), int(step))

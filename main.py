@@ -27,7 +27,7 @@ from ml_collections import ConfigDict, config_flags
 from sde_diffusion.errors import UserError, choose, nearest
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
-MODE_NAMES = ("all", "train", "sample", "likelihood", "latents", "evaluate", "import", "samplers")
+MODE_NAMES = ("all", "train", "sample", "likelihood", "latents", "evaluate", "import", "export", "samplers")
 NAMED_OPTIONS = {
     "sampler": "option",
     "config.sampling.options": "option",
@@ -46,11 +46,11 @@ flags.DEFINE_string(
     "mode",
     "all",
     f"What to do: {', '.join(MODE_NAMES)}. 'all' trains, samples and evaluates; 'samplers' lists samplers and grids; "
-    "'import' takes a checkpoint of another code base.",
+    "'import' takes a checkpoint of another code base, 'export' writes a folder of diffusers.",
 )
 flags.DEFINE_string("workdir", None, "The run folder; runs/<configuration> unless given.")
 flags.DEFINE_string("source", None, "import: the code base: score_sde, edm, openai or diffusers (importing.source).")
-flags.DEFINE_string("path", None, "import: the file, or the folder of diffusers (importing.path).")
+flags.DEFINE_string("path", None, "import, export: the file, or the folder of diffusers (importing.path).")
 flags.DEFINE_string(
     "source_config", None, "import: JSON file of the source's own keys, or a published name (importing.config)."
 )
@@ -78,7 +78,8 @@ def resolve_config(argv: list[str]) -> list[str]:
         if not equals and i + 1 == len(argv):
             raise UserError(f"--config needs a name; {nearest('', config_names())}")
         at = i if equals else i + 1
-        path = str(config_path(value if equals else argv[i + 1]))
+        name, colon, variants = (value if equals else argv[i + 1]).partition(":")
+        path = f"{config_path(name)}{colon}{variants}"
         resolved[at] = f"{flag}={path}" if equals else path
     return resolved
 
@@ -108,7 +109,7 @@ def resolve_options(argv: list[str]) -> list[str]:
 
 def config_names() -> list[str]:
     """The configurations that a name can choose."""
-    return sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem not in ("__init__", "base"))
+    return sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem not in ("__init__", "base", "variants"))
 
 
 def config_path(name: str) -> Path:
@@ -166,7 +167,8 @@ def chosen_config() -> tuple[ConfigDict, str]:
     Raises UserError where there is none.
     """
     if FLAGS.config is not None:
-        return FLAGS.config, Path(config_flags.get_config_filename(FLAGS["config"])).stem
+        path, _, variants = config_flags.get_config_filename(FLAGS["config"]).partition(":")
+        return FLAGS.config, "_".join([Path(path).stem, *filter(None, re.split(r"[\s,]+", variants))])
     from configs import base
 
     stored = Path(FLAGS.workdir or "") / "config.json"

@@ -50,7 +50,7 @@ from sde_diffusion.ema import averaged
 from sde_diffusion.errors import NotFinite, UserError
 from sde_diffusion.figures import Batch
 from sde_diffusion.grids import GRIDS, Node, TimeGrid, grid_options, make_grid
-from sde_diffusion.importers import check_empty, imported
+from sde_diffusion.importers import check_empty, export_diffusers, imported
 from sde_diffusion.kernel import match
 from sde_diffusion.latents import decode, interpolate, round_trip
 from sde_diffusion.losses import Objective
@@ -146,6 +146,12 @@ def trained_network(config: ConfigDict, folder: Path) -> tuple[ConfigDict, Check
     return build.as_trained(config, trained.spec), trained
 
 
+def network_of(config: ConfigDict, trained: Checkpoint) -> NetworkDenoiser:
+    """The network of a checkpoint: the weights, the device and the compiler are those of the configuration."""
+    denoiser = denoiser_of(trained, config.sampling.weights, build.device(config))
+    return NetworkDenoiser(build.compiled(config, denoiser.net), denoiser.spec)
+
+
 # --- networks of other code bases -----------------------------------------------------------------------------
 
 
@@ -179,6 +185,15 @@ def import_network(config: ConfigDict, folder: Path) -> None:
         )
     )
     print(f"wrote {folder}: sample it with --mode sample --workdir {folder}")
+
+
+def export_network(config: ConfigDict, folder: Path) -> None:
+    """Write the run's network as a folder of diffusers."""
+    if not config.importing.path:
+        raise UserError("--path is needed: the folder of diffusers to write")
+    config, trained = trained_network(config, folder)
+    export_diffusers(denoiser_of(trained, config.sampling.weights), config.importing.path)
+    print(f"wrote {config.importing.path}: diffusers' DDPMPipeline.from_pretrained reads it")
 
 
 # --- training -------------------------------------------------------------------------------------------------
@@ -331,7 +346,8 @@ def train(config: ConfigDict, folder: Path) -> None:
         f"{settings.steps:,}, {device}, smallest training time {spec.process.t_train:g}"
     )
     net.train()
-    denoiser, ema_denoiser = NetworkDenoiser(net, spec), NetworkDenoiser(ema.module, spec)
+    denoiser = NetworkDenoiser(build.compiled(config, net), spec)
+    ema_denoiser = NetworkDenoiser(ema.module, spec)
     stream = batches(splits.train, settings.batch_size, seed=config.seed, start_step=step, flip=config.data.flip)
     started, first = time.perf_counter(), step
     with (
@@ -474,7 +490,7 @@ def sample_into(
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Draw the samples of one sampler, write its picture, arrays and manifest; the row for the table."""
-    denoiser = denoiser_of(trained, config.sampling.weights, build.device(config))
+    denoiser = network_of(config, trained)
     count = config.sampling.num_samples
     grid = build.grid(config, denoiser.spec.model_process, steps, sampler)
     arrays, protocol = draw(config, denoiser, trained.transform, trained.classes, sampler, grid, count, options)
@@ -598,7 +614,7 @@ def likelihood_rows(
     protocol: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """A row of bits/dim for each sample; those that an earlier run has stored are not computed again."""
-    denoiser = denoiser_of(trained, config.sampling.weights, build.device(config))
+    denoiser = network_of(config, trained)
     dataset, settings = data.dataset, config.likelihood
     count = asked_for(config, dataset)
     with Records(folder, data.name, protocol) as records:
@@ -808,7 +824,7 @@ def latents(config: ConfigDict, folder: Path) -> None:
     config, trained = trained_network(config, folder)
     settings = config.latents
     held_out, transform = build.data(config).test, trained.transform
-    denoiser = denoiser_of(trained, config.sampling.weights, build.device(config))
+    denoiser = network_of(config, trained)
     sde, device = trained.spec.model_process, denoiser.device
     index = pairs_of(held_out, settings.pairs, config.model.class_conditional)
     labels = None if held_out.labels is None else held_out.labels[index[0]]
@@ -947,4 +963,5 @@ MODES: dict[str, Callable[[ConfigDict, Path], None]] = {
     "latents": latents,
     "evaluate": evaluate,
     "import": import_network,
+    "export": export_network,
 }

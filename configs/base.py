@@ -9,6 +9,8 @@ def get_config() -> ConfigDict:
     config.seed = 0  # one seed gives the same weights, samples and likelihoods
     config.device = "auto"  # "cpu", "cuda", "cuda:1", ...; "auto" takes a GPU where there is one
 
+    config.compile = ""  # torch.compile's backend for the network, such as "inductor"; "" for none
+
     config.data = data = ConfigDict()
     data.dataset = "digits"  # a key of sde_diffusion.data.DATASETS
     data.root = ""  # folder of the data (cifar10, folder)
@@ -63,7 +65,6 @@ def get_config() -> ConfigDict:
     training.grad_clip = 1.0  # Euclidean norm of the whole gradient; 0 for none
     training.ema_decay = 0.999
     training.augment = 0.0  # probability of each of EDM's augmentations, which the network is told of; 0 for none
-    training.compile = False  # torch.compile the network: minutes at the start, then faster on a GPU
     training.label_dropout = 0.0  # share of the samples whose class is withheld, if class-conditional
     training.loss = "score_matching"  # or "vlb", the discrete bound; or "hybrid", with vlb_weight of it
     training.vlb_weight = 1e-3  # "hybrid": the bound's share (Nichol and Dhariwal 2021, section 3.1)
@@ -121,7 +122,7 @@ def get_config() -> ConfigDict:
     latents.temperatures = (0.6, 0.8, 0.9, 1.0, 1.1, 1.2)  # factors of the first images' latents
     latents.rtol = 1e-5
 
-    config.importing = importing = ConfigDict()  # --mode import
+    config.importing = importing = ConfigDict()  # --mode import and export
     importing.source = "score_sde"  # a key of sde_diffusion.SOURCES
     importing.path = ""  # the file, or diffusers' folder
     importing.config = ""  # JSON file of the source's own keys, or a published model's name, where the file has none

@@ -18,7 +18,7 @@ from sde_diffusion.denoiser import (
 from sde_diffusion.elbo import Bound, discretized_gaussian, elbo, vlb
 from sde_diffusion.errors import UserError
 from sde_diffusion.grids import GRIDS, TimeGrid, make_grid
-from sde_diffusion.importers import SOURCES, import_checkpoint
+from sde_diffusion.importers import SOURCES, export_diffusers, import_checkpoint
 from sde_diffusion.kernel import Kernel
 from sde_diffusion.latents import RoundTrip, decode, encode, interpolate, round_trip
 from sde_diffusion.likelihood import LogLikelihood, bits_per_dim, log_likelihood
@@ -85,6 +85,7 @@ __all__ = [
     "elbo",
     "encode",
     "eps",
+    "export_diffusers",
     "hybrid_loss",
     "import_checkpoint",
     "integrate",

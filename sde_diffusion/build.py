@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from ml_collections import ConfigDict
@@ -292,6 +292,18 @@ def network(network_spec: NetworkSpec, seed: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return checkpoint.build_network(network_spec)
+
+
+def compiled(config: ConfigDict, net: nn.Module) -> nn.Module:
+    """The network behind torch.compile, where the configuration names a backend; its weights are the same tensors.
+
+    Raises UserError for an unknown backend.
+    """
+    if not config.compile:
+        return net
+    backends = torch.compiler.list_backends()
+    choose("backend of torch.compile", config.compile, dict.fromkeys([*backends, "aot_eager", "eager"]))
+    return cast(nn.Module, torch.compile(net, backend=config.compile))
 
 
 def objective(config: ConfigDict) -> Objective:

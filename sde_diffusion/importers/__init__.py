@@ -18,8 +18,11 @@ from sde_diffusion.data import DataTransform
 from sde_diffusion.denoiser import NetworkDenoiser
 from sde_diffusion.errors import UserError, choose
 from sde_diffusion.importers import diffusers, edm, openai, score_sde
+from sde_diffusion.importers.export import export_diffusers
 from sde_diffusion.importers.foreign import Foreign, Settings, read_settings
 from sde_diffusion.importers.rules import converted
+
+__all__ = ["SOURCES", "Source", "check_empty", "export_diffusers", "import_checkpoint", "imported"]
 
 GREY_LEVELS = 256
 

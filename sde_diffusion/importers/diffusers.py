@@ -124,7 +124,16 @@ _NETWORK: Settings = {
     "class_embed_type": None,
     "num_class_embeds": None,
 }
-_BLOCKS = {"DownBlock2D": False, "AttnDownBlock2D": True, "UpBlock2D": False, "AttnUpBlock2D": True}
+_CONV, _TYPED, _RESNET = "conv", "typed", "resnet"
+_BLOCKS: dict[str, tuple[bool, str]] = {
+    "DownBlock2D": (False, _CONV),
+    "AttnDownBlock2D": (True, _TYPED),
+    "ResnetDownsampleBlock2D": (False, _RESNET),
+    "UpBlock2D": (False, _CONV),
+    "AttnUpBlock2D": (True, _TYPED),
+    "ResnetUpsampleBlock2D": (False, _RESNET),
+}
+"""Blocks -> whether attention follows, and what changes the size: "typed" is what (down|up)sample_type says."""
 _MODEL_UNUSED = {"num_train_timesteps", "_class_name", "_diffusers_version", "_name_or_path"}
 
 
@@ -132,22 +141,29 @@ def _options(given: Settings) -> tuple[Settings, bool]:
     """The arguments of our network, and whether it takes images of [0, 1] and centres them."""
     own = resolved("diffusers network", given, _NETWORK, _MODEL_UNUSED)
     channels = list(own["block_out_channels"])
+    unscaled = own["resnet_time_scale_shift"] == "default" or not own["add_attention"]
     for key, supported in (
         ("time_embedding_type", ["positional"]),
         ("mid_block_type", ["UNetMidBlock2D"]),
         ("mid_block_scale_factor", [1]),
         ("downsample_padding", [0, 1]),
         ("downsample_type", ["conv", "resnet"]),
-        ("upsample_type", [own["downsample_type"]]),
+        ("upsample_type", ["conv", "resnet"]),
         ("act_fn", ["silu", "swish"]),
         ("time_embedding_dim", [None, 4 * channels[0]]),
-        ("attn_norm_num_groups", [None, own["norm_num_groups"]]),
+        # None leaves the attention of the middle without a norm where the norms of blocks are scaled and shifted.
+        ("attn_norm_num_groups", [own["norm_num_groups"], *([None] if unscaled else [])]),
         ("class_embed_type", [None]),
         ("resnet_time_scale_shift", ["default", "scale_shift"]),
     ):
         only("diffusers", key, own[key], supported)
     down = [choose("block of diffusers", name, _BLOCKS) for name in own["down_block_types"]]
     up = [choose("block of diffusers", name, _BLOCKS) for name in own["up_block_types"]]
+    # The last block of either way changes no size.
+    changes = {own["downsample_type"] if kind == _TYPED else kind for _, kind in down[:-1]}
+    changes |= {own["upsample_type"] if kind == _TYPED else kind for _, kind in up[:-1]}
+    if len(changes) > 1:
+        raise UserError("diffusers: sizes that change by convolutions on some levels and by blocks on others")
     size = own["sample_size"] or 32
     return {
         "in_channels": own["in_channels"],
@@ -155,8 +171,8 @@ def _options(given: Settings) -> tuple[Settings, bool]:
         "image_size": size[0] if isinstance(size, list | tuple) else size,
         "channels": channels,
         "blocks": own["layers_per_block"],
-        "attention": down,
-        "up_attention": up[::-1],
+        "attention": [attention for attention, _ in down],
+        "up_attention": [attention for attention, _ in up[::-1]],
         "head_channels": own["attention_head_dim"] or 0,
         "groups": own["norm_num_groups"],
         "eps": own["norm_eps"],
@@ -164,7 +180,7 @@ def _options(given: Settings) -> tuple[Settings, bool]:
         "cosine_first": own["flip_sin_to_cos"],
         "same_padding": own["downsample_padding"] == 0,
         "scale_shift": own["resnet_time_scale_shift"] == "scale_shift",
-        "resample_blocks": own["downsample_type"] == "resnet",
+        "resample_blocks": changes == {_RESNET},
         "middle_attention": own["add_attention"],
         "dropout": own["dropout"],
         "num_classes": own["num_class_embeds"] or 0,

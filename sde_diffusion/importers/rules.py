@@ -185,4 +185,4 @@ def exported(state: Mapping[str, Tensor], rules: Sequence[Rule]) -> dict[str, Te
     found: dict[str, Tensor] = {}
     for rule in rules:
         found.update(zip(rule.theirs, rule.split(state[rule.ours]), strict=True))
-    return {key: value.contiguous() for key, value in found.items()}
+    return {key: value.detach().cpu().contiguous() for key, value in found.items()}

@@ -41,10 +41,12 @@ def ncsnv2_keys(net: NCSNv2) -> dict[str, str]:
     return {key: f"{layers[layer]}.{tensor}" for key, (layer, _, tensor) in split.items()}
 
 
-REGISTERED = (
-    "begin_conv normalizer end_conv res refine conv1 normalize2 conv2 shortcut normalize1 "
-    "adapt_convs output_convs msf crp alpha gamma beta weight bias"
-).split()
+REGISTERED = [
+    *("begin_conv", "normalizer", "end_conv", "res", "refine"),
+    *("conv1", "normalize2", "conv2", "shortcut", "normalize1"),
+    *("adapt_convs", "output_convs", "msf", "crp"),
+    *("alpha", "gamma", "beta", "weight", "bias"),
+]
 """Names of modules and tensors, those of one module in the order in which the source registers them."""
 
 

@@ -236,6 +236,7 @@ class Backbone(nn.Module):
         up_attention: Sequence[bool] | None = None,
     ) -> None:
         super().__init__()
+        self.design = design
         self.factor = 2 ** (len(channels) - 1)
         _check_size(image_size, self.factor)
         to_half, to_twice = choose("resampling", design.resampling, RESAMPLINGS)

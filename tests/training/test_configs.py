@@ -16,13 +16,20 @@ from sde_diffusion.data import Dataset
 from sde_diffusion.grids import GRIDS, grid_options
 from sde_diffusion.samplers import SAMPLER_TABLE, SAMPLERS, sampler_options
 
-NAMES = sorted(p.stem for p in (Path(__file__).parents[2] / "configs").glob("*.py") if p.stem != "__init__")
+VARIANTS = [
+    *("ddpmpp_cifar:deep", "ddpmpp_cifar:subvp", "ddpmpp_cifar:subvp,deep", "ncsnpp_cifar:deep"),
+    *("edm_cifar:ve", "edm_cifar:cond", "edm_cifar:ve,cond"),
+]
+FILES = sorted(p.stem for p in (Path(__file__).parents[2] / "configs").glob("*.py"))
+NAMES = [name for name in FILES if name not in ("__init__", "variants")] + VARIANTS
 SHAPES = {"digits": (1, 8, 8), "mnist5k": (1, 32, 32), "toy2d": (2,), "cifar10": (3, 32, 32)}
 LEVELS = {"digits": 17, "mnist5k": 256, "toy2d": None, "cifar10": 256}
 
 
 def config_of(name: str) -> ConfigDict:
-    return importlib.import_module(f"configs.{name}").get_config()
+    file, _, variants = name.partition(":")
+    get_config = importlib.import_module(f"configs.{file}").get_config
+    return get_config(variants) if variants else get_config()
 
 
 def stand_in(config: ConfigDict) -> Dataset:
@@ -54,11 +61,54 @@ def test_every_configuration_builds(name: str) -> None:
 def test_all_named_configurations_are_there() -> None:
     named = "base vpsde_digits vesde_digits subvpsde_digits vpsde_mnist vpsde_toy2d vpsde_cifar vesde_cifar"
     assert {*named.split(), "subvpsde_cifar", "ddpm_cifar", "iddpm_digits", "iddpm_cifar"} <= set(NAMES)
+    assert {"ncsnpp_cifar", "ddpmpp_cifar", "edm_cifar", "dit_cifar"} <= set(NAMES)
 
 
 def test_unconditional_cifar_networks_have_ddpm_size() -> None:
     """35.7 million parameters (Ho et al. 2020, section 4)."""
     assert abs(parameters("ddpm_cifar") / 35.7e6 - 1) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "count"),
+    [
+        # Song et al. 2021 state no counts; these are their published checkpoints', the Fourier frequencies apart.
+        ("ddpmpp_cifar", 61.8, 61_804_419),
+        ("ddpmpp_cifar:deep", 106.6, 106_632_579),
+        ("ddpmpp_cifar:subvp,deep", 106.6, 106_632_579),
+        ("ncsnpp_cifar", 62.8, 62_758_787),
+        ("ncsnpp_cifar:deep", 107.6, 107_586_947),
+        ("edm_cifar", 55.7, 55_733_891),  # Karras et al. 2022, Table 7: 56 million
+        ("edm_cifar:ve", 56.4, 56_397_827),
+        ("iddpm_cifar", 52.5, 52_546_438),  # Nichol and Dhariwal 2021, "52.5M" in their code's documentation
+        ("dit_cifar", 32.5, 32_477_208),  # Peebles and Xie 2023, Table 4: 33 million on latents told 1000 classes
+    ],
+)
+def test_the_papers_networks_have_their_size(name: str, millions: float, count: int) -> None:
+    found = parameters(name)
+    assert round(found / 1e6, 1) == millions
+    assert found == count
+
+
+def test_variants_are_checked() -> None:
+    with pytest.raises(sd.UserError, match="unknown variant 'dep'; did you mean 'deep'"):
+        config_of("ncsnpp_cifar:dep")
+
+
+def test_networks_take_their_own_options_only() -> None:
+    config = config_of("edm_cifar")
+    with config.unlocked():
+        config.model.options.block = 3
+    with pytest.raises(sd.UserError, match="network 'songunet' has no option 'block'; did you mean 'blocks'"):
+        build.check(config)
+    config = config_of("ddpmpp_cifar")
+    config.training.augment = 1.5
+    with pytest.raises(sd.UserError, match="probability"):
+        build.check(config)
+    config = config_of("iddpm_cifar")
+    config.training.augment = 0.1
+    with pytest.raises(sd.UserError, match=r"'adm' is not: choose one of .*songunet"):
+        build.check(config)
 
 
 def test_ddpm_betas() -> None:
@@ -69,7 +119,7 @@ def test_ddpm_betas() -> None:
 
 
 def test_configurations_share_one_set_of_keys() -> None:
-    """The options of samplers and grids are those of each; `build.check` knows them."""
+    """The options of samplers, grids and networks are those of each; `build.check` knows them."""
 
     def keys(section: ConfigDict, prefix: str = "") -> set[str]:
         found: set[str] = set()

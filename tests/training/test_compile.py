@@ -1,0 +1,63 @@
+"""config.compile: the same numbers behind torch.compile, and networks that it sees as one graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import sde_diffusion as sd
+from configs import base
+from sde_diffusion import build
+from sde_diffusion.nets import NETWORKS
+from tests.nets.contract import perturbed, randn
+
+TINY: dict[str, dict[str, Any]] = {
+    "unet": {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,)},
+    "ncsnpp": {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,)},
+    "dit": {"width": 8, "depth": 1, "heads": 2},
+}
+
+
+@pytest.fixture(autouse=True)
+def forget_graphs() -> None:
+    torch._dynamo.reset()
+
+
+def tiny(network: str) -> nn.Module:
+    return perturbed(NETWORKS[network](in_channels=2, image_size=8, **TINY[network])).float().eval()
+
+
+@pytest.mark.parametrize("network", TINY)
+def test_compiled_networks_give_the_same_output_and_gradients(network: str) -> None:
+    config = base.get_config()
+    config.compile = "aot_eager"
+    net, x, label = tiny(network), randn(3, 2, 8, 8).float(), torch.tensor([0.5, 3.0, 9.0])
+    compiled = build.compiled(config, net)
+    assert compiled is not net and [*compiled.parameters()] == [*net.parameters()]
+    grads = []
+    for used in (net, compiled):
+        net.zero_grad()
+        out = used(x, label)
+        out.square().mean().backward()
+        grads.append([out.detach(), *(p.grad.clone() for p in net.parameters())])
+    for plain, found in zip(*grads, strict=True):
+        torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-6 * float(plain.abs().max()) + 1e-7)
+
+
+@pytest.mark.parametrize("network", TINY)
+def test_a_network_is_one_graph(network: str) -> None:
+    net = tiny(network)
+    found = torch._dynamo.explain(net)(randn(3, 2, 8, 8).float(), torch.tensor([0.5, 3.0, 9.0]))
+    assert found.graph_count == 1 and found.graph_break_count == 0, found.break_reasons
+
+
+def test_no_compiler_unless_it_is_named_and_an_unknown_one_is_refused() -> None:
+    config = base.get_config()
+    net = tiny("unet")
+    assert build.compiled(config, net) is net
+    config.compile = "inducter"
+    with pytest.raises(sd.UserError, match=r"unknown backend of torch\.compile 'inducter'; did you mean 'inductor'"):
+        build.compiled(config, net)

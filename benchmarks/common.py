@@ -1,5 +1,6 @@
 """What the benchmarks share."""
 
+import statistics
 import time
 from collections.abc import Callable
 
@@ -19,3 +20,14 @@ def elapsed(work: Callable[[], object], device: torch.device) -> float:
     work()
     synchronize(device)
     return time.perf_counter() - start
+
+
+def median_seconds(works: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of each, in turns, after two rounds of warming up."""
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(repeats + 2):
+        for name, work in works.items():
+            time_taken = elapsed(work, device)
+            if turn > 1:
+                taken[name].append(time_taken)
+    return {name: statistics.median(times) for name, times in taken.items()}

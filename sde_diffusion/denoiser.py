@@ -211,7 +211,9 @@ class NetworkDenoiser:
         self.net = net
         self.spec = spec
         home = spec.process
-        first = home.t_train if home.times is None else float(home.times[0])
+        # A process that starts from noisy data has a first level at t = 0; another none, as its log-SNR is infinite.
+        start = 0.0 if float(home.kernel(0.0).sigma) > 0.0 else home.t_train
+        first = start if home.times is None else float(home.times[0])
         self._times = (first, 1.0)
         ends = home.kernel(torch.tensor(self._times, dtype=torch.float64)).logsnr
         self._most, self._least = float(ends[0]), float(ends[1])

@@ -49,7 +49,14 @@ def imported(path: str | Path, source: str, config: Mapping[str, Any] | str | Pa
     place = Path(path).expanduser()
     if not place.exists():
         raise UserError(f"there is no file or folder {place} to import")
-    found = reader.read(place, read_settings(config, reader.published, place))
+    settings = read_settings(config, reader.published, place)
+    try:
+        found = reader.read(place, settings)
+    except UserError:
+        raise
+    # A value of the wrong kind may fail anywhere between the configuration and the network.
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:
+        raise UserError(f"a value in the {source} configuration cannot be used: {error}") from error
     raw = converted(found.weights, found.rules, found.net, found.ignored)
     averages = found.averages
     ema = raw if averages is None else converted(averages, found.rules, found.net, found.ignored)

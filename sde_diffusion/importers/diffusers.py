@@ -81,7 +81,7 @@ def unet_rules(net: Backbone, former: bool = False) -> list[Rule]:
         if isinstance(module, DownConv | UpConv):
             return pair(f"{part.ours}.conv", f"{place(part)}.conv")
         if part.where == "head":
-            return [*pair("head.0", "conv_norm_out"), *pair("head.2", "conv_out")]
+            return [*pair("head.norm", "conv_norm_out"), *pair("head.conv", "conv_out")]
         return pair(part.ours, "conv_in")
 
     rules = [

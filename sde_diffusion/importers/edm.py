@@ -93,10 +93,10 @@ def unet_rules(net: Backbone, song: bool) -> list[Rule]:
             return pair(f"{ours}.down.conv", aux(part, "enc", "residual"))
         if isinstance(module, OutputSkip):
             names = aux(part, "dec", "norm"), aux(part, "dec", "conv")
-            return [*pair(f"{ours}.picture.0", names[0]), *pair(f"{ours}.picture.2", names[1])]
+            return [*pair(f"{ours}.picture.norm", names[0]), *pair(f"{ours}.picture.conv", names[1])]
         if isinstance(module, Head):
             names = (aux(part, "dec", "norm"), aux(part, "dec", "conv")) if song else ("out_norm", "out_conv")
-            return [*pair(f"{ours}.0", names[0]), *pair(f"{ours}.2", names[1])]
+            return [*pair(f"{ours}.norm", names[0]), *pair(f"{ours}.conv", names[1])]
         return pair(ours, place(part))
 
     conditioning = net.conditioning

@@ -84,7 +84,7 @@ def network_config(net: nn.Module) -> dict[str, Any]:
         "_diffusers_version": VERSION,
         "sample_size": net.shape[1],
         "in_channels": net.shape[0],
-        "out_channels": net.head[2].out_channels if net.head is not None else net.shape[0],
+        "out_channels": net.head.conv.out_channels if net.head is not None else net.shape[0],
         "center_input_sample": False,
         "time_embedding_type": "positional",
         "freq_shift": features.keywords["shift"],

@@ -57,10 +57,8 @@ def read_settings(
     else:
         place = Path(config).expanduser()
         if not place.is_file():
-            raise UserError(
-                f"there is no configuration file {config}, and no published model of that name; "
-                f"{nearest(str(config), published)}"
-            )
+            names = f", and no published model of that name; {nearest(str(config), published)}" if published else ""
+            raise UserError(f"there is no configuration file {config}{names}")
         try:
             found = json.loads(place.read_text())
         except (ValueError, UnicodeDecodeError) as error:

@@ -46,7 +46,7 @@ def unet_rules(net: Backbone, new_order: bool) -> list[Rule]:
     layers = 0
     for part in parts(net):
         if part.where == "head":
-            rules += [*pair("head.0", "out.0"), *pair("head.2", "out.2")]
+            rules += [*pair("head.norm", "out.0"), *pair("head.conv", "out.2")]
             continue
         if part.where in ("stem", "down", "block"):
             last, layers = opened("input_blocks"), 0
@@ -166,13 +166,17 @@ def _from_flags(given: Settings) -> Settings:
     rescale = {"rescale_timesteps": not (_GUIDED_ONLY & given.keys())}
     own = resolved("OpenAI", given, {**_FLAGS, **_DIFFUSION, **rescale}, _UNUSED)
     size = int(own["image_size"])
-    multipliers = own["channel_mult"] or choose("image_size", size, _MULTIPLIERS)  # type: ignore[arg-type]
+    multipliers = own["channel_mult"] or _MULTIPLIERS.get(size)
+    if not multipliers:
+        sizes = ", ".join(map(str, sorted(_MULTIPLIERS)))
+        raise UserError(f"OpenAI: channel_mult is needed for image_size {size}; only {sizes} have one of their own")
     if isinstance(multipliers, str):
         multipliers = [float(part) for part in multipliers.split(",")]
     resolutions = own["attention_resolutions"]
     pixels = resolutions.split(",") if isinstance(resolutions, str) else resolutions
     return {
         **{name: own[name] for name in own if name in _ARGUMENTS or name in _DIFFUSION},
+        "in_channels": 3,
         "model_channels": own["num_channels"],
         "out_channels": 6 if own["learn_sigma"] else 3,
         "attention_resolutions": [size // int(part) for part in pixels],
@@ -182,6 +186,7 @@ def _from_flags(given: Settings) -> Settings:
 
 
 def _from_arguments(given: Settings) -> Settings:
+    # Improved-diffusion's network is not told its size: 64, the default of their flags, unless it stands beside.
     needed("OpenAI", given, ("model_channels", "num_res_blocks"))
     own = resolved("OpenAI", given, {**_ARGUMENTS, **_DIFFUSION}, _UNUSED)
     return {**own, "learn_sigma": own["out_channels"] == 2 * own["in_channels"]}

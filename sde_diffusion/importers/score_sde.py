@@ -24,7 +24,7 @@ from sde_diffusion.denoiser import NetworkSpec
 from sde_diffusion.errors import UserError, choose
 from sde_diffusion.importers.foreign import Foreign, Settings, chosen, only, resolved
 from sde_diffusion.importers.reading import read_torch
-from sde_diffusion.importers.rules import BlockNames, Part, Rule, pair, parts
+from sde_diffusion.importers.rules import BlockNames, Part, Rule, converted, pair, parts
 from sde_diffusion.importers.score_sde_ncsnv2 import ncsnv2_keys, registration
 from sde_diffusion.nets.backbone import Backbone, InputResidual, InputSkip, OutputResidual, OutputSkip
 from sde_diffusion.nets.blocks import Head, ResidualBlock, SelfAttention
@@ -82,7 +82,7 @@ def unet_rules(net: Backbone, big_blocks: bool) -> list[Rule]:
         return f"all_modules.{number - 1}"
 
     def head(ours: str) -> list[Rule]:
-        return [*pair(f"{ours}.0", prefix()), *pair(f"{ours}.2", prefix())]
+        return [*pair(f"{ours}.norm", prefix()), *pair(f"{ours}.conv", prefix())]
 
     def resized(ours: str, module: DownConv | UpConv) -> list[Rule]:
         filtered = module.filter is not None and (isinstance(module, DownConv) or not module.filter.box)
@@ -187,6 +187,7 @@ PUBLISHED: dict[str, Settings] = {
     "cifar10_ddpmpp_continuous": _published(_DDPMPP, "vpsde", True),
     "cifar10_ddpmpp_deep_continuous": _published(_DDPMPP | _DEEP, "vpsde", True),
     "cifar10_ddpmpp": _published(_DDPMPP, "vpsde", False),
+    "subvp/cifar10_ddpm_continuous": _published(_DDPM, "subvpsde", True),
     "subvp/cifar10_ddpmpp_continuous": _published(_DDPMPP, "subvpsde", True),
     "subvp/cifar10_ddpmpp_deep_continuous": _published(_DDPMPP | _DEEP, "subvpsde", True),
     "cifar10_ncsnpp_continuous": _published(_NCSNPP | _VE, "vesde", True),
@@ -206,7 +207,12 @@ PUBLISHED: dict[str, Settings] = {
     "bedroom_ncsnpp_continuous": _published(_NCSNPP | _VE | _LARGE | {"sigma_max": 378.0}, "vesde", True, 256),
     "church_ncsnpp_continuous": _published(_NCSNPP | _VE | _LARGE | {"sigma_max": 380.0}, "vesde", True, 256),
 }
-"""Configurations of published models, by the name of their file; "subvp/" and the like where that is not enough."""
+PUBLISHED |= {
+    f"{settings['training']['sde'].removesuffix('sde')}/{name}": settings
+    for name, settings in PUBLISHED.items()
+    if "/" not in name
+}
+"""Configurations of published models, by the path of their folder and, where that tells them apart, by its name."""
 
 _PYRAMIDS = {"none": "none", "input_skip": "skip", "output_skip": "skip", "residual": "residual"}
 _UNUSED_DATA = {"dataset", "random_flip", "uniform_dequantization", "category", "tfrecords_path", "root"}
@@ -365,11 +371,8 @@ def _averages(ema: Any, weights: Mapping[str, Tensor], order: list[str], path: P
         raise UserError(f"{path}: 'ema' holds no list shadow_params, as files of score_sde_pytorch do")
     orders = ([key for key in weights if key in set(order)], order)
     for keys in orders:
-        if [tuple(weights[key].shape) for key in keys if key in weights] == [tuple(value.shape) for value in shadow]:
+        if [weights[key].shape for key in keys] == [value.shape for value in shadow]:
             return {**weights, **dict(zip(keys, shadow, strict=True))}
-    missing = [key for key in order if key not in weights]
-    if missing:  # which the conversion of the weights reports better
-        return None
     if len(shadow) != len(order):
         raise UserError(f"{path}: ema.shadow_params has {len(shadow)} tensors, and the network {len(order)} parameters")
     first = next(i for i, key in enumerate(order) if weights[key].shape != shadow[i].shape)
@@ -405,6 +408,8 @@ def read(path: Path, config: Settings | None) -> Foreign:
         rules = unet_rules(net, bool(spec.options.get("big_blocks")))
         # The Fourier frequencies are no parameter that is trained.
         order = in_order(key for rule in rules if not rule.ours.endswith(".frequencies") for key in rule.theirs)
+    ignored = ("sigmas",)
+    converted(weights, rules, net, ignored)  # which names what does not fit, before the averages are laid beside it
     averages = _averages(sections.get("ema"), weights, order, path)
     step = sections.get("step", 0)
-    return Foreign(spec, net, rules, weights, averages, ("sigmas",), int(step))
+    return Foreign(spec, net, rules, weights, averages, ignored, int(step))

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
-from sde_diffusion.errors import UserError
-from sde_diffusion.nets.backbone import Backbone, Design, at_resolutions
+from sde_diffusion.nets.backbone import Backbone, Design, at_resolutions, heads_of
 from sde_diffusion.nets.blocks import GroupNorm
 from sde_diffusion.nets.embedding import Conditioning
 from sde_diffusion.nets.initialisation import uniform_fan_in
@@ -43,11 +42,6 @@ class ADM(Backbone):
         num_classes: int = 0,
         no_class: bool = False,
     ) -> None:
-        def heads_of(width: int) -> int:
-            if head_channels and width % head_channels:
-                raise UserError(f"head_channels={head_channels} does not divide the {width} channels of attention")
-            return width // head_channels if head_channels else heads
-
         widths = [int(channels * multiple) for multiple in multipliers]
         super().__init__(
             Conditioning(channels, 4 * channels, cosine_first=True, num_classes=num_classes, no_class=no_class),
@@ -58,7 +52,7 @@ class ADM(Backbone):
             channels=widths,
             blocks=blocks,
             attention=[2**level in attention_factors for level in range(len(widths))],
-            heads=heads_of,
+            heads=heads_of(head_channels, heads),
             dropout=dropout,
             design=Design(
                 norm=partial(GroupNorm, groups=32, eps=1e-5),

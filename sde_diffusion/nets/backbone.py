@@ -125,7 +125,7 @@ class InputResidual(nn.Module):
         self.pyramid_channels = self.out_channels = channels
 
     def forward(self, h: Tensor, pyramid: Tensor) -> tuple[Tensor, Tensor]:
-        h = summed(self.down(pyramid), h, self.rescale)
+        h = summed(h, self.down(pyramid), self.rescale)
         return h, h
 
 
@@ -158,7 +158,7 @@ class OutputResidual(nn.Module):
         if self.up is None:
             assert self.first is not None
             return h, self.first(h)
-        h = summed(self.up(pyramid), h, self.rescale)
+        h = summed(h, self.up(pyramid), self.rescale)
         return h, h
 
 
@@ -248,7 +248,7 @@ class Backbone(nn.Module):
         image_channels = in_channels if out_channels is None else out_channels
         width = conditioning.out.out_features
 
-        def block(into: int, out: int, resample: nn.Module | None = None) -> ResidualBlock:
+        def block(into: int, out: int, resample: Down | Up | None = None) -> ResidualBlock:
             return ResidualBlock(
                 into,
                 out,
@@ -345,3 +345,17 @@ def _check_size(image_size: int, factor: int) -> None:
 def at_resolutions(image_size: int, levels: int, resolutions: Sequence[int]) -> list[bool]:
     """For each level, whether its size is among the resolutions."""
     return [image_size // 2**level in resolutions for level in range(levels)]
+
+
+def heads_of(head_channels: int, heads: int = 1) -> Heads:
+    """Heads of so many channels each, or where that is 0 always so many heads.
+
+    The result raises UserError where head_channels does not divide the channels.
+    """
+
+    def number(width: int) -> int:
+        if head_channels and width % head_channels:
+            raise UserError(f"head_channels={head_channels} does not divide the {width} channels of attention")
+        return width // head_channels if head_channels else heads
+
+    return number

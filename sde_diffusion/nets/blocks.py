@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sde_diffusion.errors import UserError
 from sde_diffusion.nets.initialisation import xavier
+from sde_diffusion.nets.resample import Down, Up
 
 Norm = Callable[[int], nn.Module]
 """From a number of channels to a normalisation."""
@@ -54,8 +55,18 @@ def conv1x1(in_channels: int, out_channels: int) -> nn.Conv2d:
 
 
 def summed(x: Tensor, h: Tensor, rescale: bool) -> Tensor:
-    """x + h, times sqrt(1/2) if it is to keep the variance (Karras et al. 2018; Song et al. 2021, appendix H.1)."""
-    return (x + h) * math.sqrt(0.5) if rescale else x + h
+    """x + h, times sqrt(1/2) if it is to keep the variance (Karras et al. 2018; Song et al. 2021, appendix H.1).
+
+    The sum takes the place of h, the output of a convolution or linear layer, which no derivative needs: on a CPU a new
+    tensor costs more than the sum.
+    """
+    h = h.add_(x)
+    return h.mul_(math.sqrt(0.5)) if rescale else h
+
+
+def silu(x: Tensor) -> Tensor:
+    """x sigmoid(x), in the place of x where no derivative will need it. x is the fresh output of a normalisation."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 class ResidualBlock(nn.Module):
@@ -77,7 +88,7 @@ class ResidualBlock(nn.Module):
         norm: Norm = GroupNorm,
         scale_shift: bool = False,
         rescale: bool = False,
-        resample: nn.Module | None = None,
+        resample: Down | Up | None = None,
         project: bool = False,
     ) -> None:
         super().__init__()
@@ -94,16 +105,19 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Identity() if same else conv1x1(in_channels, out_channels)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        h = F.silu(self.norm1(x))
-        if self.resample is not None:
-            h, x = self.resample(h), self.resample(x)
+        h = silu(self.norm1(x))
+        h = self.conv1(h) if self.resample is None else self.resample.then(h, self.conv1)
+        x = x if self.resample is None else self.resample(x)
         c = self.modulation(c)[:, :, None, None]
         if self.scale_shift:
             scale, shift = c.chunk(2, dim=1)
-            h = torch.addcmul(shift, self.norm2(self.conv1(h)), 1 + scale)
+            h = torch.addcmul(shift, self.norm2(h), 1 + scale)
         else:
-            h = self.norm2(self.conv1(h) + c)
-        return summed(self.skip(x), self.conv2(self.dropout(F.silu(h))), self.rescale)
+            h = self.norm2(h.add_(c))
+        h = silu(h)
+        if self.dropout.p:  # at 0 it would still copy
+            h = self.dropout(h)
+        return summed(self.skip(x), self.conv2(h), self.rescale)
 
 
 def attended(qkv: Tensor, heads: int) -> Tensor:
@@ -142,11 +156,17 @@ class SelfAttention(nn.Module):
         return summed(x, out.view(batch, height, width, channels).permute(0, 3, 1, 2), self.rescale)
 
 
-class Head(nn.Sequential):
+class Head(nn.Module):
     """conv(silu(norm(x))), zero at first unless gain is given. Shapes: x [B, C, H, W] -> [B, C', H, W]."""
 
     def __init__(self, in_channels: int, out_channels: int, *, norm: Norm = GroupNorm, gain: float = 0.0) -> None:
-        super().__init__(norm(in_channels), nn.SiLU(), conv3x3(in_channels, out_channels, gain=gain))
+        super().__init__()
+        self.norm = norm(in_channels)
+        self.conv = conv3x3(in_channels, out_channels, gain=gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(silu(self.norm(x)))
+        return out
 
 
 class Stage(nn.ModuleList):

@@ -59,6 +59,11 @@ class _Filter(nn.Module):
     def _weight(self, x: Tensor) -> Tensor:
         return self.kernel.to(x.dtype).expand(x.shape[1], 1, *self.kernel.shape)
 
+    def then(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
+        """conv of the image in its new size."""
+        out: Tensor = conv(self(x))
+        return out
+
 
 class Down(_Filter):
     """Half the size. Shapes: x [B, C, H, W] -> [B, C, H/2, W/2]."""
@@ -90,6 +95,20 @@ class Up(_Filter):
             return F.conv_transpose2d(x, weight, stride=2, padding=before, groups=x.shape[1])
         whole = F.conv_transpose2d(x, weight, stride=2, groups=x.shape[1])  # zero beyond its border
         return F.pad(whole, (-before, -after) * 2)
+
+    def then(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
+        """conv of the image in its new size.
+
+        A 3x3 convolution w of the nearest neighbours is a transposed convolution of the image itself: in each axis
+        its kernel is the reversed (w_2, w_1, w_0) smoothed by (1, 1), four taps of which two meet a pixel. That takes
+        4 products for a pixel instead of 9.
+        """
+        if not self.box or conv.kernel_size != (3, 3) or conv.padding != (1, 1):
+            return super().then(x, conv)
+        reverse = conv.weight.flip(2, 3)
+        wide = F.pad(reverse, (0, 1)) + F.pad(reverse, (1, 0))
+        kernel = F.pad(wide, (0, 0, 0, 1)) + F.pad(wide, (0, 0, 1, 0))
+        return F.conv_transpose2d(x, kernel.transpose(0, 1), conv.bias, stride=2, padding=1)
 
 
 class DownConv(nn.Module):
@@ -127,5 +146,7 @@ class UpConv(nn.Module):
         self.conv = xavier(nn.Conv2d(in_channels, out_channels, 3, padding=1 - self.margin))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.filter.box:
+            return self.filter.then(x, self.conv)
         out: Tensor = self.conv(self.filter(x, self.margin))
         return out

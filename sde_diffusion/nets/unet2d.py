@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
-from sde_diffusion.nets.backbone import Backbone, Design
+from sde_diffusion.nets.backbone import Backbone, Design, heads_of
 from sde_diffusion.nets.blocks import GroupNorm
 from sde_diffusion.nets.embedding import Conditioning
 from sde_diffusion.nets.initialisation import uniform_fan_in
@@ -62,7 +62,7 @@ class UNet2D(Backbone):
             blocks=blocks,
             attention=attention,
             up_attention=up_attention,
-            heads=lambda width: width // head_channels if head_channels else 1,
+            heads=heads_of(head_channels),
             dropout=dropout,
             design=Design(
                 norm=partial(GroupNorm, groups=groups, eps=eps),

@@ -204,7 +204,7 @@ def test_beyond_its_range_a_home_answers_at_its_nearest_level() -> None:
     expected = MIXTURE.denoiser()(50.0 / 80.0 * x, sd.Kernel(1.0, 50.0))
     torch.testing.assert_close(ve(x, sd.Kernel(1.0, 80.0)), expected, **CLOSE)
     x = noisy(sd.Kernel(0.5, 1e-5), 8)
-    least = HOMES["ncsnpp"].process.kernel(1e-5)
+    least = HOMES["ncsnpp"].process.kernel(0.0)
     expected = MIXTURE.denoiser()(x / 0.5, least)
     torch.testing.assert_close(ve(x, sd.Kernel(0.5, 1e-5)), expected, **CLOSE)
 

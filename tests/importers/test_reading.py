@@ -1,16 +1,14 @@
 """Foreign checkpoint files: the tensors come back bit by bit, and nothing in a file is ever run."""
 
 import copyreg
-import io
-import os
 import pickle
 import subprocess
 import sys
-import types
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +20,11 @@ from torch import Tensor, nn
 
 from sde_diffusion.errors import UserError
 from sde_diffusion.importers.reading import Persistent, module_tensors, read_edm_pickle, read_safetensors, read_torch
+from tests.importers import writing
+from tests.importers.writing import Call, EasyDict, EDMModule, saved, system_call, written
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool)
 FAKES = ("torch_utils", "torch_utils.persistence", "training", "training.networks", "dnnlib", "dnnlib.util")
-
-
-def _reconstruct_persistent_obj(meta: dict[str, Any]) -> None:
-    raise AssertionError("this name is only ever written")
-
-
-class EasyDict(dict[str, Any]):
-    """As EDM's dictionaries, by name."""
 
 
 class Layer(nn.Module):
@@ -50,46 +42,22 @@ class Layer(nn.Module):
         self.register_buffer("cache", torch.ones(2), persistent=False)
 
 
-class Net(nn.Module):
-    """A module that is pickled as EDM's are: its source code, the name of its class and its state."""
+class Net(EDMModule):
+    """One of EDM's, with submodules that are none of its."""
 
-    def __init__(self, *args: Any, module_src: str = "raise RuntimeError", **kwargs: Any) -> None:
-        super().__init__()
-        self._init_args, self._init_kwargs = args, kwargs
-        self.sigma, self.module_src = 0.5, module_src
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sigma = 0.5
         self.enc = nn.ModuleDict({"8x8_conv": Layer(1), "norm": nn.BatchNorm1d(3)})
         self.layers = nn.ModuleList([Layer(2), self.enc["8x8_conv"], nn.SiLU()])
         self.layers[0].twin = self.layers[1].weight  # one parameter of two modules
 
-    def __reduce__(self) -> Any:
-        meta = {"type": "class", "version": 6, "module_src": self.module_src, "class_name": "Net"}
-        return _reconstruct_persistent_obj, (meta | {"state": self.__dict__},)
 
-
-@contextmanager
-def edm_modules() -> Iterator[None]:
-    """EDM's modules, as far as a pickle asks for them while it is written."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in FAKES:
-            patch.setitem(sys.modules, module, types.ModuleType(module))
-        for module, thing in zip(FAKES[1::2], (_reconstruct_persistent_obj, Layer, EasyDict)):
-            setattr(sys.modules[module], thing.__name__, thing)
-            patch.setattr(thing, "__module__", module)
-        yield
-
-
-def edm_bytes(thing: Any, protocol: int = 4) -> bytes:
-    with edm_modules():
-        return pickle.dumps(thing, protocol)
+edm_bytes = partial(writing.edm_bytes, networks=(Layer,))
 
 
 def same(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and a.stride() == b.stride() and torch.equal(a, b)
-
-
-def written(path: Path, data: bytes) -> Path:
-    path.write_bytes(data)
-    return path
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -170,29 +138,6 @@ def test_safetensors_come_back_bit_by_bit(tmp_path: Path) -> None:
     assert back.keys() == tensors.keys() and all(same(back[name], tensor) for name, tensor in tensors.items())
 
 
-class Call:
-    """Pickles as the call function(*args); it can itself be the function of another."""
-
-    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
-        self.reduced = function, args
-
-    def __reduce__(self) -> Any:
-        return self.reduced
-
-    def __call__(self) -> None:
-        raise AssertionError("this object is only ever written")
-
-
-def saved(thing: Any, *, zipped: bool) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(thing, buffer, _use_new_zipfile_serialization=zipped)
-    return buffer.getvalue()
-
-
-def system_call(marker: Path) -> Call:
-    return Call(os.system, f"touch {marker}")
-
-
 def load_call(marker: Path) -> Call:
     return Call(torch.load, str(written(marker.parent / "nested.pth", saved(system_call(marker), zipped=True))))
 
@@ -270,7 +215,9 @@ def test_code_in_a_torch_file_is_refused(tmp_path: Path, zipped: bool, inside: b
 def test_source_code_in_a_pickle_is_dropped(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     assert runs(marker, lambda: exec(opens(marker)))
-    path = written(tmp_path / "edm.pkl", edm_bytes(Net(module_src=opens(marker))))
+    net = Net()
+    net.module_src = opens(marker)
+    path = written(tmp_path / "edm.pkl", edm_bytes(net))
     assert not runs(marker, lambda: read_edm_pickle(path))
 
 

@@ -105,10 +105,10 @@ class Up(_Filter):
         """
         if not self.box or conv.kernel_size != (3, 3) or conv.padding != (1, 1):
             return super().then(x, conv)
-        reverse = conv.weight.flip(2, 3)
+        reverse = conv.weight.transpose(0, 1).flip(2, 3)
         wide = F.pad(reverse, (0, 1)) + F.pad(reverse, (1, 0))
         kernel = F.pad(wide, (0, 0, 0, 1)) + F.pad(wide, (0, 0, 1, 0))
-        return F.conv_transpose2d(x, kernel.transpose(0, 1), conv.bias, stride=2, padding=1)
+        return F.conv_transpose2d(x, kernel, conv.bias, stride=2, padding=1)
 
 
 class DownConv(nn.Module):

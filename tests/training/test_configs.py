@@ -124,7 +124,7 @@ def test_configurations_share_one_set_of_keys() -> None:
     def keys(section: ConfigDict, prefix: str = "") -> set[str]:
         found: set[str] = set()
         for key, value in section.items():
-            if prefix + key in ("sampling.options", "sampling.grid_options"):
+            if prefix + key in ("sampling.options", "sampling.grid_options", "model.options"):
                 continue
             found |= keys(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {prefix + key}
         return found

@@ -178,7 +178,7 @@ def chosen_config() -> tuple[ConfigDict, str]:
         with config.unlocked():
             config.update(known)
         return config, Path(FLAGS.workdir).name
-    if FLAGS.mode == "import":
+    if FLAGS.mode == "import" or (FLAGS.workdir and (Path(FLAGS.workdir) / "checkpoints").is_dir()):
         return base.get_config(), Path(FLAGS.path or "import").stem
     raise UserError(f"--config is needed; {nearest('', config_names())}")
 

@@ -129,13 +129,6 @@ def check_folder(folder: Path, config: ConfigDict, same_seed: bool = False) -> N
         )
 
 
-def check_trainable(folder: Path) -> None:
-    """Raises UserError for a folder of an imported network, which has no optimiser to go on with."""
-    path = folder / "config.json"
-    if path.exists() and "imported" in json.loads(path.read_text()):
-        raise UserError(f"{folder} holds an imported network, which is sampled and evaluated, not trained on")
-
-
 def trained_network(config: ConfigDict, folder: Path) -> tuple[ConfigDict, Checkpoint]:
     """The newest checkpoint of the run folder, which must be this configuration's, or an imported one.
 
@@ -262,7 +255,8 @@ def held_out_loss(config: ConfigDict, denoiser: NetworkDenoiser, transform: Data
     size = min(config.training.batch_size, len(dataset))
     count = min(config.training.held_out_batches, math.ceil(len(dataset) / size))
     fixed = itertools.islice(batches(dataset, size, seed=config.seed), count)
-    objective, times = build.objective(config), build.times(config)
+    sde = denoiser.spec.model_process
+    objective, times = build.objective(config, sde), build.times(config, sde)
     losses = [
         float(
             batch_loss(
@@ -281,21 +275,32 @@ def held_out_loss(config: ConfigDict, denoiser: NetworkDenoiser, transform: Data
     return sum(losses) / len(losses)
 
 
+def clip_gradient(net: nn.Module, limit: float) -> float:
+    """The norm of the whole gradient, which is scaled down to the limit where it is beyond; 0 for no limit."""
+    gradients = [p.grad for p in net.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    # Most gradients need no clipping, and scaling them by one takes as long as a third of Adam's update.
+    if 0.0 < limit < float(norm):
+        nn.utils.clip_grads_with_norm_(net.parameters(), limit, norm)
+    return float(norm)
+
+
 def train(config: ConfigDict, folder: Path) -> None:
     """Train to training.steps, from the newest checkpoint where there is one."""
     from torch.utils.tensorboard import SummaryWriter
 
     device = build.device(config)
-    splits = build.data(config)
     settings = config.training
-    check_trainable(folder)
     check_folder(folder, config, same_seed=True)
+    resumed = read_checkpoint(folder) if checkpoint_files(folder) else None
+    if resumed and not resumed.optimizer:
+        raise UserError(f"{folder} holds an imported network, which is sampled and evaluated, not trained on")
+    splits = build.data(config)
     write_json(folder / "config.json", json.loads(config.to_json_best_effort()))
 
     spec = build.spec(config, splits.train)
     transform = DataTransform.fit(splits.train, config.data.subtract_mean)
     net = build.network(spec, config.seed).to(device)
-    resumed = read_checkpoint(folder) if checkpoint_files(folder) else None
     step = resumed.step if resumed else 0
     if resumed:
         load_weights(net, resumed.network)
@@ -362,13 +367,13 @@ def train(config: ConfigDict, folder: Path) -> None:
             loss = batch_loss(config, denoiser, transform, next(stream), objective, times, drawn, learn=True)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            norm = nn.utils.clip_grad_norm_(net.parameters(), settings.grad_clip or math.inf)
+            norm = clip_gradient(net, settings.grad_clip)
             value = float(loss.detach())
-            if not math.isfinite(value) or not math.isfinite(float(norm)):
+            if not math.isfinite(value) or not math.isfinite(norm):
                 files = checkpoint_files(folder)
                 last = f"the last good checkpoint is {files[-1]}" if files else "there is no checkpoint yet"
                 raise UserError(
-                    f"the loss is {value:g} and the gradient's norm {float(norm):g} at step {step}; {last}. "
+                    f"the loss is {value:g} and the gradient's norm {norm:g} at step {step}; {last}. "
                     "A lower training.learning_rate or training.grad_clip usually helps"
                 )
             optimizer.step()
@@ -382,7 +387,7 @@ def train(config: ConfigDict, folder: Path) -> None:
                 speed = (step - first) * settings.batch_size / (time.perf_counter() - started)
                 bar.set_postfix(loss=f"{value:.4f}", images=f"{speed:.0f}/s")
                 board.add_scalar("loss/train", value, step)
-                board.add_scalar("gradient_norm", float(norm), step)
+                board.add_scalar("gradient_norm", norm, step)
                 board.add_scalar("images_per_second", speed, step)
             if step % settings.evaluate_every == 0 or final:
                 held_out = held_out_loss(config, ema_denoiser, transform, splits.test)
@@ -461,8 +466,8 @@ def draw(
         "nfe": nfe,
         "samples": count,
         "seconds": round(time.perf_counter() - started, 3),
-        "grid": build.grid_kind(config, sampler),
-        "grid_options": build.grid_options(config, sampler),
+        "grid": build.grid_kind(config, sampler, grid.sde),
+        "grid_options": build.grid_options(config, sampler, grid.sde),
         "snap": config.sampling.snap,
         "smallest_time": float(grid.times[-1]),
         "process": {key: value for key, value in process_state(grid.sde).items() if not isinstance(value, list)},
@@ -567,8 +572,9 @@ def evaluated_data(config: ConfigDict, trained: Checkpoint, splits: Splits | Non
 
 def _in_classes_of(trained: Checkpoint, dataset: Dataset) -> Dataset:
     """The data with the labels of the trained classes, without labels where the classes are others."""
-    if dataset.labels is None or dataset.classes == trained.classes:
-        return dataset
+    numbered = trained.classes == tuple(map(str, range(len(dataset.classes))))  # an imported network's, without names
+    if dataset.labels is None or dataset.classes == trained.classes or numbered:
+        return replace(dataset, classes=trained.classes) if numbered and dataset.labels is not None else dataset
     if not set(dataset.classes) <= set(trained.classes):
         return replace(dataset, labels=None, classes=())
     order = torch.tensor([trained.classes.index(name) for name in dataset.classes])

@@ -4,7 +4,7 @@ Everything is timed in one process and in turns, so that the ratios mean somethi
 work. The floor of a network runs its convolutions, linear layers, resampling filters and attention alone, on the inputs
 that they have inside it; what the network takes beyond it is normalisation, activations, sums and concatenations.
 
-    python benchmarks/forward.py [--threads 2] [--batch 16] [--repeats 7] [--profile]
+    python benchmarks/forward.py [--threads 2] [--batch 16] [--repeats 7]
 """
 
 import argparse
@@ -123,7 +123,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--only", default="", help="part of a network's name")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -144,8 +143,7 @@ def main() -> None:
         if given.only in name:
             net = make()
             beside_floor(net, shape, given.batch, given.repeats)
-            if given.profile:
-                profiled(net, shape, given.batch)
+            profiled(net, shape, given.batch)
 
 
 if __name__ == "__main__":

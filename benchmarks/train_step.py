@@ -19,6 +19,7 @@ from common import elapsed, median_seconds
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from run_lib import clip_gradient
 from sde_diffusion import build
 from sde_diffusion.checkpoint import build_network
 from sde_diffusion.data import Dataset
@@ -41,7 +42,7 @@ def our_update(net: nn.Module) -> Callable[[], None]:
     ema = averaged(net, 0.999)
 
     def update() -> None:
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        clip_gradient(net, 1.0)
         optimizer.step()
         ema.update_parameters(net)
 
@@ -94,7 +95,9 @@ def on_cpu(batch: int, repeats: int) -> None:
 
 def on_gpu(device: torch.device, name: str, batch: int, repeats: int) -> None:
     """Images a second of a training step in bf16, channels_last, eager and compiled, and its share of the peak."""
-    config = importlib.import_module(f"configs.{name.partition(':')[0]}").get_config()
+    file, _, variants = name.partition(":")
+    get_config = importlib.import_module(f"configs.{file}").get_config
+    config = get_config(variants) if variants else get_config()
     data = Dataset(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1]), 256, ("a", "b"), "stand-in")
     net = build_network(build.spec(config, data)).to(device)
     x, label = torch.randn(batch, 3, 32, 32, device=device), torch.rand(batch, device=device)

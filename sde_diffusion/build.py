@@ -146,7 +146,15 @@ def check(config: ConfigDict) -> None:
 
 def _check_network(config: ConfigDict) -> None:
     schema = network_arguments(config)
-    network_options(config)
+    options = network_options(config)
+    if config.model.class_conditional and "num_classes" not in schema:
+        raise UserError(f"model.class_conditional: the network {config.model.network!r} is not told classes")
+    no_class = options.get("no_class", schema["no_class"].default if "no_class" in schema else True)
+    if config.training.label_dropout > 0.0 and not no_class:
+        raise UserError(
+            f"training.label_dropout withholds classes, and {config.model.network!r} has no row for 'no class' "
+            "unless it is built with --network.no_class True"
+        )
     if not 0.0 <= config.training.augment <= 1.0:
         raise UserError(f"training.augment is a probability in [0, 1], got {config.training.augment}")
     if config.training.augment > 0.0 and "augment_dims" not in schema:
@@ -250,7 +258,7 @@ def network_options(config: ConfigDict) -> dict[str, Any]:
     Raises UserError for one that the network does not have or that has another type.
     """
     model = config.model
-    own = _plain(model[model.network]) if model.network in ("unet", "mlp") else {}
+    own = _plain(model[model.network]) if model.network in model else {}  # a section of its own
     return {**own, **model_options(config)}
 
 
@@ -306,11 +314,14 @@ def compiled(config: ConfigDict, net: nn.Module) -> nn.Module:
     return cast(nn.Module, torch.compile(net, backend=config.compile))
 
 
-def objective(config: ConfigDict) -> Objective:
-    """What the training minimises. Raises UserError for a bound of a process without levels."""
+def objective(config: ConfigDict, sde: SDE | None = None) -> Objective:
+    """What the training minimises under a process, the configuration's unless it is given.
+
+    Raises UserError for a bound of a process without levels.
+    """
     training = config.training
     settings = Settings(training.weighting, training.vlb_weight, step_variance(config))
-    return losses.objective(process(config), training.loss, settings)
+    return losses.objective(sde or process(config), training.loss, settings)
 
 
 def step_variance(config: ConfigDict) -> str:
@@ -323,10 +334,13 @@ def augmentation(config: ConfigDict) -> Augmentation | None:
     return Augmentation(config.training.augment) if config.training.augment > 0.0 else None
 
 
-def times(config: ConfigDict) -> TimeSampler:
-    """A fresh time sampler. Raises UserError for one that the process does not have."""
+def times(config: ConfigDict, sde: SDE | None = None) -> TimeSampler:
+    """A fresh time sampler of a process, the configuration's unless it is given.
+
+    Raises UserError for one that the process does not have.
+    """
     training = config.training
-    return time_sampler(process(config), training.times, p_mean=training.p_mean, p_std=training.p_std)
+    return time_sampler(sde or process(config), training.times, p_mean=training.p_mean, p_std=training.p_std)
 
 
 def option(text: str) -> tuple[str, str]:
@@ -380,17 +394,17 @@ def sampler_options(config: ConfigDict) -> dict[str, Any]:
     return checked_options("sampler", sampler, samplers.sampler_options(sampler), config.sampling.options)
 
 
-def grid_kind(config: ConfigDict, sampler: str) -> str:
+def grid_kind(config: ConfigDict, sampler: str, sde: SDE | None = None) -> str:
     """The kind of grid; for "auto" the one that suits the sampler, or where any does, the process."""
     kind: str = config.sampling.grid
     if kind != "auto":
         return kind
-    return samplers.SAMPLER_TABLE[sampler].grid or process(config).grid
+    return samplers.SAMPLER_TABLE[sampler].grid or (sde or process(config)).grid
 
 
-def grid_options(config: ConfigDict, sampler: str) -> dict[str, Any]:
+def grid_options(config: ConfigDict, sampler: str, sde: SDE | None = None) -> dict[str, Any]:
     """The grid's named options. Raises UserError for one that it does not have or that has another type."""
-    kind = grid_kind(config, sampler)
+    kind = grid_kind(config, sampler, sde)
     return checked_options("grid", kind, grids.grid_options(kind), config.sampling.grid_options)
 
 
@@ -422,10 +436,10 @@ def grid(config: ConfigDict, sde: SDE, steps: int, sampler: str) -> TimeGrid:
     return make_grid(
         sde,
         steps,
-        grid_kind(config, sampler),
+        grid_kind(config, sampler, sde),
         t_end=_or_default(settings.t_end),
         snap=sde if settings.snap else None,
-        **grid_options(config, sampler),
+        **grid_options(config, sampler, sde),
     )
 
 

@@ -22,7 +22,7 @@ from sde_diffusion.denoiser import NetworkDenoiser, NetworkSpec
 from sde_diffusion.errors import UserError, choose
 from sde_diffusion.nets import NETWORKS
 
-FORMAT = 1
+FORMAT = 2
 FOLDER = "checkpoints"
 _WEIGHTS = {"ema": "ema", "raw": "network"}
 
@@ -105,11 +105,42 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise UserError(
             f"{source} cannot be read ({str(error).splitlines()[0][:120]}); remove it to use the checkpoint before it"
         ) from error
-    if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
-        raise UserError(f"{source} is not a checkpoint of format {FORMAT}")
+    stored = state.pop("format", None) if isinstance(state, dict) else None
+    if stored not in (1, FORMAT):
+        raise UserError(f"{source} is not a checkpoint of format {FORMAT}, nor of format 1 before it")
     state["spec"] = NetworkSpec.from_state(state["spec"])
+    if stored == 1 and state["spec"].network == "unet":
+        for weights in ("network", "ema"):
+            state[weights] = from_format_1(state[weights], state["spec"].options)
     state["transform"] = DataTransform.from_state(state["transform"])
     return Checkpoint(**state)
+
+
+def from_format_1(weights: Mapping[str, Tensor], options: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights of a `unet` under today's names; in format 1 its stages were numbered one after another."""
+    levels, blocks = len(options.get("multipliers", (1, 2, 2, 2))), options.get("blocks", 2)
+    places = {"head.0": "head.norm", "head.2": "head.conv"}
+    down = up = 0
+    for level in range(levels):
+        if level:
+            places[f"down.{down}.0"] = f"encoder.{level}.down.0.conv"
+            down += 1
+        for block in range(blocks):
+            places[f"down.{down}"] = f"encoder.{level}.stages.{block}"
+            down += 1
+        for block in range(blocks + 1):
+            places[f"up.{up}"] = f"decoder.{level}.stages.{block}"
+            up += 1
+        # The last stage of a level ended with the doubling: a layer without weights, then its convolution.
+        last = [int(key.split(".")[2]) for key in weights if key.startswith(f"up.{up - 1}.")]
+        if level < levels - 1:
+            places[f"up.{up - 1}.{max(last)}"] = f"decoder.{level}.up.0.conv"
+
+    def renamed(key: str) -> str:
+        former = max((place for place in places if key.startswith(place + ".")), key=len, default="")
+        return places[former] + key[len(former) :] if former else key
+
+    return {renamed(key): value for key, value in weights.items()}
 
 
 def build_network(spec: NetworkSpec) -> nn.Module:

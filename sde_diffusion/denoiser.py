@@ -9,7 +9,7 @@ hardness share: if alpha/sigma agree, then x scaled by sigma_home/sigma is distr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -183,6 +183,14 @@ class NetworkSpec:
         choose("input scale", self.input_scale, INPUT_SCALES)
         choose("variance", self.variance, VARIANCES)
 
+    def takes(self, shape: Sequence[int]) -> bool:
+        """Whether samples of a shape may go to the network: of its own, or images of another size, of as many channels.
+
+        A network that knows one size only says so itself.
+        """
+        own = self.shape
+        return tuple(shape) == tuple(own) or (len(shape) == len(own) == 3 and shape[0] == own[0])
+
     @property
     def model_process(self) -> SDE:
         """The home in model space, where samples are drawn and likelihoods computed: its noise scaled as the data."""
@@ -211,10 +219,7 @@ class NetworkDenoiser:
         self.net = net
         self.spec = spec
         home = spec.process
-        # A process that starts from noisy data has a first level at t = 0; another none, as its log-SNR is infinite.
-        start = 0.0 if float(home.kernel(0.0).sigma) > 0.0 else home.t_train
-        first = start if home.times is None else float(home.times[0])
-        self._times = (first, 1.0)
+        self._times = home.known_times
         ends = home.kernel(torch.tensor(self._times, dtype=torch.float64)).logsnr
         self._most, self._least = float(ends[0]), float(ends[1])
         self._in_range = spec.data_range == (-1.0, 1.0)
@@ -237,6 +242,7 @@ class NetworkDenoiser:
         return to_model_range(self._at_home, *self.spec.data_range, x, kernel, **conditioning)
 
     def _at_home(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> tuple[Tensor, Tensor | None]:
+        self._check_classes(conditioning.get("labels"))
         t = self.spec.process.time_of(kernel.logsnr.clamp(self._least, self._most)).clamp(*self._times)
         home = self.spec.process.kernel(t)
         # The two ratios agree inside the home's range; outside it the larger part of x is the one to preserve.
@@ -251,6 +257,14 @@ class NetworkDenoiser:
         seen = scale * x_home + shift
         out, fraction = VARIANCES[self.spec.variance](self.net(seen, label, **conditioning))
         return to_x0(self.spec.prediction, out, x_home, home), fraction
+
+    def _check_classes(self, labels: Tensor | None) -> None:
+        """Raises UserError for classes that the network does not have; on a GPU, where looking would wait, nothing."""
+        count = self.spec.options.get("num_classes", 0)
+        if labels is None or labels.device.type != "cpu" or not count or not labels.numel():
+            return
+        if not 0 <= int(labels.min()) <= int(labels.max()) <= count:
+            raise UserError(f"the classes are 0 to {count - 1}, and {count} for none; got {labels.tolist()[:8]}")
 
 
 # --- denoisers around denoisers -------------------------------------------------------------------------------

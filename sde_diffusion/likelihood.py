@@ -149,7 +149,7 @@ def _check(denoiser: Denoiser, x: Tensor) -> None:
     if not bool(x.isfinite().all()):
         raise UserError("the data hold values that are not finite")
     spec = getattr(denoiser, "spec", None)
-    if spec is not None and spec.shape and tuple(x.shape[1:]) != tuple(spec.shape):
+    if spec is not None and spec.shape and not spec.takes(x.shape[1:]):
         raise UserError(f"the network is one of data of shape {tuple(spec.shape)}, and these have {tuple(x.shape[1:])}")
     if x.ndim < 4:
         return

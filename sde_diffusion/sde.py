@@ -74,6 +74,14 @@ class SDE(ABC):
         """The times [N], ascending, of a discrete process; None for a continuous one."""
         return None
 
+    @property
+    def known_times(self) -> tuple[float, float]:
+        """Between which times a network trained under the process knows its noise levels."""
+        if self.times is not None:
+            return float(self.times[0]), 1.0
+        # One that starts from noisy data has a first level at t = 0; another none, as its log-SNR is infinite there.
+        return (0.0 if float(self.kernel(0.0).sigma) > 0.0 else self.t_train), 1.0
+
     def scaled(self, factor: float) -> SDE:
         """The process for data `factor` times as large, its noise with them; where alpha is not 1, the same process."""
         return self
@@ -343,6 +351,11 @@ class EDM(SDE):
     @property
     def prior_std(self) -> float:
         return self.sigma_max
+
+    @property
+    def known_times(self) -> tuple[float, float]:
+        """Training draws log sigma from a normal law, which has no ends: so far, and ten times sigma_max."""
+        return 1e-4 * self.t_sample, 10.0
 
     def scaled(self, factor: float) -> EDM:
         return EDM(factor * self.sigma_min, factor * self.sigma_max)

@@ -7,7 +7,6 @@ FOLDER/scheduler/scheduler_config.json           or FOLDER/scheduler_config.json
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from sde_diffusion.checkpoint import build_network
 from sde_diffusion.denoiser import NetworkSpec
 from sde_diffusion.errors import UserError, choose
-from sde_diffusion.importers.foreign import Foreign, Settings, only, resolved
+from sde_diffusion.importers.foreign import Foreign, Settings, only, read_json, resolved
 from sde_diffusion.importers.reading import read_safetensors, read_torch
 from sde_diffusion.importers.rules import BlockNames, Part, Rule, pair, parts
 from sde_diffusion.nets.backbone import Backbone
@@ -200,6 +199,7 @@ _SCHEDULER: Settings = {
     "rescale_betas_zero_snr": False,
 }
 _PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+_VARIANCES = ["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range", None]
 
 
 def _linear(own: Settings) -> Tensor:
@@ -221,12 +221,14 @@ _BETAS: dict[str, Callable[[Settings], Tensor]] = {
 def _home(given: Settings) -> Settings:
     # A scheduler has many keys that concern its own steps; those of the training alone are read.
     own = {**_SCHEDULER, **{key: value for key, value in given.items() if key in _SCHEDULER}}
-    if "num_train_timesteps" not in given and "beta_schedule" not in given:
+    name = str(given.get("_class_name", "DDPMScheduler"))
+    if not given.keys() & {"beta_schedule", "beta_start", "beta_end", "trained_betas"} and name != "DDPMScheduler":
         raise UserError(
-            f"the scheduler {given.get('_class_name', '')!r} has no table of betas: those of a variance-preserving "
+            f"the scheduler {name!r} has no table of betas: those of a variance-preserving "
             "process are supported (DDPM, DDIM, PNDM, DPMSolver, UniPC, Euler, Heun, ...)"
         )
     only("diffusers", "rescale_betas_zero_snr", own["rescale_betas_zero_snr"], [False])
+    only("diffusers", "variance_type", own["variance_type"], _VARIANCES)
     betas = own["trained_betas"] or choose("beta_schedule", own["beta_schedule"], _BETAS)(own)
     prediction = choose("prediction_type", own["prediction_type"], _PREDICTIONS)
     return {
@@ -241,17 +243,7 @@ def _home(given: Settings) -> Settings:
 
 
 def _json(folder: Path, *places: str) -> Settings | None:
-    for place in places:
-        path = folder / place
-        if path.is_file():
-            try:
-                found = json.loads(path.read_text())
-            except (ValueError, UnicodeDecodeError) as error:
-                raise UserError(f"{path} is not a JSON file: {error}") from error
-            if not isinstance(found, dict):
-                raise UserError(f"{path} should hold a JSON object")
-            return found
-    return None
+    return next((read_json(folder / place) for place in places if (folder / place).is_file()), None)
 
 
 def _weights(folder: Path) -> Mapping[str, Tensor]:
@@ -292,6 +284,12 @@ def read(path: Path, config: Settings | None) -> Foreign:
         network="unet2d",
         options=options,
     )
+    channels = (2 if spec.variance == "learned_range" else 1) * options["in_channels"]
+    if options["out_channels"] != channels:
+        raise UserError(
+            f"the network puts out {options['out_channels']} channels, and {channels} are expected of one for "
+            f"{options['in_channels']} with the scheduler's variance_type: {spec.variance}"
+        )
     net = build_network(spec)
     assert isinstance(net, Backbone)
     weights = _weights(path)

@@ -12,6 +12,7 @@ configuration. It is read without running any code (see reading.py). A precondit
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from sde_diffusion.checkpoint import build_network
 from sde_diffusion.denoiser import NetworkSpec
 from sde_diffusion.errors import UserError, choose
 from sde_diffusion.importers.foreign import Foreign, Settings, needed, only, resolved
-from sde_diffusion.importers.reading import Persistent, module_tensors, read_edm_pickle
+from sde_diffusion.importers.reading import Persistent, module_tensors, read_edm_pickle, read_torch
 from sde_diffusion.importers.rules import BlockNames, Part, Rule, matrix, pair, parts, qkv
 from sde_diffusion.nets.backbone import Backbone, InputResidual, InputSkip, OutputSkip
 from sde_diffusion.nets.blocks import Head, ResidualBlock, SelfAttention
@@ -141,6 +142,7 @@ _PRECONDITIONERS: dict[str, Settings] = {
     "iDDPMPrecond": {"model_type": "DhariwalUNet", "C_1": 0.001, "C_2": 0.008, "M": 1000},
 }
 _PYRAMIDS = {"standard": "none", "skip": "skip", "residual": "residual"}
+_DECODERS = {"standard": "none", "skip": "skip"}
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 """Between which EDM samples, whatever its preconditioner allows (Karras et al. 2022, Table 1)."""
 
@@ -171,7 +173,7 @@ def _network(name: str, settings: Settings) -> tuple[str, Settings]:
         "features": own["channel_mult_noise"],
         "taps": [] if taps == [1.0, 1.0] else taps,
         "input_pyramid": choose("encoder type of EDM", own["encoder_type"], _PYRAMIDS),
-        "output_pyramid": choose("decoder type of EDM", own["decoder_type"], _PYRAMIDS),
+        "output_pyramid": choose("decoder type of EDM", own["decoder_type"], _DECODERS),
     }
 
 
@@ -235,20 +237,35 @@ def _arguments(module: Persistent) -> Settings:
     found = dict(module.state.get("_init_kwargs") or {})
     inner = module.state.get("_modules", {}).get("model")
     if isinstance(inner, Persistent):
-        known = _NETWORKS.get(inner.class_name, {})
+        known = {*_NETWORKS.get(inner.class_name, {}), "img_resolution"}
         found = {**{k: v for k, v in (inner.state.get("_init_kwargs") or {}).items() if k in known}, **found}
     return {"cls": module.class_name, **found}
 
 
+def _plain(found: Any) -> tuple[Settings, dict[str, Tensor]] | None:
+    """Configuration and weights of a network that is stored as plain containers; None where there is none."""
+    if not isinstance(found, Mapping) or not found:
+        return None
+    if all(isinstance(value, Tensor) for value in found.values()):
+        return {}, dict(found)
+    carried = (found[key] for key in ("config", "init_kwargs") if isinstance(found.get(key), Mapping))
+    settings: Settings = dict(next(carried, {}))
+    inner = (_plain(found[key]) for key in ("ema", "net", "state_dict", "model") if key in found)
+    first = next((pair for pair in inner if pair is not None), None)
+    return None if first is None else ({**settings, **first[0]}, first[1])
+
+
 def read(path: Path, config: Settings | None) -> Foreign:
     """The averaged network of a .pkl file. Raises UserError for a file that is none of EDM's."""
-    found = read_edm_pickle(path)
+    found = read_torch(path) if zipfile.is_zipfile(path) else read_edm_pickle(path)
     net = found.get("ema", found.get("net")) if isinstance(found, Mapping) else found
+    plain = _plain(found)
+    settings: Settings
     if isinstance(net, Persistent):
         settings, weights = {**_arguments(net), **(config or {})}, module_tensors(net)
-    elif isinstance(net or found, Mapping) and all(isinstance(value, Tensor) for value in (net or found).values()):
-        settings, weights = dict(config or {}), dict(net or found)
-        if config is None:
+    elif plain is not None:
+        settings, weights = {**plain[0], **(config or {})}, plain[1]
+        if not settings:
             raise UserError(f"{path.name} holds a state dict only: give the constructor's arguments, with 'cls'")
     else:
         raise UserError(f"{path} holds no network under 'ema', as files of EDM do")

@@ -77,6 +77,11 @@ def network_config(net: nn.Module) -> dict[str, Any]:
     resnet = design.resampling == "block"
     channels = [_width(level.stages) for level in net.encoder]
     _require(net.stem.out_channels == channels[0], "its stem has other channels than its first level")
+    hidden = net.conditioning.hidden
+    sizes = (hidden.in_features, hidden.out_features)
+    _require(
+        sizes == (channels[0], 4 * channels[0]), f"its noise level has layers of {sizes[0]} and {sizes[1]} channels"
+    )
     kinds = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if resnet else ("DownBlock2D", "UpBlock2D")
     classes = net.conditioning.classes
     return {

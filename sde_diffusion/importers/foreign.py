@@ -27,7 +27,6 @@ class Foreign:
     weights     under its own keys; averages: the averaged ones, where the file has both
     ignored     keys that carry nothing which the spec does not say
     step        of its training, where the file says it
-    title       of its data, for figures
     """
 
     spec: NetworkSpec
@@ -37,7 +36,6 @@ class Foreign:
     averages: Mapping[str, Tensor] | None = None
     ignored: Sequence[str] = field(default_factory=tuple)
     step: int = 0
-    title: str = ""
 
 
 def read_settings(
@@ -52,6 +50,8 @@ def read_settings(
         return published.get(path.stem)
     if isinstance(config, Mapping):
         found: Any = config
+    elif not isinstance(config, str | Path):
+        raise UserError(f"config should be a mapping, a JSON file or the name of a published model, got {config!r}")
     elif str(config) in published:
         found = published[str(config)]
     else:
@@ -59,14 +59,20 @@ def read_settings(
         if not place.is_file():
             names = f", and no published model of that name; {nearest(str(config), published)}" if published else ""
             raise UserError(f"there is no configuration file {config}{names}")
-        try:
-            found = json.loads(place.read_text())
-        except (ValueError, UnicodeDecodeError) as error:
-            raise UserError(f"{place} is not a JSON file: {error}") from error
-        if not isinstance(found, dict):
-            raise UserError(f"{place} should hold a JSON object of the source's configuration keys")
+        found = read_json(place)
     inner = found.get("config")
     return dict(inner) if isinstance(inner, Mapping) else dict(found)
+
+
+def read_json(path: Path) -> Settings:
+    """The object in a JSON file. Raises UserError for a file that holds none."""
+    try:
+        found = json.loads(path.read_text())
+    except (ValueError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} is not a JSON file: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} should hold a JSON object")
+    return found
 
 
 def resolved(what: str, given: Mapping[str, Any], defaults: Mapping[str, Any], unused: Iterable[str] = ()) -> Settings:

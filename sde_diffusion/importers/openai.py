@@ -212,7 +212,7 @@ def _spec(config: Settings, weights: Mapping[str, Tensor]) -> tuple[NetworkSpec,
         "resample_blocks": own["resblock_updown"],
         "convolutions": own.get("conv_resample", True),
         # The two projects differ in the stem where the first multiplier is not 1.
-        "wide_stem": multipliers[0] != 1 and stem is not None and len(stem) != channels,
+        "wide_stem": multipliers[0] != 1 and (stem is None or len(stem) != channels),
         "num_classes": own["num_classes"] or 0,
     }
     size = own["image_size"]
@@ -237,6 +237,7 @@ def read(path: Path, config: Settings | None) -> Foreign:
     weights = read_torch(path)
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"{path} holds no state dict, as files of improved- and guided-diffusion do")
+    weights = {key.removeprefix("module."): value for key, value in weights.items()}
     if config is None:
         raise UserError(
             f"{path.name} does not say its configuration: give the source's own flags, as a JSON file or the name of a "

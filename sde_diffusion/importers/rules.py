@@ -165,7 +165,7 @@ def converted(
         expected = tuple(own[rule.ours].shape)
         try:
             found[rule.ours] = rule.join(tensors)
-        except (RuntimeError, IndexError):
+        except (RuntimeError, IndexError, TypeError):
             found[rule.ours] = torch.empty(0)
         if found[rule.ours].shape != expected:
             there = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)

@@ -158,12 +158,14 @@ _MODEL = {
     "interpolation": "bilinear",
     "name": "",
     "ema_rate": 0.9999,
+    "sigma_begin": 50.0,
 }
 _DATA = {"image_size": 32, "num_channels": 3, "channels": 3, "centered": False}
 _TRAINING = {"continuous": True, "sde": ""}
 _DDPMPP = {"nf": 128, "ch_mult": (1, 2, 2, 2), "num_res_blocks": 4, "embedding_type": "positional", "name": "ncsnpp"}
 _NCSNPP = {"nf": 128, "ch_mult": (1, 2, 2, 2), "num_res_blocks": 4, "fir": True, "name": "ncsnpp"}
 _VE = {"scale_by_sigma": True, "progressive_input": "residual", "embedding_type": "fourier"}
+_VP_NCSNPP = _NCSNPP | {"progressive_input": "residual", "embedding_type": "positional"}
 _DDPM = {"nf": 128, "ch_mult": (1, 2, 2, 2), "num_res_blocks": 2, "name": "ddpm", "embedding_type": "positional"}
 _DEEP = {"num_res_blocks": 8}
 _LARGE = {"ch_mult": (1, 1, 2, 2, 2, 2, 2), "num_res_blocks": 2, "progressive": "output_skip"} | {
@@ -193,6 +195,11 @@ PUBLISHED: dict[str, Settings] = {
     "cifar10_ncsnpp_continuous": _published(_NCSNPP | _VE, "vesde", True),
     "cifar10_ncsnpp_deep_continuous": _published(_NCSNPP | _VE | _DEEP, "vesde", True),
     "cifar10_ncsnpp": _published(_NCSNPP | _VE | {"embedding_type": "positional"}, "vesde", False),
+    "vp/cifar10_ncsnpp": _published(_VP_NCSNPP, "vpsde", False),
+    "vp/cifar10_ncsnpp_continuous": _published(_VP_NCSNPP, "vpsde", True),
+    "vp/cifar10_ncsnpp_deep_continuous": _published(_VP_NCSNPP | _DEEP, "vpsde", True),
+    "subvp/cifar10_ncsnpp_continuous": _published(_VP_NCSNPP, "subvpsde", True),
+    "subvp/cifar10_ncsnpp_deep_continuous": _published(_VP_NCSNPP | _DEEP, "subvpsde", True),
     "cifar10_ddpm_continuous": _published(_DDPM, "vpsde", True),
     "cifar10_ddpm": _published(_DDPM, "vpsde", False),
     "ve/cifar10_ddpm": _published(_DDPM | {"scale_by_sigma": True}, "vesde", False),
@@ -227,6 +234,7 @@ _UNUSED_TRAINING = {
     "snapshot_sampling",
     "likelihood_weighting",
     "reduce_mean",
+    "continuouse",  # as one of their files has it
 }
 _SECTIONS = {"model": None, "data": None, "training": None}
 _UNUSED_SECTIONS = {"sampling", "eval", "optim", "seed", "device", "sde", "name"}
@@ -303,20 +311,32 @@ _OPTIONS: dict[str, Callable[[Settings, Settings], tuple[str, Settings]]] = {
 Home = tuple[SDE, str]
 
 
+def _positional(model: Settings) -> None:
+    """Of a step the source would take the logarithm for Fourier features, which no model of it does."""
+    only("score_sde with a variance-preserving SDE", "model.embedding_type", _features(model), ["positional"])
+
+
+def _features(model: Settings) -> str:
+    """How the network is told its label: `ddpm` knows one way only, whatever the configuration says."""
+    return "fourier" if model["name"] != "ddpm" and str(model["embedding_type"]).lower() == "fourier" else "positional"
+
+
 def _vp_home(model: Settings, continuous: bool) -> Home:
+    _positional(model)
     if continuous:
         return VPSDE(model["beta_min"], model["beta_max"]), "time"
     return DiscreteVP.linear(model["num_scales"], model["beta_min"], model["beta_max"]), "index"
 
 
 def _subvp_home(model: Settings, continuous: bool) -> Home:
+    _positional(model)
     return SubVPSDE(model["beta_min"], model["beta_max"]), "time"
 
 
 def _ve_home(model: Settings, continuous: bool) -> Home:
     ends = float(model["sigma_min"]), float(model["sigma_max"])
     if continuous:
-        return VESDE(*ends), "log_sigma" if str(model["embedding_type"]).lower() == "fourier" else "sigma"
+        return VESDE(*ends), "log_sigma" if _features(model) == "fourier" else "sigma"
     return DiscreteVE.geometric(*ends, model["num_scales"]), "reversed_index"
 
 
@@ -328,15 +348,16 @@ def _spec(config: Settings, weights: Mapping[str, Tensor]) -> NetworkSpec:
     model = resolved("score_sde model", sections["model"] or {}, _MODEL)
     data = resolved("score_sde data", sections["data"] or {}, _DATA, _UNUSED_DATA)
     training = resolved("score_sde training", sections["training"] or {}, _TRAINING, _UNUSED_TRAINING)
-    name = _network_name(weights, model)
+    model["name"] = name = _network_name(weights, model)
     network, options = choose("network of score_sde", name, _OPTIONS)(model, data)
     exploding = bool(model["scale_by_sigma"]) or name == "ncsnv2"
     sde = str(training["sde"]).lower() or ("vesde" if exploding else "vpsde")
-    # NCSNv2 is not told the noise level, so only its levels' labels tell whether it knows the levels alone.
-    continuous = bool(training["continuous"]) and name != "ncsnv2"
-    process, label = choose("SDE of score_sde", sde, _HOMES)(model, continuous)
+    home = choose("SDE of score_sde", sde, _HOMES)
     if exploding and sde != "vesde":
         raise UserError(f"a network with model.scale_by_sigma belongs to training.sde = 'vesde', not {sde!r}")
+    # NCSNv2 is not told the noise level, so only its levels' labels tell whether it knows the levels alone.
+    continuous = bool(training["continuous"]) and name != "ncsnv2"
+    process, label = home(model, continuous)
     centred = bool(data["centered"])
     return NetworkSpec(
         process=process,
@@ -366,10 +387,13 @@ def _averages(ema: Any, weights: Mapping[str, Tensor], order: list[str], path: P
     """The averaged weights: shadow_params lists them in the order of the parameters that are trained."""
     if ema is None:
         return None
+    if isinstance(ema, Mapping) and set(order) <= {str(key).removeprefix("module.") for key in ema}:
+        return {**weights, **{str(key).removeprefix("module."): value for key, value in ema.items()}}
     shadow = ema.get("shadow_params") if isinstance(ema, Mapping) else ema
     if not isinstance(shadow, list | tuple):
         raise UserError(f"{path}: 'ema' holds no list shadow_params, as files of score_sde_pytorch do")
-    orders = ([key for key in weights if key in set(order)], order)
+    # As in the file, in the source's order, or with every number of the model but the table.
+    orders = ([key for key in weights if key in set(order)], order, [key for key in weights if key != "sigmas"])
     for keys in orders:
         if [weights[key].shape for key in keys] == [value.shape for value in shadow]:
             return {**weights, **dict(zip(keys, shadow, strict=True))}
@@ -380,6 +404,20 @@ def _averages(ema: Any, weights: Mapping[str, Tensor], order: list[str], path: P
         f"{path}: ema.shadow_params[{first}] is {tuple(shadow[first].shape)} where {order[first]} "
         f"is {tuple(weights[order[first]].shape)}"
     )
+
+
+def _check_sigmas(table: Tensor | None, config: Settings) -> None:
+    """Raises UserError where the noise levels in the file are not those of the configuration."""
+    if table is None or table.ndim != 1 or not len(table):
+        return
+    model = resolved("score_sde model", config.get("model") or {}, _MODEL)
+    there = len(table), float(table.max()), float(table.min())
+    told = int(model["num_scales"]), float(model["sigma_max"]), float(model["sigma_min"])
+    if there[0] != told[0] or any(abs(a / b - 1.0) > 1e-4 for a, b in zip(there[1:], told[1:], strict=True)):
+        raise UserError(
+            f"the file's table has {there[0]} noise levels from {there[1]:g} to {there[2]:g}, and the configuration "
+            f"(num_scales, sigma_max, sigma_min) says {told[0]} from {told[1]:g} to {told[2]:g}"
+        )
 
 
 def in_order(keys: Iterable[str]) -> list[str]:
@@ -408,6 +446,8 @@ def read(path: Path, config: Settings | None) -> Foreign:
         rules = unet_rules(net, bool(spec.options.get("big_blocks")))
         # The Fourier frequencies are no parameter that is trained.
         order = in_order(key for rule in rules if not rule.ours.endswith(".frequencies") for key in rule.theirs)
+    if spec.prediction != "eps":  # under a VP-SDE the file has a table too, of which nothing depends
+        _check_sigmas(weights.get("sigmas"), config)
     ignored = ("sigmas",)
     converted(weights, rules, net, ignored)  # which names what does not fit, before the averages are laid beside it
     averages = _averages(sections.get("ema"), weights, order, path)

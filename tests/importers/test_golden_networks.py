@@ -206,7 +206,8 @@ def test_diffusers_itself(config: dict[str, Any], tmp_path: Path) -> None:
 
     The stored network has groups of one channel, which remove all that its label adds.
     """
-    diffusers = pytest.importorskip("diffusers")
+    import diffusers
+
     sizes = {"sample_size": 8, "block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 8}
     blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
     theirs = diffusers.UNet2DModel(**{**sizes, **blocks, **config}).eval()

@@ -693,13 +693,43 @@ SPECS: dict[str, Callable[[Settings], sd.NetworkSpec]] = {
 PIXELS = {"cifar10": 32, "64": 64, "128x128": 128, "512x512": 512} | dict.fromkeys(
     ("256", "bedroom", "church", "lsun"), 256
 )
-MILLIONS = {
-    "cifar10_ddpmpp_continuous": 61.8,
-    "cifar10_ddpmpp_deep_continuous": 106.6,
-    "cifar10_ncsnpp_continuous": 62.8,
-    "cifar10_ncsnpp_deep_continuous": 107.6,
+PARAMETERS = {
+    **dict.fromkeys(("vp ddpmpp", "subvp ddpmpp"), 61_804_419),
+    **dict.fromkeys(("vp ddpmpp deep", "subvp ddpmpp deep"), 106_632_579),
+    **dict.fromkeys(("ve ddpm", "vp ddpm", "subvp ddpm"), 35_218_947),
+    "ve ncsnpp continuous": 62_758_787,  # told by 256 Fourier features
+    "ve ncsnpp continuous deep": 107_586_947,
+    **dict.fromkeys(("ve ncsnpp", "vp ncsnpp", "subvp ncsnpp"), 62_693_251),  # by 128 sinusoids
+    **dict.fromkeys(("vp ncsnpp deep", "subvp ncsnpp deep"), 107_521_411),
+    "ncsnv2": 29_694_083,
+    "256": 65_574_421,
+    "uncond 50M": 52_546_438,
+    "uncond 100M": 121_063_942,
+    "cond 270M": 273_049_350,
+    "64x64": 295_904_454,
+    "128x128": 421_529_606,
+    "256x256": 553_838_086,
+    "256x256 uncond": 552_814_086,
+    "512x512": 558_997_638,
+    "lsun": 552_814_086,
 }
-"""Parameters of the networks of Song et al. 2021."""
+"""Of the sources' networks without their Fourier frequencies, counted in their own classes."""
+
+
+def kind(source: str, name: str) -> str:
+    """Which of PARAMETERS a published model has."""
+    if source == "openai":
+        known = [key for key in PARAMETERS if all(part in name for part in key.split())]
+        return max(known, key=len)
+    if "ncsnv2" in name:
+        return "ncsnv2"
+    if "cifar10" not in name:
+        return "256"
+    settings = score_sde.PUBLISHED[name]
+    network = next(part for part in ("ddpmpp", "ddpm", "ncsnpp") if part in name)
+    sde = settings["training"]["sde"].removesuffix("sde")
+    told = sde == "ve" and network == "ncsnpp" and "continuous" in name
+    return f"{sde} {network}{' continuous' if told else ''}{' deep' if 'deep' in name else ''}"
 
 
 @pytest.mark.parametrize(("source", "name"), [(s, name) for s in SOURCES for name in SOURCES[s].published])
@@ -710,8 +740,7 @@ def test_published_configurations_build(source: str, name: str) -> None:
     assert isinstance(spec.process, sd.VESDE | sd.DiscreteVE) == (spec.prediction == "sigma_score")
     with torch.device("meta"):
         net = build_network(spec)
-    count = sum(p.numel() for p in net.parameters())
-    assert round(count / 1e6, 1) == MILLIONS.get(name.rpartition("/")[2], round(count / 1e6, 1))
+    assert sum(p.numel() for p in net.parameters()) == PARAMETERS[kind(source, name)]
 
 
 @pytest.mark.parametrize("name", [name for name in score_sde.PUBLISHED if "/" in name])
@@ -720,5 +749,98 @@ def test_a_path_names_the_sde(name: str) -> None:
     kinds = {"vp": sd.VPSDE, "subvp": sd.SubVPSDE, "ve": sd.VESDE, "ncsnv2": sd.DiscreteVE}
     process = score_sde._spec(score_sde.PUBLISHED[name], {}).process
     levels = {sd.DiscreteVP: sd.VPSDE, sd.DiscreteVE: sd.VESDE}
-    kind = kinds[name.partition("/")[0]]
-    assert kind in (type(process), levels.get(type(process)))
+    assert kinds[name.partition("/")[0]] in (type(process), levels.get(type(process)))
+
+
+# --- what a file may say otherwise than expected --------------------------------------------------------------
+
+
+def test_the_table_of_noise_levels_in_a_file_must_be_the_configurations(tmp_path: Path) -> None:
+    """A VE network's own sigmas tell whether the configuration is its own."""
+    case = CASES["ve"]
+    path = case.write(tmp_path / "net.pth")
+    said = refused(path, "score_sde", replaced(case.config, "model.sigma_max", 348.0))
+    assert "has 1000 noise levels from 50 to 0.01" in said and "says 1000 from 348 to 0.01" in said
+    said = refused(path, "score_sde", replaced(case.config, "model.num_scales", 232))
+    assert "says 232 from 50 to 0.01" in said
+
+
+def test_averages_in_other_forms(tmp_path: Path) -> None:
+    """By name, or with the Fourier frequencies among them, which the source leaves out."""
+    case = CASES["ve"]
+    state = torch.load(case.write(tmp_path / "net.pth"), weights_only=True)
+    expected = sd.import_checkpoint(tmp_path / "net.pth", "score_sde", case.config).net.state_dict()
+    bare = {key.removeprefix("module."): value for key, value in state["model"].items() if not key.endswith("sigmas")}
+    trained = list(reference("song_ncsnpp_ve").grad_norms)
+    by_name = {**bare, **dict(zip(trained, state["ema"]["shadow_params"], strict=True))}
+    for ema in (by_name, {"shadow_params": list(by_name.values())}):
+        torch.save({**state, "ema": ema}, tmp_path / "other.pth")
+        found = sd.import_checkpoint(tmp_path / "other.pth", "score_sde", case.config).net.state_dict()
+        assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+@pytest.mark.parametrize("form", ["under ema", "with its configuration", "by torch.save"])
+def test_edm_networks_stored_as_plain_containers(form: str, tmp_path: Path) -> None:
+    network = reference("edm_precond_edm")
+    path, config = tmp_path / "net.pkl", network.config
+    if form == "by torch.save":
+        torch.save({"ema": network.weights}, path)
+    else:
+        content = {"ema": network.weights} if form == "under ema" else {"state_dict": network.weights, "config": config}
+        written(path, edm_bytes(content))
+    denoiser = sd.import_checkpoint(path, "edm", None if form == "with its configuration" else config)
+    found = denoiser(network.io["in.x"], sd.Kernel(1.0, network.io["in.sigma"].double()))
+    scale = float(network.io["out"].abs().max())
+    torch.testing.assert_close(found, network.io["out"], rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["FlowMatchEulerDiscreteScheduler", "ScoreSdeVeScheduler", "EDMEulerScheduler", "CMStochasticIterativeScheduler"],
+)
+def test_schedulers_without_betas_are_refused(name: str, tmp_path: Path) -> None:
+    folder = diffusers_folder(tmp_path / "net", "diffusers_unet2d_ddpm_family")
+    (place,) = folder.rglob("scheduler_config.json")
+    place.write_text(json.dumps({"_class_name": name, "num_train_timesteps": 1000}))
+    assert f"the scheduler '{name}' has no table of betas" in refused(folder, "diffusers")
+
+
+def test_a_variance_that_the_network_does_not_put_out_is_refused(tmp_path: Path) -> None:
+    folder = diffusers_folder(tmp_path / "net", "diffusers_unet2d_ddpm_family")
+    (place,) = folder.rglob("scheduler_config.json")
+    settings = json.loads(place.read_text())
+    place.write_text(json.dumps({**settings, "variance_type": "learned_range"}))
+    assert "puts out 3 channels, and 6 are expected" in refused(folder, "diffusers")
+    place.write_text(json.dumps({**settings, "variance_type": "learned"}))
+    assert "variance_type = 'learned' is not supported" in refused(folder, "diffusers")
+
+
+def test_fourier_features_of_a_step_are_refused(tmp_path: Path) -> None:
+    """Under a VP-SDE the source would take the logarithm of 999 t, which none of its models does."""
+    case = CASES["ve"]
+    config = replaced(replaced(case.config, "training.sde", "vpsde"), "model.scale_by_sigma", False)
+    assert "model.embedding_type = 'fourier' is not supported" in refused(
+        case.write(tmp_path / "net.pth"), "score_sde", config
+    )
+
+
+def test_classes_that_a_network_does_not_have_are_named(tmp_path: Path) -> None:
+    case = CASES["openai"]
+    denoiser = sd.import_checkpoint(case.write(tmp_path / "net.pt"), "openai", {**case.config})
+    cosine = CASES["openai cosine"]
+    told = sd.import_checkpoint(cosine.write(tmp_path / "told.pt"), "openai", cosine.config)
+    x, kernel = torch.zeros(2, 3, 16, 16), told.spec.process.kernel(0.5)
+    with pytest.raises(sd.UserError, match=r"the classes are 0 to 4, and 5 for none; got \[1, 9\]"):
+        told(x, kernel, labels=torch.tensor([1, 9]))
+    assert denoiser.spec.options["num_classes"] == 0
+
+
+def test_a_likelihood_of_images_of_another_size_than_the_specs(tmp_path: Path) -> None:
+    """Convolutions take any size; the channels must be the network's."""
+    path = CASES["openai"].write(tmp_path / "net.pt")
+    denoiser = sd.import_checkpoint(path, "openai", reference("iddpm_unet_noss_uncond").config)
+    x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2.0 - 1.0
+    options = {"method": "midpoint", "steps": 2, "generator": torch.Generator().manual_seed(1)}
+    assert bool(sd.log_likelihood(denoiser, x, denoiser.spec.process, **options).nats.isfinite())
+    with pytest.raises(sd.UserError, match="is one of data of shape"):
+        sd.log_likelihood(denoiser, x[:, :1], denoiser.spec.process, **options)

@@ -209,7 +209,8 @@ def test_equals_diffusers(patch: int) -> None:
     the step, w_i = 10000^(-i / 127), set right on the object here; a copy of step and class embedding in each
     block, made equal here; an MLP of ratio 4 only. And its default epsilon before the MLP is 1e-5, DiT's 1e-6.
     """
-    diffusers = pytest.importorskip("diffusers")
+    import diffusers
+
     theirs = diffusers.DiTTransformer2DModel(
         num_attention_heads=3,
         attention_head_dim=8,

@@ -54,6 +54,40 @@ def test_round_trip(process: sd.SDE, tmp_path: Path) -> None:
         assert all(torch.equal(loaded[key], value) for key, value in expected.items())
 
 
+FORMER = {  # of two levels with one block each and attention on the second
+    "encoder.0.stages.0": "down.0",
+    "encoder.1.down.0.conv": "down.1.0",
+    "encoder.1.stages.0": "down.2",
+    "decoder.0.stages.0": "up.0",
+    "decoder.0.stages.1": "up.1",
+    "decoder.0.up.0.conv": "up.1.3",  # after a block, attention and a layer without weights
+    "decoder.1.stages.0": "up.2",
+    "decoder.1.stages.1": "up.3",
+    "head.norm": "head.0",
+    "head.conv": "head.2",
+}
+
+
+def test_a_unet_of_format_1_is_read_under_todays_names(tmp_path: Path) -> None:
+    options = {"in_channels": 1, "image_size": 4, "channels": 8, "multipliers": [1, 2], "blocks": 1}
+    options["attention_resolutions"] = [2]
+    spec = sd.NetworkSpec(sd.VPSDE(), shape=(1, 4, 4), network="unet", options=options)
+    weights = build_network(spec).state_dict()
+    names = {key: key for key in weights}
+    for key in weights:
+        for new, old in FORMER.items():
+            if key.startswith(new + "."):
+                names[key] = old + key[len(new) :]
+    assert sum(names[key] != key for key in weights) > 40
+    former = {names[key]: value for key, value in weights.items()}
+    saved = Checkpoint(3, spec, DataTransform(17), former, former, {}, {})
+    path = save_checkpoint(tmp_path, saved, keep=1)
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "format": 1}, path)
+    found = sd.load(tmp_path).net.state_dict()
+    assert found.keys() == weights.keys() and all(torch.equal(found[key], weights[key]) for key in weights)
+
+
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 30):
         save_checkpoint(tmp_path, checkpoint(step, sd.VPSDE()), keep=2)
@@ -93,7 +127,7 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
         sd.load(tmp_path)
     other = tmp_path / "other.pt"
     torch.save({"weights": torch.zeros(2)}, other)
-    with pytest.raises(sd.UserError, match="not a checkpoint of format 1"):
+    with pytest.raises(sd.UserError, match="not a checkpoint of format 2, nor of format 1"):
         sd.load(other)
 
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import run_lib
 import sde_diffusion as sd
-from configs import base
+from configs import base, vpsde_digits
 from sde_diffusion import build
+from sde_diffusion.checkpoint import read_checkpoint
 from sde_diffusion.nets import NETWORKS
 from tests.nets.contract import perturbed, randn
 
@@ -61,3 +68,27 @@ def test_no_compiler_unless_it_is_named_and_an_unknown_one_is_refused() -> None:
     config.compile = "inducter"
     with pytest.raises(sd.UserError, match=r"unknown backend of torch\.compile 'inducter'; did you mean 'inductor'"):
         build.compiled(config, net)
+
+
+def test_a_training_and_its_samples_are_the_same_behind_a_compiler(tmp_path: Path) -> None:
+    """Two steps of a real training, and what is drawn from it."""
+    found = []
+    for backend in ("", "aot_eager"):
+        torch._dynamo.reset()
+        config = vpsde_digits.get_config()
+        config.compile = backend
+        config.model.unet.channels, config.model.unet.blocks = 8, 1
+        config.training.steps, config.training.batch_size, config.training.evaluate_every = 2, 8, 2
+        config.training.held_out_batches = 1
+        config.sampling.num_samples, config.sampling.steps = 2, 3
+        build.check(config)
+        folder = tmp_path / (backend or "plain")
+        run_lib.train(config, folder)
+        run_lib.sample(config, folder)
+        weights = read_checkpoint(folder).network
+        images = np.load(folder / f"samples_{config.sampling.sampler}.npz")["images"].astype(int)
+        found.append((weights, images))
+    (plain, images), (compiled, same) = found
+    for key, value in plain.items():
+        torch.testing.assert_close(compiled[key], value, rtol=1e-3, atol=1e-5)
+    assert abs(images - same).max() <= 1

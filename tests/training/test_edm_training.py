@@ -77,9 +77,16 @@ def test_loss_of_a_silent_network_is_its_closed_form() -> None:
     sigma, square = (4.0 * label.double()).exp(), (data.double() / 127.5 - 1.0).square().flatten(1).mean(1)
     expected = (square * sigma**2 + 0.5**4) / (0.5**2 * (sigma**2 + 0.5**2))
     assert found == pytest.approx(float(expected.mean()), rel=2e-3)  # 3072 numbers in each of 256 pictures
-    # log sigma ~ N(-1.2, 1.2^2): four standard errors of its mean and of its standard deviation
-    assert float(sigma.log().mean()) == pytest.approx(-1.2, abs=4 * 1.2 / 16)
-    assert float(sigma.log().std()) == pytest.approx(1.2, abs=4 * 1.2 / 22)
+
+
+def test_noise_levels_are_log_normal() -> None:
+    """log sigma ~ N(-1.2, 1.2^2): four standard errors of 100,000 draws."""
+    config = edm_config()
+    t, weight = build.times(config).draw(100_000, torch.Generator().manual_seed(2))
+    log_sigma = (config.process.sigma_max * t).log()
+    assert float(log_sigma.mean()) == pytest.approx(-1.2, abs=4 * 1.2 / 100_000**0.5)
+    assert float(log_sigma.std()) == pytest.approx(1.2, abs=4 * 1.2 / 200_000**0.5)
+    assert bool((weight == 1.0).all())
 
 
 def test_the_network_is_told_of_the_augmentation_that_its_pictures_had() -> None:

@@ -14,8 +14,10 @@ Any key of configs/base.py can be set by --config.SECTION.KEY=VALUE.
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
+import runpy
 import sys
 import warnings
 from collections.abc import Iterable
@@ -79,7 +81,10 @@ def resolve_config(argv: list[str]) -> list[str]:
             raise UserError(f"--config needs a name; {nearest('', config_names())}")
         at = i if equals else i + 1
         name, colon, variants = (value if equals else argv[i + 1]).partition(":")
-        path = f"{config_path(name)}{colon}{variants}"
+        file = config_path(name)
+        if colon:
+            check_variants(file, variants)
+        path = f"{file}{colon}{variants}"
         resolved[at] = f"{flag}={path}" if equals else path
     return resolved
 
@@ -105,6 +110,14 @@ def resolve_options(argv: list[str]) -> list[str]:
                 raise UserError(f"{argument} needs a value, as in {argument} VALUE")
         resolved.append(f"--{NAMED_OPTIONS[key]}={name}={value}")
     return resolved
+
+
+def check_variants(file: Path, chosen: str) -> None:
+    """Raises UserError for a variant that the configuration does not have, before absl's own reading of the flag."""
+    get_config = runpy.run_path(str(file))["get_config"]
+    if not inspect.signature(get_config).parameters:
+        raise UserError(f"the configuration {file.stem!r} has no variants, and {chosen!r} is asked of it")
+    get_config(chosen)
 
 
 def config_names() -> list[str]:

@@ -165,6 +165,9 @@ def test_a_killed_training_resumes_to_the_same_bits(tmp_path: Path) -> None:
     [
         (["--config", "vpsde_digit"], "did you mean 'vpsde_digits'"),
         (["--config", "vpsde_digits", "--config.training.stepz=3"], "steps"),
+        (["--config", "ncsnpp_cifar:deeep", "--mode", "sample"], "unknown variant 'deeep'; did you mean 'deep'?"),
+        (["--config", "vpsde_digits:deep", "--mode", "sample"], "'vpsde_digits' has no variants"),
+        (["--config", "edm_cifar", "--network.block", "3"], "network 'songunet' has no option 'block'"),
         (["--config", "vpsde_digits", "--mode", "trian"], "did you mean 'train'"),
         (["--config", "vpsde_digits", "--sampler", "dddim"], "did you mean 'ddim'"),
         (["--config", "vpsde_digits", "--option", "eta=1", "--sampler", "euler"], "it takes no options"),

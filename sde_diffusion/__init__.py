@@ -3,6 +3,7 @@
 from sde_diffusion.checkpoint import load
 from sde_diffusion.data import DEQUANTIZERS, DataTransform, LogitNormal, Uniform
 from sde_diffusion.denoiser import (
+    PRECONDITIONERS,
     ClippedDenoiser,
     ConditionedDenoiser,
     CountingDenoiser,
@@ -45,6 +46,7 @@ __all__ = [
     "DEQUANTIZERS",
     "EDM",
     "GRIDS",
+    "PRECONDITIONERS",
     "PROCESSES",
     "SAMPLERS",
     "SDE",

@@ -27,7 +27,7 @@ from sde_diffusion.prediction import (
     to_x0,
     v_from_x0,
 )
-from sde_diffusion.sde import SDE, process_from_state, process_state
+from sde_diffusion.sde import EDM, SDE, VESDE, VPSDE, DiscreteVP, process_from_state, process_state
 
 
 class Denoiser(Protocol):
@@ -206,6 +206,23 @@ class NetworkSpec:
         """The spec that `state` described."""
         known = {**state, "process": process_from_state(state["process"])}
         return cls(**{**known, "data_range": tuple(known["data_range"]), "shape": tuple(known["shape"])})
+
+
+PRECONDITIONERS: dict[str, NetworkSpec] = {
+    "edm": NetworkSpec(EDM(), "edm", "edm", "unit"),
+    "vp": NetworkSpec(VPSDE(), "eps", "time"),
+    "ve": NetworkSpec(VESDE(0.02, 100.0), "sigma_score", "log_half_sigma"),
+    "iddpm": NetworkSpec(DiscreteVP.cosine(1000), "eps", "nearest_index", variance="learned_range"),
+}
+"""The four preconditioners of Karras et al. 2022, Table 1, each a home; `dataclasses.replace` gives one a network.
+
+With D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), alpha and t those of the home at the noise level sigma:
+
+    edm     c_skip = s_d^2/m, c_out = sigma s_d/sqrt(m), c_in = 1/sqrt(m), c_noise = log(sigma)/4, m = sigma^2 + s_d^2
+    vp      c_skip = 1, c_out = -sigma, c_in = 1/sqrt(sigma^2 + 1) = alpha, c_noise = 999 t
+    ve      c_skip = 1, c_out = sigma, c_in = 1, c_noise = log(sigma/2)
+    iddpm   as vp, with c_noise the index of the nearest of 1000 cosine levels, and a learned variance
+"""
 
 
 class NetworkDenoiser:

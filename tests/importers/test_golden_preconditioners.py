@@ -6,12 +6,13 @@ are in test_golden_networks.py.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.denoiser import LABELS, NetworkDenoiser
+from sde_diffusion.denoiser import LABELS, PRECONDITIONERS, NetworkDenoiser
 from sde_diffusion.importers.edm import spec_of
 from sde_diffusion.kernel import Kernel, match
 from sde_diffusion.sde import DiscreteVP
@@ -77,7 +78,7 @@ def between(least: float, most: float) -> Tensor:
 @pytest.mark.parametrize(
     ("cls", "formulas", "sigma"),
     [
-        ("EDMPrecond", edm, between(0.002, 80.0)),
+        ("EDMPrecond", edm, between(1e-4, 700.0)),  # it has no ends
         ("VPPrecond", vp, between(0.002, 80.0)),
         ("VEPrecond", ve, between(0.02, 80.0)),
         ("iDDPMPrecond", iddpm, u()),
@@ -93,6 +94,15 @@ def test_formulas(cls: str, formulas: Formulas, sigma: Tensor) -> None:
     torch.testing.assert_close(network.label, c_noise, rtol=1e-9, atol=1e-9)
     expected = match(c_skip, x) * x + match(c_out, x) * network.out[:, :3]
     torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "cls"), [("edm", "EDMPrecond"), ("vp", "VPPrecond"), ("ve", "VEPrecond"), ("iddpm", "iDDPMPrecond")]
+)
+def test_the_named_preconditioners_are_those_of_the_files(name: str, cls: str) -> None:
+    found, _ = spec_of({"cls": cls, "img_resolution": 8})
+    named = replace(PRECONDITIONERS[name], shape=found.shape, network=found.network, options=found.options)
+    assert named.state() == found.state()
 
 
 def test_iddpm_levels_are_those_of_the_cosine_schedule() -> None:

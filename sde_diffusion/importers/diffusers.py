@@ -11,16 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sde_diffusion.checkpoint import build_network
 from sde_diffusion.denoiser import NetworkSpec
 from sde_diffusion.errors import UserError, choose
 from sde_diffusion.importers.foreign import Foreign, Settings, only, read_json, resolved
 from sde_diffusion.importers.reading import read_safetensors, read_torch
-from sde_diffusion.importers.rules import BlockNames, Part, Rule, pair, parts
+from sde_diffusion.importers.rules import BlockNames, Part, Rule, by_class, pair
 from sde_diffusion.nets.backbone import Backbone
-from sde_diffusion.nets.blocks import ResidualBlock, SelfAttention
+from sde_diffusion.nets.blocks import Head, ResidualBlock, SelfAttention
 from sde_diffusion.nets.resample import DownConv, UpConv
 from sde_diffusion.sde import DiscreteVP
 
@@ -71,17 +71,8 @@ def unet_rules(net: Backbone, former: bool = False) -> list[Rule]:
             return f"up_blocks.{deepest - part.level}.{kind}.{part.index}"
         return f"down_blocks.{part.level}.{kind}.{part.index}"
 
-    def own(part: Part) -> list[Rule]:
-        module = part.module
-        if isinstance(module, ResidualBlock):
-            return _BLOCK.rules(part.ours, module, place(part))
-        if isinstance(module, SelfAttention):
-            return _attention(part.ours, place(part), former)
-        if isinstance(module, DownConv | UpConv):
-            return pair(f"{part.ours}.conv", f"{place(part)}.conv")
-        if part.where == "head":
-            return [*pair("head.norm", "conv_norm_out"), *pair("head.conv", "conv_out")]
-        return pair(part.ours, "conv_in")
+    def resized(part: Part) -> list[Rule]:
+        return pair(f"{part.ours}.conv", f"{place(part)}.conv")
 
     rules = [
         *pair("conditioning.hidden", "time_embedding.linear_1"),
@@ -89,7 +80,17 @@ def unet_rules(net: Backbone, former: bool = False) -> list[Rule]:
     ]
     if net.conditioning.classes is not None:
         rules.append(Rule("conditioning.classes.weight", ("class_embedding.weight",)))
-    return rules + [rule for part in parts(net) for rule in own(part)]
+    return rules + by_class(
+        net,
+        {
+            nn.Conv2d: lambda part: pair(part.ours, "conv_in"),
+            ResidualBlock: lambda part: _BLOCK.rules(part.ours, part.module, place(part)),
+            SelfAttention: lambda part: _attention(part.ours, place(part), former),
+            DownConv: resized,
+            UpConv: resized,
+            Head: lambda part: [*pair("head.norm", "conv_norm_out"), *pair("head.conv", "conv_out")],
+        },
+    )
 
 
 # --- configuration of the network -----------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from sde_diffusion.denoiser import NetworkSpec
 from sde_diffusion.errors import UserError, choose
 from sde_diffusion.importers.foreign import Foreign, Settings, needed, only, resolved
 from sde_diffusion.importers.reading import Persistent, module_tensors, read_edm_pickle, read_torch
-from sde_diffusion.importers.rules import BlockNames, Part, Rule, matrix, pair, parts, qkv
+from sde_diffusion.importers.rules import BlockNames, Part, Rule, by_class, matrix, pair, qkv
 from sde_diffusion.nets.backbone import Backbone, InputResidual, InputSkip, OutputSkip
 from sde_diffusion.nets.blocks import Head, ResidualBlock, SelfAttention
 from sde_diffusion.nets.embedding import FourierFeatures
@@ -82,23 +82,11 @@ def unet_rules(net: Backbone, song: bool) -> list[Rule]:
     def aux(part: Part, side: str, name: str) -> str:
         return f"{side}.{size >> part.level}x{size >> part.level}_aux_{name}"
 
-    def own(part: Part) -> list[Rule]:
-        module, ours = part.module, part.ours
-        if isinstance(module, ResidualBlock):
-            return _BLOCK.rules(ours, module, place(part))
-        if isinstance(module, SelfAttention):
-            return _attention(ours, module, place(part))
-        if isinstance(module, InputSkip):
-            return pair(f"{ours}.conv", aux(part, "enc", "skip"))
-        if isinstance(module, InputResidual):
-            return pair(f"{ours}.down.conv", aux(part, "enc", "residual"))
-        if isinstance(module, OutputSkip):
-            names = aux(part, "dec", "norm"), aux(part, "dec", "conv")
-            return [*pair(f"{ours}.picture.norm", names[0]), *pair(f"{ours}.picture.conv", names[1])]
-        if isinstance(module, Head):
-            names = (aux(part, "dec", "norm"), aux(part, "dec", "conv")) if song else ("out_norm", "out_conv")
-            return [*pair(f"{ours}.norm", names[0]), *pair(f"{ours}.conv", names[1])]
-        return pair(ours, place(part))
+    def head(ours: str, norm: str, conv: str) -> list[Rule]:
+        return [*pair(f"{ours}.norm", norm), *pair(f"{ours}.conv", conv)]
+
+    def picture(part: Part, ours: str) -> list[Rule]:
+        return head(ours, aux(part, "dec", "norm"), aux(part, "dec", "conv"))
 
     conditioning = net.conditioning
     rules = [*pair("conditioning.hidden", "map_layer0"), *pair("conditioning.out", "map_layer1")]
@@ -108,7 +96,18 @@ def unet_rules(net: Backbone, song: bool) -> list[Rule]:
         rules.append(_class_rows(conditioning, "map_label", bias=song))
     if conditioning.augment is not None:
         rules.append(Rule("conditioning.augment.weight", ("map_augment.weight",)))
-    return rules + [rule for part in parts(net) for rule in own(part)]
+    return rules + by_class(
+        net,
+        {
+            nn.Conv2d: lambda part: pair(part.ours, place(part)),
+            ResidualBlock: lambda part: _BLOCK.rules(part.ours, part.module, place(part)),
+            SelfAttention: lambda part: _attention(part.ours, part.module, place(part)),
+            InputSkip: lambda part: pair(f"{part.ours}.conv", aux(part, "enc", "skip")),
+            InputResidual: lambda part: pair(f"{part.ours}.down.conv", aux(part, "enc", "residual")),
+            OutputSkip: lambda part: picture(part, f"{part.ours}.picture"),
+            Head: lambda part: picture(part, part.ours) if song else head(part.ours, "out_norm", "out_conv"),
+        },
+    )
 
 
 # --- configuration --------------------------------------------------------------------------------------------

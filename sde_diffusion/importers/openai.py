@@ -8,20 +8,21 @@ the size, out_channels, ...); the flags of the diffusion may stand beside either
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sde_diffusion.checkpoint import build_network
 from sde_diffusion.denoiser import NetworkSpec
 from sde_diffusion.errors import UserError, choose
 from sde_diffusion.importers.foreign import Foreign, Settings, needed, only, resolved
 from sde_diffusion.importers.reading import read_torch
-from sde_diffusion.importers.rules import BlockNames, Rule, matrix, pair, parts, qkv
+from sde_diffusion.importers.rules import BlockNames, Part, Rule, by_class, matrix, pair, qkv
 from sde_diffusion.nets.backbone import Backbone
-from sde_diffusion.nets.blocks import ResidualBlock, SelfAttention
-from sde_diffusion.nets.resample import DownConv, UpConv
+from sde_diffusion.nets.blocks import Head, ResidualBlock, SelfAttention
+from sde_diffusion.nets.resample import Down, DownConv, Up, UpConv
 from sde_diffusion.sde import DiscreteVP
 
 # --- weights --------------------------------------------------------------------------------------------------
@@ -42,33 +43,40 @@ def unet_rules(net: Backbone, new_order: bool) -> list[Rule]:
         return f"{blocks}.{counts[blocks] - 1}"
 
     order = "part head channel" if new_order else "head part channel"
-    last = ""
-    layers = 0
-    for part in parts(net):
-        if part.where == "head":
-            rules += [*pair("head.norm", "out.0"), *pair("head.conv", "out.2")]
-            continue
-        if part.where in ("stem", "down", "block"):
-            last, layers = opened("input_blocks"), 0
-        elif part.where == "up_block":
-            last, layers = opened("output_blocks"), 0
-        elif part.where == "middle" and part.index == 0:
-            last, layers = "middle_block", 0
-        theirs, layers = f"{last}.{layers}", layers + 1
-        module = part.module
-        if isinstance(module, ResidualBlock):
-            rules += _BLOCK.rules(part.ours, module, theirs)
-        elif isinstance(module, SelfAttention):
-            rules += pair(f"{part.ours}.norm", f"{theirs}.norm")
-            rules += qkv(f"{part.ours}.qkv", f"{theirs}.qkv", module.heads, order)
-            rules += matrix(f"{part.ours}.out", f"{theirs}.proj_out")
-        elif isinstance(module, DownConv):
-            rules += pair(f"{part.ours}.conv", f"{theirs}.op")
-        elif isinstance(module, UpConv):
-            rules += pair(f"{part.ours}.conv", f"{theirs}.conv")
-        elif part.where == "stem":
-            rules += pair(part.ours, theirs)
-    return rules
+    last, layers = "", count()
+
+    def place(part: Part) -> str:
+        nonlocal last, layers
+        opens = {"stem": "input_blocks", "down": "input_blocks", "block": "input_blocks", "up_block": "output_blocks"}
+        if part.where in opens or (part.where == "middle" and part.index == 0):
+            last, layers = opened(opens[part.where]) if part.where in opens else "middle_block", count()
+        return f"{last}.{next(layers)}"
+
+    def attention(part: Part) -> list[Rule]:
+        ours, theirs = part.ours, place(part)
+        return [
+            *pair(f"{ours}.norm", f"{theirs}.norm"),
+            *qkv(f"{ours}.qkv", f"{theirs}.qkv", part.module.heads, order),
+            *matrix(f"{ours}.out", f"{theirs}.proj_out"),
+        ]
+
+    def without_weights(part: Part) -> list[Rule]:
+        place(part)
+        return []
+
+    return rules + by_class(
+        net,
+        {
+            nn.Conv2d: lambda part: pair(part.ours, place(part)),
+            ResidualBlock: lambda part: _BLOCK.rules(part.ours, part.module, place(part)),
+            SelfAttention: attention,
+            DownConv: lambda part: pair(f"{part.ours}.conv", f"{place(part)}.op"),
+            UpConv: lambda part: pair(f"{part.ours}.conv", f"{place(part)}.conv"),
+            Down: without_weights,
+            Up: without_weights,
+            Head: lambda part: [*pair("head.norm", "out.0"), *pair("head.conv", "out.2")],
+        },
+    )
 
 
 # --- configuration --------------------------------------------------------------------------------------------

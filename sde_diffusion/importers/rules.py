@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +86,7 @@ class Part:
     """
 
     ours: str
-    module: nn.Module
+    module: Any  # whose class is a key of a source's table
     where: str
     level: int = 0
     index: int = -1
@@ -134,6 +135,11 @@ class BlockNames:
         """The rules of a block, but for its skip where that is the identity."""
         names = [name for name in vars(self) if name != "skip" or not isinstance(block.skip, nn.Identity)]
         return [rule for name in names for rule in pair(f"{ours}.{name}", f"{theirs}.{getattr(self, name)}")]
+
+
+def by_class(net: Backbone, table: Mapping[type[nn.Module], Callable[[Part], list[Rule]]]) -> list[Rule]:
+    """The rules of all modules of a U-Net, each by the entry of its class."""
+    return [rule for part in parts(net) for rule in table[type(part.module)](part)]
 
 
 # --- applying them ------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ the network, and scale_by_sigma the SDE.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from sde_diffusion.denoiser import NetworkSpec
 from sde_diffusion.errors import UserError, choose
 from sde_diffusion.importers.foreign import Foreign, Settings, chosen, only, resolved
 from sde_diffusion.importers.reading import read_torch
-from sde_diffusion.importers.rules import BlockNames, Part, Rule, converted, pair, parts
+from sde_diffusion.importers.rules import BlockNames, Part, Rule, by_class, converted, pair
 from sde_diffusion.importers.score_sde_ncsnv2 import ncsnv2_keys, registration
 from sde_diffusion.nets.backbone import Backbone, InputResidual, InputSkip, OutputResidual, OutputSkip
 from sde_diffusion.nets.blocks import Head, ResidualBlock, SelfAttention
@@ -73,56 +74,50 @@ def _block(ours: str, block: ResidualBlock, theirs: str, big: bool) -> list[Rule
 
 def unet_rules(net: Backbone, big_blocks: bool) -> list[Rule]:
     """The rules of `ddpm` and `ncsnpp`, in the order of the source's parameters."""
-    rules: list[Rule] = []
-    number = 0
+    numbers = count()
 
     def prefix() -> str:
-        nonlocal number
-        number += 1
-        return f"all_modules.{number - 1}"
+        return f"all_modules.{next(numbers)}"
 
     def head(ours: str) -> list[Rule]:
         return [*pair(f"{ours}.norm", prefix()), *pair(f"{ours}.conv", prefix())]
 
-    def resized(ours: str, module: DownConv | UpConv) -> list[Rule]:
-        filtered = module.filter is not None and (isinstance(module, DownConv) or not module.filter.box)
-        return pair(f"{ours}.conv", f"{prefix()}.{'Conv2d_0' if filtered else 'Conv_0'}")
+    def halved(ours: str, module: DownConv) -> list[Rule]:
+        return pair(f"{ours}.conv", f"{prefix()}.{'Conv_0' if module.filter is None else 'Conv2d_0'}")
 
-    def own(part: Part) -> list[Rule]:
-        module, ours = part.module, part.ours
-        if isinstance(module, ResidualBlock):
-            return _block(ours, module, prefix(), big_blocks)
-        if isinstance(module, SelfAttention):
-            return _attention(ours, prefix())
-        if isinstance(module, DownConv | UpConv):
-            return resized(ours, module)
-        if isinstance(module, InputSkip):
-            return pair(f"{ours}.conv", f"{prefix()}.Conv_0")
-        if isinstance(module, InputResidual):
-            return resized(f"{ours}.down", module.down)
-        if isinstance(module, OutputSkip):
-            return head(f"{ours}.picture")
-        if isinstance(module, OutputResidual):
-            return head(f"{ours}.first") if module.first is not None else resized(f"{ours}.up", _up(module))
-        if isinstance(module, Head):
-            return head(ours)
-        if isinstance(module, Down | Up):
-            prefix()
-            return []
-        return pair(ours, prefix())
+    def doubled(ours: str, module: UpConv) -> list[Rule]:
+        return pair(f"{ours}.conv", f"{prefix()}.{'Conv_0' if module.filter.box else 'Conv2d_0'}")
 
+    def collected(part: Part) -> list[Rule]:
+        first = part.module.first is not None
+        return head(f"{part.ours}.first") if first else doubled(f"{part.ours}.up", part.module.up)
+
+    def without_weights(part: Part) -> list[Rule]:
+        prefix()
+        return []
+
+    rules: list[Rule] = []
     if isinstance(net.conditioning.features, FourierFeatures):
         rules.append(Rule("conditioning.features.frequencies", (f"{prefix()}.W",)))
     rules += pair("conditioning.hidden", prefix())
     rules += pair("conditioning.out", prefix())
-    for part in parts(net):
-        rules += own(part)
-    return rules
-
-
-def _up(module: OutputResidual) -> UpConv:
-    assert module.up is not None
-    return module.up
+    return rules + by_class(
+        net,
+        {
+            nn.Conv2d: lambda part: pair(part.ours, prefix()),
+            ResidualBlock: lambda part: _block(part.ours, part.module, prefix(), big_blocks),
+            SelfAttention: lambda part: _attention(part.ours, prefix()),
+            DownConv: lambda part: halved(part.ours, part.module),
+            UpConv: lambda part: doubled(part.ours, part.module),
+            Down: without_weights,
+            Up: without_weights,
+            InputSkip: lambda part: pair(f"{part.ours}.conv", f"{prefix()}.Conv_0"),
+            InputResidual: lambda part: halved(f"{part.ours}.down", part.module.down),
+            OutputSkip: lambda part: head(f"{part.ours}.picture"),
+            OutputResidual: collected,
+            Head: lambda part: head(part.ours),
+        },
+    )
 
 
 # --- configuration --------------------------------------------------------------------------------------------

@@ -551,8 +551,10 @@ WRAPPERS: dict[str, Callable[[sd.NetworkDenoiser], Callable[..., Tensor]]] = {
 def test_a_network_refuses_data_of_another_shape_or_range(wrapper: str) -> None:
     denoiser = WRAPPERS[wrapper](unet(torch.float64))
     x = small_images(4, torch.float64)
-    with pytest.raises(sd.UserError, match=r"of data of shape \(1, 4, 4\), and these have \(1, 8, 8\)"):
-        quick(torch.randn(4, 1, 8, 8, generator=generator(1)), denoiser)
+    with pytest.raises(sd.UserError, match=r"of data of shape \(1, 4, 4\), and these have \(2, 4, 4\)"):
+        quick(torch.randn(4, 2, 4, 4, generator=generator(1)), denoiser)
+    with pytest.raises(sd.UserError, match=r"height and width multiples of 2; got \[4, 1, 5, 4\]"):
+        quick(torch.rand(4, 1, 5, 4, generator=generator(1), dtype=torch.float64), denoiser)  # the network knows
     with pytest.raises(sd.UserError, match=r"of data of shape \(1, 4, 4\), and these have \(16,\)"):
         quick(x.flatten(1), denoiser)
     grey = 255.0 * torch.rand(x.shape, generator=generator(2), dtype=torch.float64)

@@ -232,17 +232,18 @@ def batch_loss(
     device, settings = denoiser.device, config.training
     x0 = encoded(transform, samples, labels, config.data.dequantize, generator)
     t, weight = times.draw(len(x0), generator)
-    told = conditioning(config, labels, device)
+    geometry: dict[str, Tensor] = {}
     augment = build.augmentation(config) if learn else None
     if augment is not None:
-        x0, geometry = augment(x0, generator)
-        told["augment_labels"] = geometry.to(device)
+        x0, changed = augment(x0, generator)
+        geometry = {"augment_labels": changed.to(device)}
     noise = randn(x0.shape, generator, like=x0)
     space = Space(None if config.data.dequantize else transform.levels, transform.offset(x0.to(device), labels))
     if labels is not None and settings.label_dropout > 0:
         # The class after the last one means "no class": one network learns p(x | y) and p(x) (Ho and Salimans 2022).
         dropped = rand((len(x0),), generator) < settings.label_dropout
-        told |= conditioning(config, labels.where(~dropped, denoiser.spec.options["num_classes"]), device)
+        labels = labels.where(~dropped, denoiser.spec.options["num_classes"])
+    told = {**conditioning(config, labels, device), **geometry}
     losses = objective(denoiser, x0.to(device), t, noise.to(device), space, **told)
     if learn:
         times.learn(t, losses)

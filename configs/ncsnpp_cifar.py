@@ -7,24 +7,19 @@ score_sde_pytorch. Their data lie in [0, 1] with sigma from 0.01 to 50; ours in 
 
 from ml_collections import ConfigDict
 
-from configs import variants, vpsde_cifar
+from configs import variants, vesde_cifar
 
 
 def get_config(chosen: str = "") -> ConfigDict:
     """CIFAR-10 with NCSN++."""
     wanted = variants.read(chosen, ("deep",))
-    config = vpsde_cifar.get_config()
-    config.process.name = "VESDE"
-    config.process.sigma_min = 0.02
-    config.process.sigma_max = 100.0
+    config = vesde_cifar.get_config()
     config.model.network = "ncsnpp"
     config.model.prediction = "sigma_score"
     config.model.label = "log_half_sigma"
+    config.model.input_scale = "none"
     with config.unlocked():
         config.model.options = ConfigDict({"blocks": 8 if "deep" in wanted else 4})
-    config.training.ema_decay = 0.999
     if "deep" in wanted:
         config.training.steps = 950_000
-    config.sampling.sampler = "pc"
-    config.sampling.gallery = ("pc:1000", "ddim:50", "ode")
     return config

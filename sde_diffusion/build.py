@@ -279,7 +279,8 @@ def as_trained(config: ConfigDict, network_spec: NetworkSpec) -> ConfigDict:
     with found.unlocked(), found.ignore_type():
         if process_state(process(config)) != state:
             found.process.update({name: value for name, value in state.items() if not isinstance(value, list)})
-            found.process.levels = found.process.levels if home.times is None else len(home.times)
+            if home.times is not None:
+                found.process.levels = len(home.times)
         found.model.update(
             network=network_spec.network,
             prediction=network_spec.prediction,

@@ -84,30 +84,28 @@ def _edm_label(sde: SDE, t: Tensor) -> Tensor:
     return 0.25 * _log_sigma_label(sde, t)
 
 
-def _index_label(sde: SDE, t: Tensor) -> Tensor:
+def _levels(sde: SDE, label: str) -> Tensor:
     if sde.times is None:
-        raise UserError(f"label 'index' counts the levels of a discrete process; {type(sde).__name__} has none")
-    first, step = sde.times[0], sde.times[1] - sde.times[0]
-    return ((t - first) / step).clamp(0.0, len(sde.times) - 1.0)
+        raise UserError(f"label {label!r} counts the levels of a discrete process; {type(sde).__name__} has none")
+    return sde.times
+
+
+def _index_label(sde: SDE, t: Tensor) -> Tensor:
+    levels = _levels(sde, "index")
+    return ((t - levels[0]) / (levels[1] - levels[0])).clamp(0.0, len(levels) - 1.0)
 
 
 def _reversed_index_label(sde: SDE, t: Tensor) -> Tensor:
-    index = _index_label(sde, t).round()
-    assert sde.times is not None
-    return len(sde.times) - 1.0 - index
+    return len(_levels(sde, "reversed_index")) - 1.0 - _index_label(sde, t).round()
 
 
 def _nearest_index_label(sde: SDE, t: Tensor) -> Tensor:
-    if sde.times is None:
-        return _index_label(sde, t)  # which says what is wrong
-    ratios = _log_sigma_label(sde, sde.times).exp()
+    ratios = _log_sigma_label(sde, _levels(sde, "nearest_index")).exp()
     return (_log_sigma_label(sde, t).exp()[..., None] - ratios).abs().argmin(-1).to(torch.float64)
 
 
 def _thousandth_label(sde: SDE, t: Tensor) -> Tensor:
-    index = _index_label(sde, t)
-    assert sde.times is not None
-    return index * (1000.0 / len(sde.times))
+    return _index_label(sde, t) * (1000.0 / len(_levels(sde, "index_1000")))
 
 
 LABELS: dict[str, Callable[[SDE, Tensor], Tensor]] = {
@@ -124,17 +122,16 @@ LABELS: dict[str, Callable[[SDE, Tensor], Tensor]] = {
 }
 
 
-def _unit_input(kernel: Kernel) -> tuple[Tensor, Tensor]:
-    scale = 1.0 / (kernel.variance + (EDM_SIGMA_DATA * kernel.alpha) ** 2).sqrt()
-    return scale, torch.zeros_like(scale)
+def _unit_input(x: Tensor, kernel: Kernel) -> Tensor:
+    return match(1.0 / (kernel.variance + (EDM_SIGMA_DATA * kernel.alpha) ** 2).sqrt(), x) * x
 
 
-INPUT_SCALES: dict[str, Callable[[Kernel], tuple[Tensor, Tensor]]] = {
-    "none": lambda kernel: (torch.ones_like(kernel.alpha), torch.zeros_like(kernel.alpha)),
+INPUT_SCALES: dict[str, Callable[[Tensor, Kernel], Tensor]] = {
+    "none": lambda x, kernel: x,
     "unit": _unit_input,  # unit variance of the input for data of EDM's standard deviation 0.5 (its c_in)
-    "centre": lambda kernel: (2.0 * torch.ones_like(kernel.alpha), -torch.ones_like(kernel.alpha)),  # 2 x - 1
+    "centre": lambda x, kernel: 2.0 * x - 1.0,  # of data in [0, 1]
 }
-"""The kernel -> what x is multiplied by, and what is added, before the network sees it."""
+"""x at home and its kernel -> what the network sees."""
 
 
 def _fixed(out: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -270,9 +267,7 @@ class NetworkDenoiser:
             label = label.to(device=x.device, dtype=x.dtype, non_blocking=True)
         else:  # filled in on the device, which waits for no copy
             label = torch.full((len(x),), float(label), device=x.device, dtype=x.dtype)
-        scale, shift = (match(value, x) for value in self._input_scale(home))
-        seen = scale * x_home + shift
-        out, fraction = VARIANCES[self.spec.variance](self.net(seen, label, **conditioning))
+        out, fraction = VARIANCES[self.spec.variance](self.net(self._input_scale(x_home, home), label, **conditioning))
         return to_x0(self.spec.prediction, out, x_home, home), fraction
 
     def _check_classes(self, labels: Tensor | None) -> None:

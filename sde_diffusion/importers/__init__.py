@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sde_diffusion.checkpoint import Checkpoint, checkpoint_files, denoiser_of, load_weights, save_checkpoint
+from sde_diffusion.checkpoint import Checkpoint, checkpoint_files, denoiser_of, save_checkpoint
 from sde_diffusion.data import DataTransform
 from sde_diffusion.denoiser import NetworkDenoiser
 from sde_diffusion.errors import UserError, choose
@@ -60,7 +60,6 @@ def imported(path: str | Path, source: str, config: Mapping[str, Any] | str | Pa
     raw = converted(found.weights, found.rules, found.net, found.ignored)
     averages = found.averages
     ema = raw if averages is None else converted(averages, found.rules, found.net, found.ignored)
-    load_weights(found.net, ema)
     return Checkpoint(
         step=found.step,
         spec=found.spec,

@@ -13,10 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.checkpoint import build_network
 from sde_diffusion.denoiser import NetworkSpec
 from sde_diffusion.errors import UserError, choose
-from sde_diffusion.importers.foreign import Foreign, Settings, only, read_json, resolved
+from sde_diffusion.importers.foreign import Foreign, Settings, only, outline, read_json, resolved
 from sde_diffusion.importers.reading import read_safetensors, read_torch
 from sde_diffusion.importers.rules import BlockNames, Part, Rule, by_class, pair
 from sde_diffusion.nets.backbone import Backbone
@@ -291,7 +290,7 @@ def read(path: Path, config: Settings | None) -> Foreign:
             f"the network puts out {options['out_channels']} channels, and {channels} are expected of one for "
             f"{options['in_channels']} with the scheduler's variance_type: {spec.variance}"
         )
-    net = build_network(spec)
+    net = outline(spec)
     assert isinstance(net, Backbone)
     weights = _weights(path)
     former = any(key.endswith(".query.weight") for key in weights)

@@ -20,10 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.checkpoint import build_network
 from sde_diffusion.denoiser import NetworkSpec
 from sde_diffusion.errors import UserError, choose
-from sde_diffusion.importers.foreign import Foreign, Settings, needed, only, resolved
+from sde_diffusion.importers.foreign import Foreign, Settings, needed, only, outline, resolved
 from sde_diffusion.importers.reading import Persistent, module_tensors, read_edm_pickle, read_torch
 from sde_diffusion.importers.rules import BlockNames, Part, Rule, by_class, matrix, pair, qkv
 from sde_diffusion.nets.backbone import Backbone, InputResidual, InputSkip, OutputSkip
@@ -40,16 +39,15 @@ PUBLISHED: dict[str, Settings] = {}
 _BLOCK = BlockNames("norm0", "conv0", "affine", "norm1", "conv1", "skip")
 
 
-def _class_rows(conditioning: nn.Module, theirs: str, bias: bool) -> Rule:
+def _class_rows(classes: int, bias: bool) -> Rule:
     """Rows of a table from a matrix [out, classes]: sqrt(classes) times its columns, plus the bias; for none that."""
-    classes = int(conditioning.num_classes)  # type: ignore[arg-type]  # a plain attribute
 
     def join(tensors: Any) -> Tensor:
         columns = tensors[0].T * (math.sqrt(classes) if bias else 1.0)
         none = tensors[1] if bias else torch.zeros_like(columns[0])
         return torch.cat([columns + none, none[None]])
 
-    keys = (f"{theirs}.weight", f"{theirs}.bias") if bias else (f"{theirs}.weight",)
+    keys = ("map_label.weight", "map_label.bias") if bias else ("map_label.weight",)
     return Rule("conditioning.classes.weight", keys, join)
 
 
@@ -93,7 +91,7 @@ def unet_rules(net: Backbone, song: bool) -> list[Rule]:
     if isinstance(conditioning.features, FourierFeatures):
         rules.append(Rule("conditioning.features.frequencies", ("map_noise.freqs",)))
     if conditioning.classes is not None:
-        rules.append(_class_rows(conditioning, "map_label", bias=song))
+        rules.append(_class_rows(conditioning.num_classes, bias=song))
     if conditioning.augment is not None:
         rules.append(Rule("conditioning.augment.weight", ("map_augment.weight",)))
     return rules + by_class(
@@ -270,7 +268,7 @@ def read(path: Path, config: Settings | None) -> Foreign:
         raise UserError(f"{path} holds no network under 'ema', as files of EDM do")
     spec, song = spec_of(settings)
     weights = {key.removeprefix("model."): value for key, value in weights.items()}
-    network = build_network(spec)
+    network = outline(spec)
     assert isinstance(network, Backbone)
     filters = [key for key in weights if key.endswith(".resample_filter")]
     return Foreign(spec, network, unet_rules(network, song), weights, None, ("u", *filters))

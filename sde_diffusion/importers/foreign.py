@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from sde_diffusion.checkpoint import build_network
 from sde_diffusion.denoiser import NetworkSpec
 from sde_diffusion.errors import UserError, choose, nearest
 from sde_diffusion.importers.rules import Rule
@@ -22,7 +24,7 @@ class Foreign:
     """A network of another code base.
 
     spec        its description here
-    net         the network that the spec describes, its weights not yet loaded
+    net         the network that the spec describes, without memory: its keys, shapes and dtypes
     rules       from its keys to ours
     weights     under its own keys; averages: the averaged ones, where the file has both
     ignored     keys that carry nothing which the spec does not say
@@ -36,6 +38,12 @@ class Foreign:
     averages: Mapping[str, Tensor] | None = None
     ignored: Sequence[str] = field(default_factory=tuple)
     step: int = 0
+
+
+def outline(spec: NetworkSpec) -> nn.Module:
+    """The network that a spec describes, on the meta device: nothing is drawn, and no weight takes memory."""
+    with torch.device("meta"):
+        return build_network(spec)
 
 
 def read_settings(

@@ -14,10 +14,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sde_diffusion.checkpoint import build_network
 from sde_diffusion.denoiser import NetworkSpec
 from sde_diffusion.errors import UserError, choose
-from sde_diffusion.importers.foreign import Foreign, Settings, needed, only, resolved
+from sde_diffusion.importers.foreign import Foreign, Settings, needed, only, outline, resolved
 from sde_diffusion.importers.reading import read_torch
 from sde_diffusion.importers.rules import BlockNames, Part, Rule, by_class, matrix, pair, qkv
 from sde_diffusion.nets.backbone import Backbone
@@ -252,6 +251,6 @@ def read(path: Path, config: Settings | None) -> Foreign:
             f"published model: {', '.join(sorted(PUBLISHED))}"
         )
     spec, new_order = _spec(config, weights)
-    net = build_network(spec)
+    net = outline(spec)
     assert isinstance(net, Backbone)
     return Foreign(spec, net, unet_rules(net, new_order), weights)

@@ -20,10 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.checkpoint import build_network
 from sde_diffusion.denoiser import NetworkSpec
 from sde_diffusion.errors import UserError, choose
-from sde_diffusion.importers.foreign import Foreign, Settings, chosen, only, resolved
+from sde_diffusion.importers.foreign import Foreign, Settings, chosen, only, outline, resolved
 from sde_diffusion.importers.reading import read_torch
 from sde_diffusion.importers.rules import BlockNames, Part, Rule, by_class, converted, pair
 from sde_diffusion.importers.score_sde_ncsnv2 import ncsnv2_keys, registration
@@ -163,7 +162,10 @@ _VE = {"scale_by_sigma": True, "progressive_input": "residual", "embedding_type"
 _VP_NCSNPP = _NCSNPP | {"progressive_input": "residual", "embedding_type": "positional"}
 _DDPM = {"nf": 128, "ch_mult": (1, 2, 2, 2), "num_res_blocks": 2, "name": "ddpm", "embedding_type": "positional"}
 _DEEP = {"num_res_blocks": 8}
-_LARGE = {"ch_mult": (1, 1, 2, 2, 2, 2, 2), "num_res_blocks": 2, "progressive": "output_skip"} | {
+_LARGE = {
+    "ch_mult": (1, 1, 2, 2, 2, 2, 2),
+    "num_res_blocks": 2,
+    "progressive": "output_skip",
     "progressive_input": "input_skip",
     "scale_by_sigma": True,
     "sigma_max": 348.0,
@@ -225,7 +227,6 @@ _UNUSED_TRAINING = {
     "eval_freq",
     "snapshot_freq",
     "snapshot_freq_for_preemption",
-} | {
     "snapshot_sampling",
     "likelihood_weighting",
     "reduce_mean",
@@ -338,7 +339,21 @@ def _ve_home(model: Settings, continuous: bool) -> Home:
 _HOMES: dict[str, Callable[[Settings, bool], Home]] = {"vpsde": _vp_home, "subvpsde": _subvp_home, "vesde": _ve_home}
 
 
+def _check_sigmas(table: Tensor | None, model: Settings) -> None:
+    """Raises UserError where the noise levels in the file are not those of the configuration."""
+    if table is None or table.ndim != 1 or not len(table):
+        return
+    there = len(table), float(table.max()), float(table.min())
+    told = int(model["num_scales"]), float(model["sigma_max"]), float(model["sigma_min"])
+    if there[0] != told[0] or any(abs(a / b - 1.0) > 1e-4 for a, b in zip(there[1:], told[1:], strict=True)):
+        raise UserError(
+            f"the file's table has {there[0]} noise levels from {there[1]:g} to {there[2]:g}, and the configuration "
+            f"(num_scales, sigma_max, sigma_min) says {told[0]} from {told[1]:g} to {told[2]:g}"
+        )
+
+
 def _spec(config: Settings, weights: Mapping[str, Tensor]) -> NetworkSpec:
+    """The spec of a configuration. Raises UserError where the noise levels in the file are others."""
     sections = resolved("score_sde", config, _SECTIONS, _UNUSED_SECTIONS)
     model = resolved("score_sde model", sections["model"] or {}, _MODEL)
     data = resolved("score_sde data", sections["data"] or {}, _DATA, _UNUSED_DATA)
@@ -353,6 +368,8 @@ def _spec(config: Settings, weights: Mapping[str, Tensor]) -> NetworkSpec:
     # NCSNv2 is not told the noise level, so only its levels' labels tell whether it knows the levels alone.
     continuous = bool(training["continuous"]) and name != "ncsnv2"
     process, label = home(model, continuous)
+    if sde == "vesde":  # under a VP-SDE the file has a table too, of which nothing depends
+        _check_sigmas(weights.get("sigmas"), model)
     centred = bool(data["centered"])
     return NetworkSpec(
         process=process,
@@ -401,20 +418,6 @@ def _averages(ema: Any, weights: Mapping[str, Tensor], order: list[str], path: P
     )
 
 
-def _check_sigmas(table: Tensor | None, config: Settings) -> None:
-    """Raises UserError where the noise levels in the file are not those of the configuration."""
-    if table is None or table.ndim != 1 or not len(table):
-        return
-    model = resolved("score_sde model", config.get("model") or {}, _MODEL)
-    there = len(table), float(table.max()), float(table.min())
-    told = int(model["num_scales"]), float(model["sigma_max"]), float(model["sigma_min"])
-    if there[0] != told[0] or any(abs(a / b - 1.0) > 1e-4 for a, b in zip(there[1:], told[1:], strict=True)):
-        raise UserError(
-            f"the file's table has {there[0]} noise levels from {there[1]:g} to {there[2]:g}, and the configuration "
-            f"(num_scales, sigma_max, sigma_min) says {told[0]} from {told[1]:g} to {told[2]:g}"
-        )
-
-
 def in_order(keys: Iterable[str]) -> list[str]:
     """The keys with those of a layer together, as the source registers them."""
     layers: dict[str, list[str]] = {}
@@ -432,7 +435,7 @@ def read(path: Path, config: Settings | None) -> Foreign:
             f"JSON file or the name of a published model: {', '.join(sorted(PUBLISHED))}"
         )
     spec = _spec(config, weights)
-    net = build_network(spec)
+    net = outline(spec)
     if isinstance(net, NCSNv2):
         rules = [Rule(ours, (theirs,)) for ours, theirs in ncsnv2_keys(net).items()]
         order = sorted((rule.theirs[0] for rule in rules), key=registration)
@@ -441,8 +444,6 @@ def read(path: Path, config: Settings | None) -> Foreign:
         rules = unet_rules(net, bool(spec.options.get("big_blocks")))
         # The Fourier frequencies are no parameter that is trained.
         order = in_order(key for rule in rules if not rule.ours.endswith(".frequencies") for key in rule.theirs)
-    if spec.prediction != "eps":  # under a VP-SDE the file has a table too, of which nothing depends
-        _check_sigmas(weights.get("sigmas"), config)
     ignored = ("sigmas",)
     converted(weights, rules, net, ignored)  # which names what does not fit, before the averages are laid beside it
     averages = _averages(sections.get("ema"), weights, order, path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,6 +155,18 @@ def build_network(spec: NetworkSpec) -> nn.Module:
         raise UserError(f"network {spec.network!r}: {error}") from error
 
 
+def refuse_misfits(what: str, missing: Sequence[str], extra: Sequence[str], shapes: Sequence[str]) -> None:
+    """Raises UserError that names the first three keys of each kind and how many there are, unless there are none."""
+    kinds = {"missing": missing, "not expected": extra, "of another shape": shapes}
+    found = [
+        f"{kind}: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''} ({len(keys)})"
+        for kind, keys in kinds.items()
+        if keys
+    ]
+    if found:
+        raise UserError(f"{what}; {'; '.join(found)}")
+
+
 def load_weights(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Load weights strictly. Raises UserError that names the first keys and shapes that differ."""
     own = net.state_dict()
@@ -164,10 +176,7 @@ def load_weights(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
         for key in sorted(own.keys() & weights.keys())
         if own[key].shape != weights[key].shape
     ]
-    if missing or extra or shapes:
-        parts = {"missing": missing, "not expected": extra, "of another shape": shapes}
-        found = "; ".join(f"{name}: {', '.join(keys[:3])} ({len(keys)})" for name, keys in parts.items() if keys)
-        raise UserError(f"the weights do not fit the network; {found}")
+    refuse_misfits("the weights do not fit the network", missing, extra, shapes)
     net.load_state_dict(weights)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.errors import UserError
+from sde_diffusion.checkpoint import refuse_misfits
 from sde_diffusion.nets.backbone import Backbone
 from sde_diffusion.nets.blocks import ResidualBlock, SelfAttention
 
@@ -145,11 +145,6 @@ def by_class(net: Backbone, table: Mapping[type[nn.Module], Callable[[Part], lis
 # --- applying them ------------------------------------------------------------------------------------------------
 
 
-def first_few(names: Sequence[str]) -> str:
-    """The first three names and how many there are."""
-    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''} ({len(names)})"
-
-
 def converted(
     weights: Mapping[str, Tensor], rules: Sequence[Rule], net: nn.Module, ignored: Sequence[str] = ()
 ) -> dict[str, Tensor]:
@@ -175,12 +170,8 @@ def converted(
             found[rule.ours] = torch.empty(0)
         if found[rule.ours].shape != expected:
             there = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
-            made = f"{expected} of {rule.ours}" if len(expected) else rule.ours
-            shapes.append(f"{rule.theirs[0]} is {there} where it should make {made}")
-    if missing or extra or shapes:
-        reasons = {"missing": missing, "not expected": extra, "of another shape": shapes}
-        text = "; ".join(f"{what}: {first_few(names)}" for what, names in reasons.items() if names)
-        raise UserError(f"the weights do not fit the configuration; {text}")
+            shapes.append(f"{rule.theirs[0]} is {there} where it should make {expected} of {rule.ours}")
+    refuse_misfits("the weights do not fit the configuration", missing, extra, shapes)
     uncovered = sorted(own.keys() - found.keys())
     assert not uncovered, uncovered
     return {key: value.to(own[key].dtype) for key, value in found.items()}

@@ -6,6 +6,8 @@
     python main.py --config vpsde_digits --mode likelihood        bits/dim by the flow and by the bound
     python main.py --config vpsde_digits --mode latents           encode, decode, interpolate
     python main.py --mode import --source score_sde --path FILE --source_config cifar10_ddpmpp_continuous --workdir RUN
+    python main.py --config vpsde_digits --mode ema               averages of other lengths, from snapshots
+    torchrun --nproc_per_node 8 main.py --config vpsde_cifar      the same, by several processes
     python main.py --mode samplers                                the samplers and grids with their options
     python main.py --config vpsde_cifar --config.training.batch_size=64 --config.data.root=FOLDER
 
@@ -16,11 +18,14 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import runpy
+import signal
 import sys
 import warnings
 from collections.abc import Iterable
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 
 from absl import app, flags
@@ -29,7 +34,7 @@ from ml_collections import ConfigDict, config_flags
 from sde_diffusion.errors import UserError, choose, nearest
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
-MODE_NAMES = ("all", "train", "sample", "likelihood", "latents", "evaluate", "import", "export", "samplers")
+MODE_NAMES = ("all", "train", "sample", "likelihood", "latents", "evaluate", "ema", "import", "export", "samplers")
 NAMED_OPTIONS = {
     "sampler": "option",
     "config.sampling.options": "option",
@@ -48,6 +53,7 @@ flags.DEFINE_string(
     "mode",
     "all",
     f"What to do: {', '.join(MODE_NAMES)}. 'all' trains, samples and evaluates; 'samplers' lists samplers and grids; "
+    "'ema' makes averages of the weights of any length from the snapshots of a training; "
     "'import' takes a checkpoint of another code base, 'export' writes a folder of diffusers.",
 )
 flags.DEFINE_string("workdir", None, "The run folder; runs/<configuration> unless given.")
@@ -211,14 +217,29 @@ def run(argv: list[str]) -> None:
 
     import run_lib
     from sde_diffusion import build
+    from sde_diffusion.engine import everyones
 
-    build.check(config)
-    run_lib.MODES[FLAGS.mode](config, Path(FLAGS.workdir or f"runs/{name}"))
+    try:
+        build.check(config)
+        engine = build.engine(config)
+    except UserError as error:
+        raise everyones(error) from error.__cause__
+    with ExitStack() as silence:
+        silence.callback(engine.close)
+        if not engine.main:  # one process speaks for all
+            silence.enter_context(redirect_stdout(silence.enter_context(open(os.devnull, "w"))))
+            warnings.simplefilter("ignore")
+        run_lib.MODES[FLAGS.mode](config, Path(FLAGS.workdir or f"runs/{name}"), engine)
 
 
 def explain(error: BaseException) -> int:
-    """One sentence on the screen; the exit code."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    """One sentence on the screen, by one of several processes if all of them have it to tell; the exit code."""
+    from sde_diffusion.engine import EVERYONES, process_number
+
+    number, shared = process_number(), EVERYONES in getattr(error, "__notes__", ())
+    if not (number and shared):
+        who = f" (process {number})" if number else ""
+        print(f"error{who}: {' '.join(str(error).split())}", file=sys.stderr)
     return 1
 
 
@@ -232,8 +253,13 @@ def sentence(
 def main(argv: list[str]) -> None:
     """The entry point of absl, with the errors and warnings that are meant for a person as one sentence."""
     warnings.formatwarning = sentence
+    from sde_diffusion.guard import Preempted
+
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # clearing up what is half written
     try:
         run(argv)
+    except Preempted as stopped:
+        print(stopped)
     except (UserError, OSError) as error:
         sys.exit(explain(error))
     except KeyboardInterrupt:

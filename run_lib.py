@@ -1,11 +1,12 @@
 """What the commands do, readable from top to bottom: train, sample, likelihood, evaluate, and all of them in a row.
 
-Every mode is a function (config, folder) that reads and writes one run folder:
+Every mode is a function (config, folder, engine) that reads and writes one run folder:
 
-    config.json  checkpoints/  tensorboard/  results.json  samples_<sampler>.{png,npz,json}
+    config.json  checkpoints/  ema_snapshots/  ema/  tensorboard/  metrics.jsonl  results.json  likelihood/
+    samples_<sampler>.{png,npz,json}
 
-Whatever is random depends on (seed, index of the sample or step) only, so that neither the batch size nor an
-interruption changes a result.
+Whatever is random depends on (seed, index of the sample or step) only, so that neither the batch size, nor the number
+of processes, nor an interruption changes a result.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ from __future__ import annotations
 import csv
 import inspect
 import io
-import itertools
 import json
 import math
 import platform
-import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,33 +30,36 @@ from typing import Any
 import numpy as np
 import torch
 from ml_collections import ConfigDict
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
-from tqdm import tqdm
+from torch import Tensor
 
 from sde_diffusion import build
 from sde_diffusion.build import NamedFigure
 from sde_diffusion.checkpoint import (
+    AVERAGES,
     Checkpoint,
     checkpoint_files,
     denoiser_of,
-    load_weights,
     read_checkpoint,
+    save_average,
     save_checkpoint,
-    write_aside,
+    with_average,
 )
-from sde_diffusion.data import Dataset, DataTransform, Splits, batches, load_pictures
+from sde_diffusion.data import Dataset, DataTransform, Source, Splits, batches, load_pictures
 from sde_diffusion.denoiser import ConditionedDenoiser, Denoiser, NetworkDenoiser
 from sde_diffusion.elbo import Space
-from sde_diffusion.ema import averaged
+from sde_diffusion.ema import reconstruct, save_snapshot, snapshot_index
+from sde_diffusion.engine import Engine
 from sde_diffusion.errors import NotFinite, UserError
 from sde_diffusion.figures import Batch
+from sde_diffusion.files import FolderLock, write_aside
 from sde_diffusion.grids import GRIDS, Node, TimeGrid, grid_options, make_grid
+from sde_diffusion.guard import Preempted, listening
 from sde_diffusion.importers import check_empty, export_diffusers, imported
-from sde_diffusion.kernel import match
 from sde_diffusion.latents import decode, interpolate, round_trip
 from sde_diffusion.losses import Objective
-from sde_diffusion.noise import rand, randn, sample_generators, seeded
+from sde_diffusion.metrics_log import journal
+from sde_diffusion.noise import rand, randn, row_generators, sample_generators, seeded
+from sde_diffusion.progress import Phases, Progress, memory, progress
 from sde_diffusion.records import Records, digest, tensor_digest
 from sde_diffusion.report.likelihood import captioned, histogram, summary
 from sde_diffusion.report.pictures import picture, png
@@ -62,8 +67,10 @@ from sde_diffusion.report.table import table
 from sde_diffusion.report.wrap import wrapped
 from sde_diffusion.samplers import SAMPLER_TABLE, sampler_options
 from sde_diffusion.samplers import sample as draw_samples
-from sde_diffusion.sde import process_state
+from sde_diffusion.sde import SDE, process_state
+from sde_diffusion.shards import Shards
 from sde_diffusion.times import TimeSampler
+from sde_diffusion.trainer import RAW, Outcome, RowLosses, Trainer, fresh_weights
 
 # One stream of random numbers for each purpose, so that none repeats another's; figures.py has the others.
 TRAIN_STREAM, HELD_OUT_STREAM, DROPOUT_STREAM, LATENT_STREAM = 2, 3, 4, 8
@@ -71,12 +78,8 @@ PICTURE_SAMPLES, LIKELIEST = 100, 16
 NUMERICS = 1
 """Raised when the bits/dim of one request become others, so that stored rows are not mixed with new ones."""
 PREVIEW_STEPS, PREVIEW_SAMPLES = 20, 36
-
-
-def progress(total: int, unit: str, what: str, done: int = 0, leave: bool = False) -> Any:
-    """A progress bar; a line every half minute where the output is not a terminal."""
-    interval = 0.5 if sys.stderr.isatty() else 30.0
-    return tqdm(total=total, initial=done, unit=unit, desc=what, leave=leave, mininterval=interval)
+LOGSNR_SHOWN = 20.0
+"""Levels beyond plus and minus this count as such where losses are told by log-SNR: there may be no noise, or all."""
 
 
 # --- the run folder -------------------------------------------------------------------------------------------
@@ -85,6 +88,12 @@ def progress(total: int, unit: str, what: str, done: int = 0, leave: bool = Fals
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file whole or not at all."""
     write_aside(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """A configuration as plain values."""
+    found: dict[str, Any] = json.loads(config.to_json_best_effort())
+    return found
 
 
 def set_result(folder: Path, section: str, row: Mapping[str, Any], entry: str | None = None) -> None:
@@ -103,54 +112,89 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def check_folder(folder: Path, config: ConfigDict, same_seed: bool = False) -> None:
-    """Raises UserError if the folder holds a training of another data set, process or model (or with another seed)."""
+FREE = ("data.root", "data.storage", "data.workers", "data.prefetch", "data.corrupt_limit", "data.held_out")
+"""Keys of the data that may differ from those of a training: where and how they are read, not what they are."""
+KEPT = (
+    "batch_size",
+    "loss",
+    "vlb_weight",
+    "weighting",
+    "times",
+    "p_mean",
+    "p_std",
+    "augment",
+    "label_dropout",
+    "ema_decay",
+    "ema_decays",
+    "ema_lengths",
+)
+"""Keys of a training that it cannot go on without: what it minimises, the order of its data, what it averages."""
+
+
+def differing(folder: Path, config: ConfigDict) -> dict[str, str]:
+    """The keys in which a configuration differs from that of the folder's training, with both values in words."""
     path = folder / "config.json"
     if not (path.exists() and checkpoint_files(folder)):
-        return
+        return {}
     stored = json.loads(path.read_text())
     if "imported" in stored:  # its network, process and data are those of its source, whatever a configuration says
-        return
-    old, new = (
-        _flat({name: c[name] for name in ("seed", "data", "process", "model")})
-        for c in (stored, json.loads(config.to_json_best_effort()))
-    )
-    free = {"data.root"} if same_seed else {"data.root", "seed"}
-    differing = [
-        f"{key} ({old.get(key)!r} there, {new.get(key)!r} here)"
-        # A key that the older folder does not know has its default there.
-        for key in sorted(old.keys() - free)
-        if old[key] != new.get(key)
+        return {}
+    here = plain(config)
+    sections = ("seed", "data", "process", "model", "training")
+    old, new = (_flat({name: c[name] for name in sections if name in c}) for c in (stored, here))
+    # A key that the older folder does not know has its default there.
+    return {
+        key: f"{key} ({old[key]!r} there, {new.get(key)!r} here)" for key in sorted(old) if old[key] != new.get(key)
+    }
+
+
+def check_folder(folder: Path, config: ConfigDict, training: bool = False) -> None:
+    """Raises UserError if the folder holds a training of another data set, process or model.
+
+    To go on training, the seed and what decides the course of a training must be the same too; the keys that differ
+    and may do so are printed.
+    """
+    found = differing(folder, config)
+    kept = {"seed", *(f"training.{name}" for name in KEPT)} if training else set()
+    harm = [
+        words
+        for key, words in found.items()
+        if key in kept or (key.startswith(("data.", "process.", "model.")) and key not in FREE)
     ]
-    if differing:
+    if harm:
         raise UserError(
-            f"{folder} holds a training with another configuration: {'; '.join(differing[:4])}"
-            f"{' ...' if len(differing) > 4 else ''}; choose another --workdir, or its own configuration"
+            f"{folder} holds a training with another configuration: {'; '.join(harm[:4])}"
+            f"{' ...' if len(harm) > 4 else ''}; choose another --workdir, or its own configuration"
         )
+    if training and found:
+        print(f"going on with other values: {'; '.join(found.values())}")
 
 
 def trained_network(config: ConfigDict, folder: Path) -> tuple[ConfigDict, Checkpoint]:
     """The newest checkpoint of the run folder, which must be this configuration's, or an imported one.
 
-    With it the configuration whose process and model are those of the network.
+    With it the configuration whose process and model are those of the network. An average that was made after the
+    training is among its weights if it is asked for.
     """
     check_folder(folder, config)
-    trained = read_checkpoint(folder)
+    trained = with_average(read_checkpoint(folder), folder, config.sampling.weights)
     return build.as_trained(config, trained.spec), trained
 
 
-def network_of(config: ConfigDict, trained: Checkpoint) -> NetworkDenoiser:
-    """The network of a checkpoint: the weights, the device and the compiler are those of the configuration."""
-    denoiser = denoiser_of(trained, config.sampling.weights, build.device(config))
+def network_of(config: ConfigDict, trained: Checkpoint, device: torch.device) -> NetworkDenoiser:
+    """The network of a checkpoint on a device: the weights and the compiler are those of the configuration."""
+    denoiser = denoiser_of(trained, config.sampling.weights, device)
     return NetworkDenoiser(build.compiled(config, denoiser.net), denoiser.spec)
 
 
 # --- networks of other code bases -----------------------------------------------------------------------------
 
 
-def import_network(config: ConfigDict, folder: Path) -> None:
+def import_network(config: ConfigDict, folder: Path, engine: Engine) -> None:
     """Turn a checkpoint of another code base into a run folder, from which it can be sampled and evaluated."""
     settings = config.importing
+    if not engine.main:
+        return
     if not settings.path:
         raise UserError("--path is needed: the file to import, or the folder of diffusers")
     check_empty(folder)
@@ -158,9 +202,9 @@ def import_network(config: ConfigDict, folder: Path) -> None:
     adopted = build.as_trained(config, found.spec)
     origin = {"imported": {"source": settings.source, "file": Path(settings.path).name}}
     save_checkpoint(folder, found, keep=1)
-    write_json(folder / "config.json", {**json.loads(adopted.to_json_best_effort()), **origin})
+    write_json(folder / "config.json", {**plain(adopted), **origin})
     spec = found.spec
-    count = sum(value.numel() for value in found.network.values())
+    count = sum(value.numel() for value in found.weights[RAW].values())
     print(
         table(
             [
@@ -180,8 +224,10 @@ def import_network(config: ConfigDict, folder: Path) -> None:
     print(f"wrote {folder}: sample it with --mode sample --workdir {folder}")
 
 
-def export_network(config: ConfigDict, folder: Path) -> None:
+def export_network(config: ConfigDict, folder: Path, engine: Engine) -> None:
     """Write the run's network as a folder of diffusers."""
+    if not engine.main:
+        return
     if not config.importing.path:
         raise UserError("--path is needed: the folder of diffusers to write")
     config, trained = trained_network(config, folder)
@@ -192,11 +238,19 @@ def export_network(config: ConfigDict, folder: Path) -> None:
 # --- training -------------------------------------------------------------------------------------------------
 
 
-def learning_rate_factor(step: int, steps: int, warmup: int, cooldown: int) -> float:
-    """Linear warm-up from 0, and a half cosine down to 0 over the last `cooldown` steps."""
-    rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
-    left = (steps - step) / cooldown if cooldown else 1.0
-    return rise * (0.5 - 0.5 * math.cos(math.pi * max(0.0, min(1.0, left))))
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What losses are about: the configuration, the data's transform, the objective and the law of the times."""
+
+    config: ConfigDict
+    transform: DataTransform
+    objective: Objective
+    times: TimeSampler
+
+    @classmethod
+    def of(cls, config: ConfigDict, transform: DataTransform, sde: SDE) -> Task:
+        """The task of a configuration for a network trained under `sde`."""
+        return cls(config, transform, build.objective(config, sde), build.times(config, sde))
 
 
 def encoded(
@@ -204,7 +258,7 @@ def encoded(
     samples: Tensor,
     labels: Tensor | None,
     dequantize: bool,
-    generator: torch.Generator,
+    generator: torch.Generator | Sequence[torch.Generator],
 ) -> Tensor:
     """Stored samples in model space, dequantised or at their grey levels."""
     if dequantize:
@@ -217,202 +271,341 @@ def conditioning(config: ConfigDict, labels: Tensor | None, device: torch.device
     return {"labels": labels.to(device)} if config.model.class_conditional and labels is not None else {}
 
 
-def batch_loss(
-    config: ConfigDict,
+def row_losses(
+    task: Task,
     denoiser: NetworkDenoiser,
-    transform: DataTransform,
     batch: tuple[Tensor, Tensor | None],
-    objective: Objective,
-    times: TimeSampler,
-    generator: torch.Generator,
-    learn: bool,
-) -> Tensor:
-    """The loss of one batch, a scalar; the time sampler may learn from it."""
-    samples, labels = batch
-    device, settings = denoiser.device, config.training
-    x0 = encoded(transform, samples, labels, config.data.dequantize, generator)
-    t, weight = times.draw(len(x0), generator)
+    rows: range,
+    size: int,
+    step: int,
+    stream: int = TRAIN_STREAM,
+    learn: bool = True,
+) -> RowLosses:
+    """The losses of some rows of a step's batch of `size`; `batch` holds these rows alone.
+
+    Times, classes withheld and augmentations are drawn for the whole batch, a few numbers a row, by (seed, step); the
+    noise of each row by (seed, step, row). So a row's loss is the same whichever process takes it, in whatever company.
+    """
+    config, settings, device = task.config, task.config.training, denoiser.device
+    shared, part = seeded(config.seed, step, stream=stream), slice(rows.start, rows.stop)
+    own = row_generators(config.seed, step, rows, stream=stream, device=device)
+    samples, labels = batch[0].to(device, non_blocking=True), batch[1]
+    x0 = encoded(task.transform, samples, labels, config.data.dequantize, own)
+    t, weight = (drawn[part] for drawn in task.times.draw(size, shared))
     geometry: dict[str, Tensor] = {}
     augment = build.augmentation(config) if learn else None
     if augment is not None:
-        x0, changed = augment(x0, generator)
-        geometry = {"augment_labels": changed.to(device)}
-    noise = randn(x0.shape, generator, like=x0)
-    space = Space(None if config.data.dequantize else transform.levels, transform.offset(x0.to(device), labels))
+        changes = augment.draw(size, shared).rows(part)
+        x0, geometry = augment.apply(x0, changes), {"augment_labels": changes.labels().to(device)}
+    space = Space(None if config.data.dequantize else task.transform.levels, task.transform.offset(x0, labels))
     if labels is not None and settings.label_dropout > 0:
         # The class after the last one means "no class": one network learns p(x | y) and p(x) (Ho and Salimans 2022).
-        dropped = rand((len(x0),), generator) < settings.label_dropout
-        labels = labels.where(~dropped, denoiser.spec.options["num_classes"])
+        withheld = (rand((size,), shared) < settings.label_dropout)[part]
+        labels = labels.where(~withheld, denoiser.spec.options["num_classes"])
     told = {**conditioning(config, labels, device), **geometry}
-    losses = objective(denoiser, x0.to(device), t, noise.to(device), space, **told)
-    if learn:
-        times.learn(t, losses)
-    return (match(weight, losses) * losses).mean()
+    losses = task.objective(denoiser, x0, t, randn(x0.shape, own, like=x0), space, **told)
+    return RowLosses(losses, t, weight)
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Losses on held-out data: their mean, and their means by log-SNR, from the least noise to the most."""
+
+    mean: float
+    by_level: list[dict[str, float]]
 
 
 @torch.no_grad()
-def held_out_loss(config: ConfigDict, denoiser: NetworkDenoiser, transform: DataTransform, dataset: Dataset) -> float:
+def held_out_loss(task: Task, denoiser: NetworkDenoiser, dataset: Dataset, engine: Engine) -> HeldOut:
     """The loss on held-out data, at times and with noise that are the same at every call."""
-    size = min(config.training.batch_size, len(dataset))
-    count = min(config.training.held_out_batches, math.ceil(len(dataset) / size))
-    fixed = itertools.islice(batches(dataset, size, seed=config.seed), count)
-    sde = denoiser.spec.model_process
-    objective, times = build.objective(config, sde), build.times(config, sde)
-    losses = [
-        float(
-            batch_loss(
-                config,
-                denoiser,
-                transform,
-                batch,
-                objective,
-                times,
-                seeded(config.seed, i, stream=HELD_OUT_STREAM),
-                learn=False,
-            )
-        )
-        for i, batch in enumerate(fixed)
-    ]
-    return sum(losses) / len(losses)
-
-
-def clip_gradient(net: nn.Module, limit: float) -> float:
-    """The norm of the whole gradient, which is scaled down to the limit where it is beyond; 0 for no limit."""
-    gradients = [p.grad for p in net.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
-    # Most gradients need no clipping, and scaling them by one takes as long as a third of Adam's update.
-    if 0.0 < limit < float(norm):
-        nn.utils.clip_grads_with_norm_(net.parameters(), limit, norm)
-    return float(norm)
-
-
-def train(config: ConfigDict, folder: Path) -> None:
-    """Train to training.steps, from the newest checkpoint where there is one."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    device = build.device(config)
-    settings = config.training
-    check_folder(folder, config, same_seed=True)
-    resumed = read_checkpoint(folder) if checkpoint_files(folder) else None
-    if resumed and not resumed.optimizer:
-        raise UserError(f"{folder} holds an imported network, which is sampled and evaluated, not trained on")
-    splits = build.data(config)
-    write_json(folder / "config.json", json.loads(config.to_json_best_effort()))
-
-    spec = build.spec(config, splits.train)
-    transform = DataTransform.fit(splits.train, config.data.subtract_mean)
-    net = build.network(spec, config.seed).to(device)
-    step = resumed.step if resumed else 0
-    if resumed:
-        load_weights(net, resumed.network)
-    ema = averaged(net, settings.ema_decay, updates=step)
-    # fused: one kernel for all parameters, 4.5 times faster than the default on a CPU.
-    optimizer = torch.optim.Adam(
-        net.parameters(),
-        lr=settings.learning_rate,
-        betas=tuple(settings.adam_betas),
-        eps=settings.adam_eps,
-        weight_decay=settings.weight_decay,
-        fused=True,
+    config, settings = task.config, task.config.training
+    size = min(settings.batch_size, len(dataset))
+    count = min(settings.held_out_batches, math.ceil(len(dataset) / size))
+    found: dict[int, tuple[list[float], list[float], list[float]]] = {}
+    for first in range(0, count, engine.count):
+        # Where processes are left over they repeat the last batch: passes of a divided network are everyone's.
+        i = min(first + engine.number, count - 1)
+        batch = next(batches(dataset, size, seed=config.seed, start_step=i))
+        own = row_losses(task, denoiser, batch, range(size), size, i, HELD_OUT_STREAM, learn=False)
+        found[i] = (own.losses.double().tolist(), own.weight.tolist(), own.t.tolist())
+    everywhere = {i: rows for part in engine.gathered_objects(found) for i, rows in part.items()}
+    losses, weight, t = (
+        torch.tensor([row for i in range(count) for row in everywhere[i][column]], dtype=torch.float64)
+        for column in range(3)
     )
-    objective, times = build.objective(config), build.times(config)
+    sde = denoiser.spec.model_process
+    return HeldOut(float((weight * losses).mean()), by_level(sde, t, losses, settings.held_out_levels))
+
+
+def by_level(sde: SDE, t: Tensor, losses: Tensor, count: int) -> list[dict[str, float]]:
+    """The mean losses, without weights, of `count` parts of equal size, from the least noise to the most."""
+    logsnr = sde.kernel(t).logsnr.clamp(-LOGSNR_SHOWN, LOGSNR_SHOWN)
+    return [
+        {"logsnr": round(float(logsnr[part].mean()), 2), "loss": float(losses[part].mean()), "samples": len(part)}
+        for part in logsnr.argsort(descending=True, stable=True).tensor_split(count)
+        if len(part)
+    ]
+
+
+@dataclass(eq=False)
+class Run:
+    """A training in progress: what is trained and on what, where it is written, and where the time goes."""
+
+    config: ConfigDict
+    folder: Path
+    engine: Engine
+    splits: Splits
+    task: Task
+    trainer: Trainer
+    seconds_before: float = 0.0
+    phases: Phases = field(default_factory=Phases)
+    started: float = field(default_factory=time.perf_counter)
+    held_out: HeldOut | None = None
+
+    @property
+    def session(self) -> float:
+        """Seconds since this session began to train."""
+        return time.perf_counter() - self.started
+
+
+def train(config: ConfigDict, folder: Path, engine: Engine) -> None:
+    """Train to training.steps, from the newest whole checkpoint where there is one; one trainer at a time."""
+    with ExitStack() as held:
+
+        def lock() -> None:
+            engine.part(config.training.batch_size)
+            held.enter_context(FolderLock(folder, "trained"))
+            check_folder(folder, config, training=True)
+
+        engine.on_main(lock)
+        resumed = read_checkpoint(folder) if checkpoint_files(folder) else None
+        if resumed and not resumed.optimizer:
+            raise UserError(f"{folder} holds an imported network, which is sampled and evaluated, not trained on")
+        splits = build.data(config)
+        engine.on_main(partial(write_json, folder / "config.json", plain(config)))
+        if resumed and resumed.step >= config.training.steps:
+            print(f"{folder} is trained to step {resumed.step}")
+            return
+        run, rows = begin(config, folder, engine, splits, resumed), engine.part(config.training.batch_size)
+        go_on(run, range(rows.start, rows.stop), resumed.progress.get("data") if resumed else None)
+
+
+def begin(config: ConfigDict, folder: Path, engine: Engine, splits: Splits, resumed: Checkpoint | None) -> Run:
+    """A training with its network, at the step of a checkpoint where there is one."""
+    spec = build.spec(config, splits.train)
+    task = Task.of(config, DataTransform.fit(splits.train, config.data.subtract_mean), spec.process)
+    net = engine.sharded_network(fresh_weights(build.network(spec, config.seed), resumed))
+    trainer = Trainer(
+        engine,
+        spec,
+        net,
+        build.compiled(config, net),
+        build.optimizer(config, net),
+        build.profiles(config),
+        task.times,
+        build.guard(config),
+        build.learning_rate(config),
+        config.training.grad_clip,
+    )
     if resumed:
-        load_weights(ema.module, resumed.ema)
-        optimizer.load_state_dict(resumed.optimizer)
-        times.load(resumed.times)
-
-    def factor(at: int) -> float:
-        return learning_rate_factor(at, settings.steps, settings.warmup_steps, settings.cooldown_steps)
-
-    for group in optimizer.param_groups:
-        group["initial_lr"] = settings.learning_rate
-    schedule = LambdaLR(optimizer, factor, last_epoch=step - 1)
-
-    def state() -> Checkpoint:
-        return Checkpoint(
-            step=step,
-            spec=spec,
-            transform=transform,
-            network=net.state_dict(),
-            ema=ema.module.state_dict(),
-            optimizer=optimizer.state_dict(),
-            random={"seed": config.seed, "torch": torch.get_rng_state()},
-            title=splits.train.title,
-            classes=splits.train.classes,
-            times=times.state(),
-        )
-
-    if step >= settings.steps:
-        print(f"{folder} is trained to step {step}")
-        return
+        trainer.resume(resumed)
+    net.train()
     parameters = sum(p.numel() for p in net.parameters())
     print(
         f"{'resuming' if resumed else 'training'} {folder}: {spec.network} of {parameters:,} parameters under "
-        f"{config.process.name} on {splits.train.title}, {len(splits.train):,} samples, step {step:,} to "
-        f"{settings.steps:,}, {device}, smallest training time {spec.process.t_train:g}"
+        f"{config.process.name} on {splits.train.title}, {size_of(splits.train)} samples, step {trainer.step:,} to "
+        f"{config.training.steps:,}, {engine.device}{f' x {engine.count} processes' * (engine.count > 1)}, "
+        f"{engine.precision}, smallest training time {spec.process.t_train:g}"
     )
-    net.train()
-    denoiser = NetworkDenoiser(build.compiled(config, net), spec)
-    ema_denoiser = NetworkDenoiser(ema.module, spec)
-    stream = batches(splits.train, settings.batch_size, seed=config.seed, start_step=step, flip=config.data.flip)
-    started, first = time.perf_counter(), step
+    return Run(config, folder, engine, splits, task, trainer, resumed.progress.get("seconds", 0.0) if resumed else 0.0)
+
+
+def go_on(run: Run, rows: range, position: Mapping[str, Any] | None) -> None:
+    """Train to the last step. rows: those of each batch that are this process's; position: in a stream of data."""
+    config, settings, engine, trainer = run.config, run.config.training, run.engine, run.trainer
+    first = trainer.step
     with (
         torch.random.fork_rng(),
-        SummaryWriter(str(folder / "tensorboard"), purge_step=step) as board,
-        progress(settings.steps, "step", "train", done=step, leave=True) as bar,
+        build.training_batches(config, run.splits.train, slice(rows.start, rows.stop), first, position) as stream,
+        journal(run.folder, first, visible=engine.main) as tell,
+        progress(settings.steps, "step", "train", done=first, leave=True, visible=engine.main) as bar,
+        listening() as signals,
     ):
-        while step < settings.steps:
+        told = (run.session, first)
+        while trainer.step < settings.steps:
             # Dropout draws from the global state; seeded by the step, a resumed training draws the same.
-            torch.manual_seed(int(seeded(config.seed, step, stream=DROPOUT_STREAM).initial_seed()))
-            drawn = seeded(config.seed, step, stream=TRAIN_STREAM)
-            loss = batch_loss(config, denoiser, transform, next(stream), objective, times, drawn, learn=True)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = clip_gradient(net, settings.grad_clip)
-            value = float(loss.detach())
-            if not math.isfinite(value) or not math.isfinite(norm):
-                files = checkpoint_files(folder)
-                last = f"the last good checkpoint is {files[-1]}" if files else "there is no checkpoint yet"
-                raise UserError(
-                    f"the loss is {value:g} and the gradient's norm {norm:g} at step {step}; {last}. "
-                    "A lower training.learning_rate or training.grad_clip usually helps"
-                )
-            optimizer.step()
-            schedule.step()
-            ema.update_parameters(net)
-            step += 1
+            torch.manual_seed(seeded(config.seed, trainer.step, engine.number, stream=DROPOUT_STREAM).initial_seed())
+            with run.phases("data"):
+                batch = next(stream)
+            with run.phases("step"):
+                outcome = trainer.update(partial(part_losses, run.task, batch, rows, trainer.step), rows, signals.name)
+            step, final = trainer.step, trainer.step == settings.steps
             bar.update()
-
-            final = step == settings.steps
+            if outcome.objection:
+                note_skipped(run, outcome)
             if step % settings.log_every == 0 or final:
-                speed = (step - first) * settings.batch_size / (time.perf_counter() - started)
-                bar.set_postfix(loss=f"{value:.4f}", images=f"{speed:.0f}/s")
-                board.add_scalar("loss/train", value, step)
-                board.add_scalar("gradient_norm", norm, step)
-                board.add_scalar("images_per_second", speed, step)
+                speed = (step - told[1]) * settings.batch_size / (run.session - told[0])
+                told = (run.session, step)
+                bar.note(loss=f"{outcome.loss:.4f}", images=f"{speed:.0f}/s")
+                tell.scalars(step, {"images_per_second": speed, **step_figures(run, outcome)})
             if step % settings.evaluate_every == 0 or final:
-                held_out = held_out_loss(config, ema_denoiser, transform, splits.test)
-                board.add_scalar("loss/held_out", held_out, step)
-            if settings.sample_every and step % settings.sample_every == 0:
-                # A grid that every process has at any number of steps, whatever sampling.grid is.
-                preview = make_grid(spec.model_process, PREVIEW_STEPS, "logsnr")
-                samples, _ = draw(
-                    config, ema_denoiser, transform, splits.train.classes, "ddim", preview, PREVIEW_SAMPLES
+                tell.scalars(step, held_out_figures(run))
+            # The passes of a divided network are everyone's.
+            if settings.sample_every and step % settings.sample_every == 0 and (engine.main or engine.sharded):
+                with run.phases("samples"), trainer.averages.within(trainer.net, "ema"):
+                    tell.image("samples", preview(run), step)
+            # Where updates are being skipped the weights may be what is wrong: these are not written over good ones.
+            sound = not outcome.objection
+            if settings.ema_snapshots and (step % settings.ema_snapshots == 0 or final) and sound:
+                write_snapshot(run)
+            if (step % settings.checkpoint_every == 0 or final or outcome.stop) and sound:
+                write_checkpoint(run, stream.state)
+            if outcome.stop and not final:
+                raise Preempted(
+                    f"{signals.name or 'a signal'} came: stopped at step {step:,} of {settings.steps:,}; "
+                    f"{last_checkpoint(run.folder)}, from which the same command goes on"
                 )
-                board.add_image(
-                    "samples",
-                    picture(samples["images" if "images" in samples else "samples"]),
-                    step,
-                    dataformats="HWC",
-                )
-            if step % settings.checkpoint_every == 0 or final:
-                save_checkpoint(folder, state(), settings.keep_checkpoints)
-    seconds = time.perf_counter() - started
-    set_result(
-        folder,
-        "training",
-        {"steps": step, "parameters": parameters, "seconds_of_last_session": round(seconds, 2)},
+    finish_training(run, first, outcome, stream.corrupt)
+
+
+def part_losses(
+    task: Task, batch: tuple[Tensor, Tensor | None], rows: range, step: int, denoiser: NetworkDenoiser, wanted: range
+) -> RowLosses:
+    """The losses of the wanted ones of a process's rows."""
+    piece = slice(wanted.start - rows.start, wanted.stop - rows.start)
+    own = batch[0][piece], None if batch[1] is None else batch[1][piece]
+    return row_losses(task, denoiser, own, wanted, task.config.training.batch_size, step)
+
+
+def last_checkpoint(folder: Path) -> str:
+    """Where the newest checkpoint lies, in words."""
+    files = checkpoint_files(folder)
+    return f"the last checkpoint is {files[-1]}" if files else "there is no checkpoint yet"
+
+
+def note_skipped(run: Run, outcome: Outcome) -> None:
+    """Warn of a skipped update. Raises UserError if it is one too many."""
+    step, settings, row = run.trainer.step, run.config.training, run.trainer.guard.in_a_row
+    if row > settings.skip_limit or step == settings.steps:
+        raise UserError(
+            f"{outcome.objection} at step {step}, and {row} update{'s' * (row > 1)} in a row had to be skipped; "
+            f"{last_checkpoint(run.folder)}. A lower training.learning_rate or training.grad_clip usually helps"
+        )
+    warnings.warn(f"step {step}: {outcome.objection}; this update is skipped", stacklevel=2)
+
+
+def step_figures(run: Run, outcome: Outcome) -> dict[str, float]:
+    """What is told of a step: its loss, where the time went, how much memory is in use."""
+    return {
+        "loss/train": outcome.loss,
+        "gradient_norm": outcome.norm,
+        "learning_rate": run.trainer.learning_rate(run.trainer.step - 1),
+        "skipped_updates": run.trainer.guard.skipped,
+        **{f"seconds/{name}": round(spent, 3) for name, spent in run.phases.seconds.items()},
+        **{f"memory/{name}": round(mebibytes, 1) for name, mebibytes in memory().items()},
+    }
+
+
+def held_out_figures(run: Run) -> dict[str, float]:
+    """The held-out loss of the average, and by noise level."""
+    trainer = run.trainer
+    with run.phases("evaluate"), trainer.averages.within(trainer.net, "ema"):
+        run.held_out = held_out_loss(run.task, trainer.alone, run.splits.test, run.engine)
+    levels = {f"loss/held_out_at_logsnr/{at['logsnr']:+.2f}": at["loss"] for at in run.held_out.by_level}
+    return {"loss/held_out": run.held_out.mean, **levels}
+
+
+def write_snapshot(run: Run) -> None:
+    """Store the averages of which --mode ema makes those of other lengths."""
+    with run.phases("checkpoint"):
+        averages = run.trainer.weights()
+        powers = {length: averages[build.power_name(length)] for length in run.config.training.ema_lengths}
+        run.engine.on_main(partial(save_snapshot, run.folder, run.trainer.step, powers))
+
+
+def write_checkpoint(run: Run, position: Mapping[str, Any]) -> None:
+    """Store all that the training needs to go on."""
+    settings, train = run.config.training, run.splits.train
+    with run.phases("checkpoint"):
+        checkpoint = Checkpoint(
+            **run.trainer.state(),
+            transform=run.task.transform,
+            random={"seed": run.config.seed},
+            title=train.title,
+            classes=train.classes,
+            config=plain(run.config),
+            progress={
+                **run.trainer.progress(),
+                "data": dict(position),
+                "seconds": round(run.seconds_before + run.session, 2),
+            },
+        )
+        run.engine.on_main(
+            partial(save_checkpoint, run.folder, checkpoint, settings.keep_checkpoints, settings.milestone_every)
+        )
+
+
+def finish_training(run: Run, first: int, outcome: Outcome, corrupt: Sequence[str]) -> None:
+    """Store and print what the training came to."""
+    step, session = run.trainer.step, run.session
+    result = {
+        "steps": step,
+        "parameters": sum(p.numel() for p in run.trainer.net.parameters()),
+        "seconds": round(run.seconds_before + session, 2),
+        "seconds_of_last_session": round(session, 2),
+        "images_per_second": round((step - first) * run.config.training.batch_size / session, 1),
+        "phases": {name: round(spent, 2) for name, spent in run.phases.seconds.items()},
+        "loss": outcome.loss,
+        "held_out_loss": run.held_out.mean if run.held_out else None,
+        "held_out_by_level": run.held_out.by_level if run.held_out else [],
+        "skipped_updates": run.trainer.guard.skipped,
+        "corrupt_files": sorted(corrupt),
+        "memory": memory(),
+        "processes": run.engine.count,
+        "precision": run.engine.precision,
+        "device": str(run.engine.device),
+    }
+    run.engine.on_main(partial(set_result, run.folder, "training", result))
+    print(training_summary(run.folder, result))
+
+
+def preview(run: Run) -> np.ndarray:
+    """A picture of a few samples by a few steps, in the midst of a training."""
+    denoiser = run.trainer.alone
+    # A grid that every process has at any number of steps, whatever sampling.grid is.
+    grid = make_grid(denoiser.spec.model_process, PREVIEW_STEPS, "logsnr")
+    indices, classes = range(PREVIEW_SAMPLES), run.splits.train.classes
+    arrays, _ = draw(run.config, denoiser, run.task.transform, classes, "ddim", grid, indices, {})
+    return picture(arrays["images" if "images" in arrays else "samples"])
+
+
+def size_of(dataset: Source) -> str:
+    """How many samples a set has, in words."""
+    return "a stream of" if dataset.size is None else f"{dataset.size:,}"
+
+
+def training_summary(folder: Path, result: Mapping[str, Any]) -> str:
+    """What a training came to, in a few lines."""
+    spent, total = result["phases"], result["seconds_of_last_session"]
+    shares = ", ".join(f"{name} {100 * seconds / total:.0f} %" for name, seconds in spent.items() if seconds > 0.0)
+    levels = table(
+        [
+            {"log-SNR": f"{at['logsnr']:+.1f}", "held-out loss": f"{at['loss']:.4f}", "samples": at["samples"]}
+            for at in result["held_out_by_level"]
+        ]
     )
+    lines = [
+        f"trained {folder} to step {result['steps']:,}: {result['seconds']:.0f} s in all, "
+        f"{result['images_per_second']:,.0f} images/s; {shares}; {result['memory']['resident_peak']:.0f} MiB at most",
+        f"loss {result['loss']:.4f}, held-out {result['held_out_loss']:.4f}, by noise level:",
+        levels,
+    ]
+    if result["skipped_updates"]:
+        lines.append(f"{result['skipped_updates']} updates were skipped, their losses being out of bounds")
+    if result["corrupt_files"]:
+        shown = ", ".join(result["corrupt_files"][:5])
+        lines.append(f"{len(result['corrupt_files'])} files could not be read: {shown}")
+    return "\n".join(lines)
 
 
 # --- sampling -------------------------------------------------------------------------------------------------
@@ -425,48 +618,44 @@ def draw(
     classes: tuple[str, ...],
     sampler: str,
     grid: TimeGrid,
-    count: int,
-    options: Mapping[str, Any] | None = None,
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Samples as arrays to store, and the protocol they were made by.
+    indices: range,
+    options: Mapping[str, Any],
+    on_step: Callable[[], Any] = lambda: None,
+) -> tuple[dict[str, np.ndarray], int]:
+    """Some samples as arrays to store, and the evaluations of the network that they took.
 
-    Sample i starts from noise that depends on (seed, i) only: the same for every sampler and batch size.
+    Sample i starts from noise that depends on (seed, i) only: the same for every sampler, batch and process.
     """
-    size = min(config.sampling.batch_size, count)
-    arrays: dict[str, list[np.ndarray]] = {}
-    nfe = 0
-    started = time.perf_counter()
-    with progress(math.ceil(count / size) * grid.steps, "step", f"sample {sampler}") as bar:
+    # Without a request the classes take turns.
+    labels = torch.tensor([i % len(classes) for i in indices]) if classes else None
+    told = conditioning(config, labels, denoiser.device)
+    model: Denoiser = build.sampling_denoiser(config, ConditionedDenoiser(denoiser, **told))
 
-        def advance(index: int, node: Node, x: Tensor, x0_hat: Tensor) -> None:
-            bar.update()
+    def advance(index: int, node: Node, x: Tensor, x0_hat: Tensor) -> None:
+        on_step()
 
-        for first in range(0, count, size):
-            indices = range(first, min(first + size, count))
-            # Without a request the classes take turns.
-            labels = torch.tensor([i % len(classes) for i in indices]) if classes else None
-            told = conditioning(config, labels, denoiser.device)
-            model: Denoiser = build.sampling_denoiser(config, ConditionedDenoiser(denoiser, **told))
-            out = draw_samples(
-                model,
-                (len(indices), *denoiser.spec.shape),
-                grid,
-                sampler=sampler,
-                generator=sample_generators(config.seed, indices),
-                device=denoiser.device,
-                on_step=advance,
-                **(options or {}),
-            )
-            nfe = max(nfe, out.nfe)
-            for name, array in stored(transform, out.x.cpu(), labels if told else None).items():
-                arrays.setdefault(name, []).append(array)
-    protocol = {
+    out = draw_samples(
+        model,
+        (len(indices), *denoiser.spec.shape),
+        grid,
+        sampler=sampler,
+        generator=sample_generators(config.seed, indices),
+        device=denoiser.device,
+        on_step=advance,
+        **options,
+    )
+    return stored(transform, out.x.cpu(), labels if told else None), out.nfe
+
+
+def sampling_protocol(
+    config: ConfigDict, trained: Checkpoint, sampler: str, grid: TimeGrid, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All that a sample depends on beside its index."""
+    weights = config.sampling.weights
+    return {
         "sampler": sampler,
-        "options": dict(options or {}),
+        "options": dict(options),
         "steps": grid.steps,
-        "nfe": nfe,
-        "samples": count,
-        "seconds": round(time.perf_counter() - started, 3),
         "grid": build.grid_kind(config, sampler, grid.sde),
         "grid_options": build.grid_options(config, sampler, grid.sde),
         "snap": config.sampling.snap,
@@ -474,9 +663,11 @@ def draw(
         "process": {key: value for key, value in process_state(grid.sde).items() if not isinstance(value, list)},
         "clip": config.sampling.clip,
         "seed": config.seed,
-        "device": str(denoiser.device),
+        "data": trained.title,
+        "checkpoint_step": trained.step,
+        "weights": weights,
+        "weights_digest": tensor_digest(trained.weights[weights]),
     }
-    return {name: np.concatenate(parts) for name, parts in arrays.items()}, protocol
 
 
 def stored(transform: DataTransform, x: Tensor, labels: Tensor | None) -> dict[str, np.ndarray]:
@@ -490,46 +681,72 @@ def stored(transform: DataTransform, x: Tensor, labels: Tensor | None) -> dict[s
 def sample_into(
     folder: Path,
     config: ConfigDict,
+    engine: Engine,
     trained: Checkpoint,
     sampler: str,
     steps: int,
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Draw the samples of one sampler, write its picture, arrays and manifest; the row for the table."""
-    denoiser = network_of(config, trained)
-    count = config.sampling.num_samples
+    """Draw the samples of one sampler, write its picture, arrays and manifest; the row for the table.
+
+    Each batch is stored as it is drawn, by the process that drew it; a sampling that was killed goes on where it was.
+    """
+    denoiser = network_of(config, trained, engine.device)
+    settings, count = config.sampling, config.sampling.num_samples
     grid = build.grid(config, denoiser.spec.model_process, steps, sampler)
-    arrays, protocol = draw(config, denoiser, trained.transform, trained.classes, sampler, grid, count, options)
-    shown = arrays["images" if "images" in arrays else "samples"]
-    shown = shown[:PICTURE_SAMPLES] if "images" in arrays else shown
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    write_aside(folder / f"samples_{sampler}.png", png(picture(shown)))
-    write_aside(folder / f"samples_{sampler}.npz", buffer.getvalue())
+    protocol = sampling_protocol(config, trained, sampler, grid, options)
+    shards = Shards(folder, sampler, protocol, settings.format)
+    missing = engine.on_main(lambda: shards.missing(count, settings.batch_size))
+    left = sum(map(len, missing))
+    if left < count:
+        print(f"{count - left:,} of {count:,} samples are in {shards.work} already")
+    mine, started = engine.mine(missing), time.perf_counter()
+
+    def draw_mine() -> None:
+        for indices in mine:
+            arrays, nfe = draw(
+                config, denoiser, trained.transform, trained.classes, sampler, grid, indices, options, bar.update
+            )
+            shards.write(indices, arrays, {"nfe": nfe})
+
+    with progress(len(mine) * grid.steps, "step", f"sample {sampler}", visible=engine.main) as bar:
+        engine.each(draw_mine)
+    seconds = round(time.perf_counter() - started, 3)
+    row = {**protocol, "samples": count, "seconds": seconds, "samples_of_last_session": left}
+    return engine.on_main(lambda: finish_sampling(folder, shards, row, engine))
+
+
+def finish_sampling(folder: Path, shards: Shards, row: Mapping[str, Any], engine: Engine) -> dict[str, Any]:
+    """The picture, the arrays and the manifest of samples that are all drawn; the row for the table."""
+    sampler, count = row["sampler"], row["samples"]
+    row = {**row, "nfe": max(note["nfe"] for note in shards.notes(count))}
+    arrays = shards.first(min(count, PICTURE_SAMPLES))
+    if "samples" in arrays:  # points in the plane are drawn as their density, of which more is more
+        arrays = shards.first(count)
+    write_aside(folder / f"samples_{sampler}.png", png(picture(arrays["images" if "images" in arrays else "samples"])))
     manifest = {
-        **protocol,
-        "data": trained.title,
-        "checkpoint_step": trained.step,
-        "weights": config.sampling.weights,
+        **row,
+        "device": str(engine.device),
+        "processes": engine.count,
         "versions": {
             "python": platform.python_version(),
             "torch": version("torch"),
             "numpy": version("numpy"),
         },
     }
-    write_json(folder / f"samples_{sampler}.json", manifest)
+    shards.finish(count, manifest)
     set_result(folder, "samples", manifest, sampler)
-    return {name: protocol[name] for name in ("sampler", "steps", "nfe", "samples", "seconds", "smallest_time")}
+    return {name: row[name] for name in ("sampler", "steps", "nfe", "samples", "seconds", "smallest_time")}
 
 
-def sample(config: ConfigDict, folder: Path) -> None:
+def sample(config: ConfigDict, folder: Path, engine: Engine) -> None:
     """Sample the run's network with sampling.sampler."""
     config, trained = trained_network(config, folder)
-    row = sample_into(
-        folder, config, trained, config.sampling.sampler, config.sampling.steps, build.sampler_options(config)
-    )
+    sampler, steps = config.sampling.sampler, config.sampling.steps
+    row = sample_into(folder, config, engine, trained, sampler, steps, build.sampler_options(config))
     print(table([row]))
-    print(f"wrote {folder / f'samples_{config.sampling.sampler}'}.png, .npz and .json")
+    made = f"samples_{sampler}.npz" if config.sampling.format == "npz" else f"the folder samples_{sampler}"
+    print(f"wrote {folder}/samples_{sampler}.png, samples_{sampler}.json and {made}")
 
 
 # --- likelihood ------------------------------------------------------------------------------------------------
@@ -556,7 +773,13 @@ def evaluated_data(config: ConfigDict, trained: Checkpoint, splits: Splits | Non
         # Folders of one name, and a folder named as a split, have files of their own.
         name = f"{place.name}-{digest(str(place).encode())[:6]}"
     else:
-        dataset, files, name = getattr(splits or build.data(config), settings.split), [], settings.split
+        source, files, name = getattr(splits or build.data(config), settings.split), [], settings.split
+        if not isinstance(source, Dataset):
+            raise UserError(
+                f"likelihood.split={settings.split!r} is not in memory (data.storage={config.data.storage!r}), where "
+                "bits/dim are computed of; choose data.storage='memory', the split 'test', or likelihood.folder"
+            )
+        dataset = source
     levels = trained.transform.levels
     if dataset.levels != levels:
         raise UserError(
@@ -591,7 +814,7 @@ def likelihood_protocol(
     config: ConfigDict, trained: Checkpoint, data: Evaluated, figures: Mapping[str, NamedFigure]
 ) -> dict[str, Any]:
     """All that the bits/dim of a sample depend on."""
-    weights = getattr(trained, {"ema": "ema", "raw": "network"}[config.sampling.weights])
+    weights = trained.weights[config.sampling.weights]
     dataset = data.dataset
     count = asked_for(config, dataset)
     return {
@@ -614,42 +837,44 @@ def likelihood_protocol(
 
 def likelihood_rows(
     config: ConfigDict,
+    engine: Engine,
     trained: Checkpoint,
     data: Evaluated,
     folder: Path,
     figures: Mapping[str, NamedFigure],
     protocol: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """A row of bits/dim for each sample; those that an earlier run has stored are not computed again."""
-    denoiser = network_of(config, trained)
-    dataset, settings = data.dataset, config.likelihood
+    """A row of bits/dim for each sample; those that an earlier run has stored are not computed again.
+
+    Each process takes a batch of every round, and the main one stores the rows of all before the next round.
+    """
+    denoiser = network_of(config, trained, engine.device)
+    dataset, size = data.dataset, config.likelihood.batch_size
     count = asked_for(config, dataset)
-    with Records(folder, data.name, protocol) as records:
-        missing = [index for index in range(count) if index not in records.rows]
+    records = Records(folder, data.name, protocol)
+    with ExitStack() as held:
+
+        def absent() -> list[int]:
+            held.enter_context(records)
+            return [index for index in range(count) if index not in records.rows]
+
+        missing = engine.on_main(absent)
         if len(missing) < count:
             print(f"{count - len(missing)} of {count} samples are in {records.path} already")
-        with progress(count, "sample", "likelihood", done=count - len(missing)) as bar:
-            for first in range(0, len(missing), settings.batch_size):
-                indices = missing[first : first + settings.batch_size]
-                labels = None if dataset.labels is None else dataset.labels[indices]
-                batch = Batch(dataset.samples[indices], labels, indices, config.seed)
-                model = ConditionedDenoiser(denoiser, **conditioning(config, labels, denoiser.device))
-                rows: list[dict[str, Any]] = [{"index": index} for index in indices]
-                for name, figure in figures.items():
+        chunks = [missing[first : first + size] for first in range(0, len(missing), size)]
+        done = count - len(missing)
+        with progress(count, "sample", "likelihood", done=done, visible=engine.main) as bar:
 
-                    def told(done: int, total: int, name: str = name) -> None:
-                        bar.set_postfix_str(f"{name} {done}/{total}", refresh=done % 20 == 0)
+            def rows_of(chunks: list[list[int]]) -> list[dict[str, Any]]:
+                mine = engine.mine(chunks)
+                return row_figures(config, denoiser, dataset, mine[0], figures, bar) if mine else []
 
-                    started = time.perf_counter()
-                    columns, nfe = figure.compute(model, batch, told)
-                    seconds = (time.perf_counter() - started) / len(indices)
-                    _check_finite(columns, indices)
-                    for i, row in enumerate(rows):
-                        row.update({column: float(values[i]) for column, values in columns.items()})
-                        row.update({f"{name}_nfe": nfe, f"{name}_seconds": round(seconds, 5)})
-                records.append(rows)
-                bar.update(len(indices))
-        found = [records.rows[index] for index in range(count)]
+            for first in range(0, len(chunks), engine.count):
+                everywhere = engine.each(partial(rows_of, chunks[first : first + engine.count]))
+                rows = [row for part in everywhere for row in part]
+                engine.on_main(partial(records.append, rows))
+                bar.update(len(rows))
+        found = engine.on_main(lambda: [records.rows[index] for index in range(count)])
     names = [] if dataset.labels is None else [dataset.classes[int(label)] for label in dataset.labels[:count]]
     return [
         {
@@ -660,6 +885,35 @@ def likelihood_rows(
         }
         for row in found
     ]
+
+
+def row_figures(
+    config: ConfigDict,
+    denoiser: NetworkDenoiser,
+    dataset: Dataset,
+    indices: Sequence[int],
+    figures: Mapping[str, NamedFigure],
+    bar: Progress,
+) -> list[dict[str, Any]]:
+    """A row for each of some samples: every figure with its parts, the evaluations it took and the seconds."""
+    samples, labels = dataset.read(torch.tensor(indices))
+    batch = Batch(samples, labels, indices, config.seed)
+    model = ConditionedDenoiser(denoiser, **conditioning(config, labels, denoiser.device))
+    rows: list[dict[str, Any]] = [{"index": index} for index in indices]
+    for name, figure in figures.items():
+
+        def told(done: int, total: int, name: str = name) -> None:
+            if done % 20 == 0:
+                bar.note(**{name: f"{done}/{total}"})
+
+        started = time.perf_counter()
+        columns, nfe = figure.compute(model, batch, told)
+        seconds = (time.perf_counter() - started) / len(indices)
+        _check_finite(columns, indices)
+        for i, row in enumerate(rows):
+            row.update({column: float(values[i]) for column, values in columns.items()})
+            row.update({f"{name}_nfe": nfe, f"{name}_seconds": round(seconds, 5)})
+    return rows
 
 
 def _check_finite(columns: Mapping[str, torch.Tensor], indices: Sequence[int]) -> None:
@@ -691,14 +945,29 @@ def figure_summary(name: str, figure: NamedFigure, rows: Sequence[Mapping[str, A
 
 
 def report_likelihood(
-    config: ConfigDict, folder: Path, trained: Checkpoint, splits: Splits | None = None
-) -> dict[str, Any]:
+    config: ConfigDict, folder: Path, engine: Engine, trained: Checkpoint, splits: Splits | None = None
+) -> None:
     """Compute, store, print and draw the bits/dim of a split or a folder of images."""
     data = evaluated_data(config, trained, splits)
-    figures = build.figures(config, trained.spec.model_process, trained.transform, build.device(config))
+    figures = build.figures(config, trained.spec.model_process, trained.transform, engine.device)
     place = folder / "likelihood"
     protocol = likelihood_protocol(config, trained, data, figures)
-    rows = likelihood_rows(config, trained, data, place, figures, protocol)
+    rows = likelihood_rows(config, engine, trained, data, place, figures, protocol)
+    if engine.main:
+        write_likelihood(config, folder, trained, data, figures, protocol, rows)
+
+
+def write_likelihood(
+    config: ConfigDict,
+    folder: Path,
+    trained: Checkpoint,
+    data: Evaluated,
+    figures: Mapping[str, NamedFigure],
+    protocol: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+) -> None:
+    """Store, print and draw the rows of bits/dim."""
+    place = folder / "likelihood"
     summaries = {name: figure_summary(name, figure, rows) for name, figure in figures.items()}
     first = next(iter(summaries.values()))
     result = {
@@ -720,7 +989,6 @@ def report_likelihood(
     draw_likelihood(config, folder, trained, data, rows, list(figures))
     print(likelihood_text(result, rows))
     print(f"wrote {place / data.name}.csv, .json, _histogram.png, _most_likely.png and _least_likely.png")
-    return result
 
 
 def draw_likelihood(
@@ -802,10 +1070,10 @@ def likelihood_text(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
     return "\n".join(lines)
 
 
-def likelihood(config: ConfigDict, folder: Path) -> None:
+def likelihood(config: ConfigDict, folder: Path, engine: Engine) -> None:
     """Bits/dim of the held-out (or training) split, or of a folder of images."""
     config, trained = trained_network(config, folder)
-    report_likelihood(config, folder, trained)
+    report_likelihood(config, folder, engine, trained)
 
 
 # --- latents ---------------------------------------------------------------------------------------------------
@@ -826,12 +1094,17 @@ def pairs_of(dataset: Dataset, count: int, same_class: bool) -> Tensor:
     return torch.stack(pairs, dim=1)
 
 
-def latents(config: ConfigDict, folder: Path) -> None:
-    """Encode held-out samples, decode them again, interpolate between them, and change the latents' temperature."""
+def latents(config: ConfigDict, folder: Path, engine: Engine) -> None:
+    """Encode held-out samples, decode them again, interpolate between them, and change the latents' temperature.
+
+    The work of a moment, which the main process does alone.
+    """
+    if not engine.main:
+        return
     config, trained = trained_network(config, folder)
     settings = config.latents
     held_out, transform = build.data(config).test, trained.transform
-    denoiser = network_of(config, trained)
+    denoiser = network_of(config, trained, engine.device)
     sde, device = trained.spec.model_process, denoiser.device
     index = pairs_of(held_out, settings.pairs, config.model.class_conditional)
     labels = None if held_out.labels is None else held_out.labels[index[0]]
@@ -884,31 +1157,62 @@ def latents(config: ConfigDict, folder: Path) -> None:
 # --- evaluation -------------------------------------------------------------------------------------------------
 
 
-def evaluate(config: ConfigDict, folder: Path) -> None:
-    """The held-out loss of raw and averaged weights, and held-out bits/dim."""
+def evaluate(config: ConfigDict, folder: Path, engine: Engine) -> None:
+    """The held-out loss of raw and averaged weights, by noise level, and held-out bits/dim."""
     config, trained = trained_network(config, folder)
     splits = build.data(config)
-    device = build.device(config)
-    losses = {
-        weights: held_out_loss(config, denoiser_of(trained, weights, device), trained.transform, splits.test)
-        for weights in ("ema", "raw")
+    task = Task.of(config, trained.transform, trained.spec.model_process)
+    found: dict[str, HeldOut] = {}
+    with progress(len(trained.weights), "set", "evaluate", visible=engine.main) as bar:
+        for name in trained.weights:
+            found[name] = held_out_loss(task, denoiser_of(trained, name, engine.device), splits.test, engine)
+            bar.update()
+    result = {
+        "held_out_loss": {name: losses.mean for name, losses in found.items()},
+        "held_out_by_level": {name: losses.by_level for name, losses in found.items()},
+        "checkpoint_step": trained.step,
     }
-    set_result(folder, "evaluation", {"held_out_loss": losses, "checkpoint_step": trained.step})
+    engine.on_main(lambda: set_result(folder, "evaluation", result))
     kind = config.training.weighting if config.training.loss == "score_matching" else config.training.loss
-    print(f"held-out loss ({kind}): {losses['ema']:.4f} averaged, {losses['raw']:.4f} raw weights")
-    report_likelihood(config, folder, trained, splits)
+    losses = ", ".join(f"{loss.mean:.4f} {name}" for name, loss in found.items())
+    print(f"held-out loss ({kind}) of each set of weights: {losses}")
+    report_likelihood(config, folder, engine, trained, splits)
 
 
-def everything(config: ConfigDict, folder: Path) -> None:
+def post_hoc(config: ConfigDict, folder: Path, engine: Engine) -> None:
+    """Averages of any length from the snapshots of a training, and their held-out losses."""
+    config, trained = trained_network(config, folder)
+    splits, settings = build.data(config), config.ema
+    task = Task.of(config, trained.transform, trained.spec.model_process)
+    stored = snapshot_index(folder)
+    step = settings.step or (stored[-1].step if stored else 0)
+    rows = []
+    for length in settings.lengths:
+        name = build.power_name(length)
+        weights, residual = reconstruct(folder, length, step, stored)
+        engine.on_main(partial(save_average, folder, name, step, weights))
+        made = replace(trained, weights={name: weights})
+        loss = held_out_loss(task, denoiser_of(made, name, engine.device), splits.test, engine)
+        rows.append({"length": length, "weights": name, "held_out_loss": loss.mean, "residual": residual})
+    result = {"step": step, "averages": rows}
+    engine.on_main(lambda: set_result(folder, "ema", result))
+    shown = [
+        {**row, "held_out_loss": f"{row['held_out_loss']:.5f}", "residual": f"{row['residual']:.1e}"} for row in rows
+    ]
+    print(table(shown))
+    print(f"wrote them to {folder / AVERAGES}: --config.sampling.weights={rows[0]['weights']} takes one")
+
+
+def everything(config: ConfigDict, folder: Path, engine: Engine) -> None:
     """Train or resume, sample with every sampler of sampling.gallery from the same noise, and evaluate."""
     gallery = build.gallery(config)
     for entry in gallery:
         build.rehearse(config, *entry)
-    train(config, folder)
+    train(config, folder, engine)
     config, trained = trained_network(config, folder)
-    rows = [sample_into(folder, config, trained, *entry) for entry in gallery]
+    rows = [sample_into(folder, config, engine, trained, *entry) for entry in gallery]
     print(table(rows))
-    evaluate(config, folder)
+    evaluate(config, folder, engine)
     print(f"wrote samples_<sampler>.png, .npz and .json, and results.json, to {folder}")
 
 
@@ -962,13 +1266,14 @@ def catalogue() -> str:
     )
 
 
-MODES: dict[str, Callable[[ConfigDict, Path], None]] = {
+MODES: dict[str, Callable[[ConfigDict, Path, Engine], None]] = {
     "all": everything,
     "train": train,
     "sample": sample,
     "likelihood": likelihood,
     "latents": latents,
     "evaluate": evaluate,
+    "ema": post_hoc,
     "import": import_network,
     "export": export_network,
 }

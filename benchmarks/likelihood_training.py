@@ -80,7 +80,7 @@ def hybrid_against_simple(folder: Path, steps: int) -> Path:
     ):
         config = configuration("iddpm_digits", steps, loss=loss)
         config.model.variance = variance
-        run_lib.train(config, folder / loss)
+        run_lib.train(config, folder / loss, build.engine(config))
         name = {"hybrid": "L_hybrid", "score_matching": "L_simple"}[loss]
         found |= {f"{name}, {kind}": values for kind, values in bounds(config, folder / loss, kinds).items()}
     best = found["L_hybrid, learned"]
@@ -135,7 +135,7 @@ def trainable(folder: Path) -> tuple[torch.nn.Module, NetworkDenoiser]:
     """The averaged network of a run, ready for gradients."""
     trained = read_checkpoint(folder)
     network = build_network(trained.spec)
-    load_weights(network, trained.ema)
+    load_weights(network, trained.weights["ema"])
     return network, NetworkDenoiser(network, trained.spec)
 
 
@@ -211,7 +211,7 @@ def main() -> None:
         bound_gradients(hybrid, build.data(configuration("iddpm_digits", flags.steps)).train)
         for name in ("vpsde_digits", "subvpsde_digits", "vesde_digits"):
             config = configuration(name, flags.steps // 3, weighting="likelihood", times="importance")
-            run_lib.train(config, folder / name)
+            run_lib.train(config, folder / name, build.engine(config))
             weighted_gradients(folder / name, build.data(config).train)
 
 

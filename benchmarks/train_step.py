@@ -19,11 +19,10 @@ from common import elapsed, median_seconds
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from run_lib import clip_gradient
 from sde_diffusion import build
 from sde_diffusion.checkpoint import build_network
 from sde_diffusion.data import Dataset
-from sde_diffusion.ema import averaged
+from sde_diffusion.ema import Averages, Exponential
 from sde_diffusion.importers.diffusers import unet_rules
 from sde_diffusion.importers.export import network_config
 from sde_diffusion.importers.rules import exported
@@ -39,12 +38,14 @@ def loss_of(out: Tensor) -> Tensor:
 
 def our_update(net: nn.Module) -> Callable[[], None]:
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-4, fused=True)
-    ema = averaged(net, 0.999)
+    averages = Averages(net, {"ema": Exponential(0.999)})
 
     def update() -> None:
-        clip_gradient(net, 1.0)
+        norm = nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
+        if float(norm) > 1.0:
+            nn.utils.clip_grads_with_norm_(net.parameters(), 1.0, norm)
         optimizer.step()
-        ema.update_parameters(net)
+        averages.update(net)
 
     return update
 

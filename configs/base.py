@@ -9,6 +9,8 @@ def get_config() -> ConfigDict:
     config.seed = 0  # one seed gives the same weights, samples and likelihoods
     config.device = "auto"  # "cpu", "cuda", "cuda:1", ...; "auto" takes a GPU where there is one
 
+    config.deterministic = False  # the same bits again on a GPU too, by torch.use_deterministic_algorithms
+
     config.compile = ""  # torch.compile's backend for the network, such as "inductor"; "" for none
 
     config.data = data = ConfigDict()
@@ -21,6 +23,14 @@ def get_config() -> ConfigDict:
     data.size = 0  # toy2d: number of training points; 0 for its default
     data.flip = False  # random horizontal flips in training
     data.subtract_mean = "none"  # "all": the mean of the training set; "class": of each class
+    data.storage = "auto"  # "memory", "mapped" or "streaming"; "auto" takes memory for sets of less than 2 GiB
+    data.held_out = 0  # samples that are held out at most; 0 for all there are
+    data.crop = "centre"  # or "random", from pictures that are decoded as they are read (mapped, streaming)
+    data.min_crop = 0.8  # "random": smallest side of the crop, as a share of the picture's shorter one
+    data.workers = 0  # processes that decode pictures (mapped, streaming)
+    data.prefetch = 2  # batches that each of them is ahead
+    data.shuffle_window = 4096  # streaming: pictures that are shuffled among one another
+    data.corrupt_limit = 0.01  # share of pictures that cannot be read, beyond which reading stops
     data.dequantize = False  # train on dequantised grey levels, the density that bits/dim is about
 
     config.process = process = ConfigDict()
@@ -55,7 +65,7 @@ def get_config() -> ConfigDict:
 
     config.training = training = ConfigDict()
     training.steps = 1000  # optimiser updates
-    training.batch_size = 128  # samples
+    training.batch_size = 128  # samples of an update, of all processes and passes together
     training.learning_rate = 2e-4
     training.adam_betas = (0.9, 0.999)
     training.adam_eps = 1e-8
@@ -63,7 +73,13 @@ def get_config() -> ConfigDict:
     training.warmup_steps = 100  # linear, from 0
     training.cooldown_steps = 0  # cosine, to 0 at the last step
     training.grad_clip = 1.0  # Euclidean norm of the whole gradient; 0 for none
-    training.ema_decay = 0.999
+    training.precision = "fp32"  # of the network's passes: or "bf16", or "fp16" with scaled gradients
+    training.accumulate = 1  # passes of each process before an update, each with its part of the batch
+    training.sharding = "none"  # or "full": gradients, averages and Adam's state are divided among the processes
+    training.ema_decay = 0.999  # of the average "ema"
+    training.ema_decays = ()  # of further ones, named ema_0.9999
+    training.ema_lengths = ()  # relative lengths of averages named power_0.05, from which --mode ema makes others
+    training.ema_snapshots = 0  # steps between snapshots of these; 0 for none
     training.augment = 0.0  # probability of each of EDM's augmentations, which the network is told of; 0 for none
     training.label_dropout = 0.0  # share of the samples whose class is withheld, if class-conditional
     training.loss = "score_matching"  # or "vlb", the discrete bound; or "hybrid", with vlb_weight of it
@@ -78,6 +94,10 @@ def get_config() -> ConfigDict:
     training.sample_every = 0  # steps between sample grids in TensorBoard; 0 for none
     training.checkpoint_every = 1000  # steps
     training.keep_checkpoints = 2  # newest ones kept
+    training.milestone_every = 0  # steps between checkpoints that are kept for ever; 0 for none
+    training.held_out_levels = 10  # parts of equal size, by log-SNR, of which held-out losses are told
+    training.skip_limit = 10  # updates in a row that may be skipped, their loss being not finite or exploded
+    training.explosion = 1e4  # a loss of so many times its running mean has exploded; 0 for none
 
     config.sampling = sampling = ConfigDict()
     sampling.sampler = "ddim"  # a key of sde_diffusion.SAMPLERS
@@ -90,8 +110,9 @@ def get_config() -> ConfigDict:
     sampling.t_end = -1.0  # time of the last node; negative for the process's smallest sampling time
     sampling.clip = False  # clip x0_hat to the range of the data
     sampling.num_samples = 64
-    sampling.batch_size = 500  # samples at once; does not change them
-    sampling.weights = "ema"  # or "raw"
+    sampling.batch_size = 500  # samples at once, and stored at once; does not change them
+    sampling.format = "npz"  # one file; or "png", a folder of pictures; or "zip", archives of them
+    sampling.weights = "ema"  # or "raw", or another average of the training or of --mode ema
 
     config.likelihood = likelihood = ConfigDict()
     likelihood.figures = ("ode", "elbo")  # keys of sde_diffusion.build.FIGURES: the flow, the discrete bound, "vlb"
@@ -115,6 +136,10 @@ def get_config() -> ConfigDict:
     likelihood.terms = 0  # levels to evaluate for each sample, drawn from sections; 0 for all
     likelihood.cdf = "exact"  # the decoder's, of grey levels; or "tanh", improved-diffusion's approximation
     likelihood.points = 100  # of "vlb", the bound in continuous time
+
+    config.ema = ema = ConfigDict()  # --mode ema
+    ema.lengths = (0.05, 0.1, 0.15)  # relative lengths of the averages to make
+    ema.step = 0  # at which they end; 0 for the last snapshot
 
     config.latents = latents = ConfigDict()
     latents.pairs = 6  # held-out images to interpolate between, of one class where the network is told it

@@ -31,6 +31,15 @@ def sample_generators(
     return [seeded(seed, index, stream=stream, device=device) for index in indices]
 
 
+def row_generators(
+    seed: int, step: int, rows: range, *, stream: int = 0, device: torch.device | str = "cpu"
+) -> list[torch.Generator]:
+    """One generator for each of some rows of a step's batch, seeded by (seed, step, row)."""
+    sequence = np.random.SeedSequence((seed, step), spawn_key=(stream,) if stream else ())
+    seeds = sequence.generate_state(rows.stop, np.uint64)[rows.start :].tolist()
+    return [torch.Generator(device=device).manual_seed(number) for number in seeds]
+
+
 def fresh(
     generator: Generators, device: torch.device | str | None = None
 ) -> torch.Generator | Sequence[torch.Generator]:

@@ -29,9 +29,9 @@ def digest(value: bytes | Mapping[str, Any]) -> str:
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Twelve hexadecimal digits of names, types, shapes and values."""
+    """Twelve hexadecimal digits of names, types, shapes and values, in whatever order they come."""
     whole = hashlib.sha256()
-    for name, tensor in tensors.items():
+    for name, tensor in sorted(tensors.items()):
         values = tensor.detach().cpu().contiguous()
         whole.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
         whole.update(values.reshape(-1).view(torch.uint8).numpy().data)

@@ -5,14 +5,18 @@ from dataclasses import dataclass
 
 from sde_diffusion.data import arrow, cifar10, folder, small, toy2d
 from sde_diffusion.data.augment import Augmentation
-from sde_diffusion.data.dataset import Dataset, Splits, batches
+from sde_diffusion.data.dataset import Dataset, Source, Splits
 from sde_diffusion.data.dequantize import DEQUANTIZERS, Dequantized, Dequantizer, LogitNormal, Uniform
-from sde_diffusion.data.transform import DataTransform
+from sde_diffusion.data.loader import Stream, batches
+from sde_diffusion.data.mapped import Reading
+from sde_diffusion.data.pictures import Cut
+from sde_diffusion.data.transform import MEANS, DataTransform
 from sde_diffusion.errors import UserError, choose
 
 __all__ = [
     "DATASETS",
     "DEQUANTIZERS",
+    "MEANS",
     "Augmentation",
     "DataOptions",
     "DataTransform",
@@ -20,7 +24,9 @@ __all__ = [
     "Dequantized",
     "Dequantizer",
     "LogitNormal",
+    "Source",
     "Splits",
+    "Stream",
     "Uniform",
     "batches",
     "load_pictures",
@@ -32,10 +38,12 @@ __all__ = [
 class DataOptions:
     """What a data set may be told; each reads only what concerns it.
 
-    root: folder of the data (cifar10, folder). image_size: side in pixels, 0 for the set's own.
-    source: where cifar10 comes from ("auto", "parquet", "huggingface", "binary").
+    root: folder of the data (cifar10, folder), or a zip archive of it (folder). image_size: side in pixels, 0 for the
+    set's own. source: where cifar10 comes from ("auto", "parquet", "huggingface", "binary").
     name: name on the Hugging Face hub. shape, size, seed: the figure, the number of training points
     (0 for the default) and the seed of toy2d.
+    storage, held_out, corrupt_limit, shuffle_window: as in `Reading`, which calls the last one window.
+    crop, min_crop: as in `Cut`. Raises UserError for values that no set can be read with.
     """
 
     root: str = ""
@@ -45,15 +53,34 @@ class DataOptions:
     shape: str = "moons"
     size: int = 0
     seed: int = 0
+    storage: str = "auto"
+    held_out: int = 0
+    corrupt_limit: float = 0.01
+    shuffle_window: int = 4096
+    crop: str = "centre"
+    min_crop: float = 0.8
+
+    def __post_init__(self) -> None:
+        # Any size will do, so that random crops are refused for the memory and not for a size that the set may give.
+        self.reading(self.image_size or 1)
+
+    def reading(self, image_size: int) -> Reading:
+        """How pictures are read."""
+        cut = Cut(image_size, self.crop, self.min_crop)
+        return Reading(self.storage, cut, self.held_out, self.corrupt_limit, self.shuffle_window)
+
+
+def _in_memory(splits: Splits, options: DataOptions) -> Splits:
+    return options.reading(options.image_size or 1).only_memory(splits)
 
 
 DATASETS: dict[str, Callable[[DataOptions], Splits]] = {
-    "digits": lambda o: small.digits(),
-    "mnist5k": lambda o: small.mnist5k(),
-    "toy2d": lambda o: toy2d.load(o.shape, o.size or toy2d.DEFAULT_SIZE, o.seed),
-    "cifar10": lambda o: cifar10.load(o.root, o.source, o.name),
-    "folder": lambda o: folder.load(o.root, o.image_size),
-    "huggingface": lambda o: arrow.huggingface(o.name, o.image_size),
+    "digits": lambda o: _in_memory(small.digits(), o),
+    "mnist5k": lambda o: _in_memory(small.mnist5k(), o),
+    "toy2d": lambda o: _in_memory(toy2d.load(o.shape, o.size or toy2d.DEFAULT_SIZE, o.seed), o),
+    "cifar10": lambda o: cifar10.load(o.root, o.source, o.name, o.reading(cifar10.SIDE if o.crop == "random" else 0)),
+    "folder": lambda o: folder.load(o.root, o.reading(o.image_size)),
+    "huggingface": lambda o: arrow.huggingface(o.name, o.reading(o.image_size)),
 }
 
 
@@ -70,8 +97,6 @@ def load_splits(dataset: str, options: DataOptions) -> Splits:
 
     Raises UserError for an unknown name, an image size the set does not come in, and as its loader does.
     """
-    if options.image_size < 0:
-        raise UserError(f"the image size must be 0 or more pixels, not {options.image_size}.")
     splits = choose("data set", dataset, DATASETS)(options)
     shape, size = splits.train.shape, options.image_size
     if size and shape[1:] != (size, size):

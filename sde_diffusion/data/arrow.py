@@ -1,18 +1,25 @@
 """Image data sets in the Hugging Face layout: parquet files on disk, or a name on the hub.
 
-Both arrive as Arrow tables: a column of encoded images (struct of bytes and path) and one of labels.
-pyarrow reads the files themselves, since the `datasets` library would first copy them into a cache.
+Both are Arrow tables: a column of encoded images (struct of bytes and path) and one of labels. In memory, pyarrow reads
+the files itself; mapped, the `datasets` library copies them once into its cache, from which the system maps what is
+read; streaming, it reads them from one end to the other.
 """
+
+from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from sde_diffusion.data.dataset import Dataset, Splits, hold_out, split_at
-from sde_diffusion.data.pictures import open_picture, stack_pictures
+from sde_diffusion.data.dataset import Splits
+from sde_diffusion.data.mapped import Mapped, Reading, kept
+from sde_diffusion.data.pictures import common_shape
 from sde_diffusion.errors import UserError
 
 IMAGE_COLUMNS = ("img", "image", "images", "pixel_values")
@@ -20,11 +27,33 @@ LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
 HELD_OUT = ("test", "validation", "valid", "val")
 
 
-def huggingface(name: str, image_size: int = 0) -> Splits:
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The encoded images of a table, or of another that has its columns (a pyarrow table, or one of `datasets`)."""
+
+    table: Any
+    column: str
+    title: str
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def name(self, index: int) -> str:
+        return f"{self.title}, image {index}"
+
+    def open(self, index: int) -> Path | io.BytesIO:
+        row = self.table.column(self.column)[index].as_py()
+        if row.get("bytes"):
+            return io.BytesIO(row["bytes"])
+        if row.get("path"):
+            return Path(row["path"])
+        raise ValueError("it has neither bytes nor a path")
+
+
+def huggingface(name: str, reading: Reading) -> Splits:
     """The images of a Hugging Face data set such as "uoft-cs/cifar10", uint8 [N, C, H, W].
 
-    Without a test or validation part, a tenth is held out (always the same images).
-    image_size: side of the square cut from each image, in pixels; 0 if all are of one size already.
+    Without a test or validation part, a part of it is held out (always the same images).
     Raises UserError where the set cannot be fetched or holds no column of images.
     """
     if not name:
@@ -32,91 +61,154 @@ def huggingface(name: str, image_size: int = 0) -> Splits:
     import datasets
 
     try:
-        parts = datasets.load_dataset(name)
+        parts = datasets.load_dataset(name, **_how(reading))
     # The libraries below raise OSError, ValueError and httpx's own tree, and their releases differ.
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
         raise UserError(
-            f"cannot load the Hugging Face data set {name!r} ({type(error).__name__}: {reason}). "
+            f"cannot load the Hugging Face data set {name!r} ({type(error).__name__}: {first_line(error)}). "
             "Check the name and the network; once fetched, it is read from its cache without a network."
         ) from error
-    return splits_from_tables(
-        {part: parts[part].with_format("arrow")[:] for part in parts if part in ("train", *HELD_OUT)},
-        name,
-        image_size,
-    )
+    return _splits(dict(parts), name, reading)
 
 
-def read_parquet(root: Path) -> dict[str, Any]:
-    """The pyarrow tables of root/train-*.parquet and root/test-*.parquet, by the name of the part.
+def parquet(root: Path, title: str, reading: Reading) -> Splits:
+    """root/train-*.parquet and root/test-*.parquet. Raises UserError where one is missing or damaged."""
+    files = parquet_files(root)
+    try:
+        if reading.streams or not _small(files, title, reading):
+            import datasets
 
-    Raises UserError where a part is missing or a file is damaged.
-    """
+            names = {part: [str(file) for file in paths] for part, paths in files.items()}
+            return _splits(dict(datasets.load_dataset("parquet", data_files=names, **_how(reading))), title, reading)
+        return splits_from_tables({part: _read(paths) for part, paths in files.items()}, title, reading)
+    except UserError:
+        raise
+    except Exception as error:  # those of pyarrow, and of `datasets`, which wraps them in its own
+        cause = first_line(error.__cause__ or error)
+        raise UserError(f"{root}/*.parquet cannot be read ({cause}); fetch the files again.") from error
+
+
+def parquet_files(root: Path) -> dict[str, list[Path]]:
+    """The parquet files of each part, by its name. Raises UserError where a part has none."""
+    files = {part: sorted(root.glob(f"{part}-*.parquet")) for part in ("train", "test")}
+    for part, found in files.items():
+        if not found:
+            raise UserError(f"{root} holds no {part}-*.parquet.")
+    return files
+
+
+def first_row(file: Path, title: str) -> Rows:
+    """A parquet file's first image alone. Raises UserError where the file is damaged or has none."""
     import pyarrow
     import pyarrow.parquet
 
-    tables = {}
-    for part in ("train", "test"):
-        files = sorted(root.glob(f"{part}-*.parquet"))
-        if not files:
-            raise UserError(f"{root} holds no {part}-*.parquet.")
-        try:
-            tables[part] = pyarrow.concat_tables([pyarrow.parquet.read_table(file) for file in files])
-        except (OSError, pyarrow.ArrowException) as error:
-            raise UserError(f"{root}/{part}-*.parquet cannot be read ({error}); fetch the files again.") from error
-    return tables
+    try:
+        batch = next(pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1))
+    except (OSError, StopIteration, pyarrow.ArrowException) as error:
+        raise UserError(f"{file} cannot be read ({first_line(error)}); fetch it again.") from error
+    return rows_of(pyarrow.Table.from_batches([batch]), title)
 
 
-def splits_from_tables(tables: dict[str, Any], title: str, image_size: int = 0) -> Splits:
-    """Decode pyarrow tables, by the name of the part, into a train and a held-out data set.
-
-    Raises UserError where there is no "train" part or no column of images, or an image is broken.
-    """
-    if "train" not in tables:
-        raise UserError(f"{title} has no train part.")
-    chosen = {part: tables[part] for part in ("train", *HELD_OUT) if part in tables}
-    parts = list(chosen)[:2]
-    encoded = {part: encoded_images(chosen[part], title) for part in parts}
-    images = [
-        open_picture(io.BytesIO(data), f"{title}, image {row} of {part}", image_size)
-        for part in parts
-        for row, data in enumerate(encoded[part])
-    ]
-    column = next((name for name in LABEL_COLUMNS if name in chosen["train"].column_names), None)
-    values = [] if column is None else [v for part in parts for v in chosen[part][column].to_pylist()]
-    classes = () if column is None else _class_names(chosen["train"].schema, column, values)
-    if classes and isinstance(values[0], str):
-        values = [classes.index(value) for value in values]
-    labels = torch.tensor(values) if classes else None
-    whole = Dataset(stack_pictures(images, title), labels, 256, classes, title)
-    return split_at(whole, len(encoded["train"])) if len(parts) > 1 else hold_out(whole)
+def rows_of(table: Any, title: str) -> Rows:
+    """The images of a table. Raises UserError where it has no column of encoded images."""
+    return Rows(table, image_column(table.schema, title), title)
 
 
-def encoded_images(table: Any, title: str) -> list[bytes]:
-    """The encoded image of each row of a pyarrow table. Raises UserError where it has none."""
-    column = next((name for name in IMAGE_COLUMNS if name in table.column_names), None)
+def image_column(schema: Any, title: str) -> str:
+    """The name of the column of images. Raises UserError where there is none, or none of encoded images."""
+    import pyarrow
+
+    column = next((name for name in IMAGE_COLUMNS if name in schema.names), None)
     if column is None:
         raise UserError(
-            f"{title} has the columns {', '.join(table.column_names)}; expected images in one of "
-            f"{', '.join(IMAGE_COLUMNS)}."
+            f"{title} has the columns {', '.join(schema.names)}; expected images in one of {', '.join(IMAGE_COLUMNS)}."
         )
-    rows = table[column].to_pylist()
-    if not all(isinstance(row, dict) and (row.get("bytes") or row.get("path")) for row in rows):
-        raise UserError(f"{title}: column {column} does not hold encoded images (bytes or a path) in every row.")
-    try:
-        return [row["bytes"] or Path(row["path"]).read_bytes() for row in rows]
-    except OSError as error:
-        raise UserError(f"{title}: column {column} points to a file that is not there ({error}).") from error
+    kind = schema.field(column).type
+    if not (pyarrow.types.is_struct(kind) and {field.name for field in kind} >= {"bytes", "path"}):
+        raise UserError(f"{title}: column {column} does not hold encoded images (bytes and a path).")
+    return column
 
 
-def _class_names(schema: Any, column: str, values: list[Any]) -> tuple[str, ...]:
-    """The names that the Hugging Face metadata gives the labels, else the labels' own values."""
+def label_column(schema: Any) -> str | None:
+    """The name of the column of labels, if there is one."""
+    return next((name for name in LABEL_COLUMNS if name in schema.names), None)
+
+
+def declared_classes(schema: Any, column: str) -> tuple[str, ...]:
+    """The names that the Hugging Face metadata gives the labels; () without them."""
     metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    names = metadata.get("info", {}).get("features", {}).get(column, {}).get("names")
-    if names:
-        return tuple(names)
-    if all(isinstance(value, str) for value in values):
-        return tuple(sorted(set(values)))
-    if all(isinstance(value, int) for value in values):
-        return tuple(str(index) for index in range(max(values) + 1))
-    raise UserError(f"column {column} must hold whole numbers or names in every row.")
+    return tuple(metadata.get("info", {}).get("features", {}).get(column, {}).get("names") or ())
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, on one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def splits_from_tables(tables: Mapping[str, Any], title: str, reading: Reading) -> Splits:
+    """Tables, by the name of the part, as a train and a held-out data set.
+
+    Raises UserError where there is no "train" part or no column of images.
+    """
+    chosen = two_parts(tables, title)
+    pictures = [rows_of(table, f"{title}, {part}") for part, table in chosen.items()]
+    shape = common_shape(pictures, reading.cut, title)
+    labels, classes = _labels(list(chosen.values()), title)
+    parts = [
+        Mapped(rows, torch.arange(len(rows)), own, classes, title, shape, reading.cut, reading.corrupt_limit)
+        for rows, own in zip(pictures, labels)
+    ]
+    return kept(parts[0], parts[1] if len(parts) > 1 else None, reading)
+
+
+def two_parts(parts: Mapping[str, Any], title: str) -> dict[str, Any]:
+    """The training part, and the first one that may be held out. Raises UserError where there is none to train on."""
+    if "train" not in parts:
+        raise UserError(f"{title} has no train part.")
+    return dict([(part, parts[part]) for part in ("train", *HELD_OUT) if part in parts][:2])
+
+
+def _labels(tables: Sequence[Any], title: str) -> tuple[list[Tensor | None], tuple[str, ...]]:
+    """The labels of each table and the names of the classes: the declared ones, else the labels' own values."""
+    column = label_column(tables[0].schema)
+    if column is None:
+        return [None] * len(tables), ()
+    values = [table.column(column).to_pylist() for table in tables]
+    together = [value for part in values for value in part]
+    text = all(isinstance(value, str) for value in together)
+    if not text and not all(isinstance(value, int) for value in together):
+        raise UserError(f"{title}: column {column} must hold whole numbers or names in every row.")
+    own = sorted(set(together)) if text else [str(number) for number in range(max(together) + 1)]
+    classes = declared_classes(tables[0].schema, column) or tuple(own)
+    number = {name: index for index, name in enumerate(classes)}
+    return [torch.tensor([number[v] if text else v for v in part], dtype=torch.int64) for part in values], classes
+
+
+def _how(reading: Reading) -> dict[str, bool]:
+    """The arguments of `load_dataset`; none that it has not always had."""
+    return {"streaming": True} if reading.streams else {}
+
+
+def _splits(parts: Mapping[str, Any], title: str, reading: Reading) -> Splits:
+    """What `load_dataset` gives, streaming or mapped."""
+    if reading.streams:
+        from sde_diffusion.data.streamed import streamed
+
+        return streamed(two_parts(parts, title), title, reading)
+    return splits_from_tables({name: part.data for name, part in parts.items()}, title, reading)
+
+
+def _small(files: Mapping[str, Sequence[Path]], title: str, reading: Reading) -> bool:
+    """Whether the training part is to be decoded in memory, by its number of rows and its first image."""
+    import pyarrow.parquet
+
+    first = [first_row(found[0], title) for found in files.values()]
+    count = sum(pyarrow.parquet.ParquetFile(file).metadata.num_rows for file in files["train"])
+    return reading.in_memory(count, common_shape(first, reading.cut, title))
+
+
+def _read(files: Sequence[Path]) -> Any:
+    import pyarrow
+    import pyarrow.parquet
+
+    return pyarrow.concat_tables([pyarrow.parquet.read_table(file) for file in files])

@@ -32,7 +32,7 @@ scale of the numbers are those that the published networks take (NVlabs/edm; `au
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import torch
@@ -57,6 +57,10 @@ class Geometry:
     direction: Tensor
     shift_x: Tensor
     shift_y: Tensor
+
+    def rows(self, part: slice) -> "Geometry":
+        """What is done to some of the samples."""
+        return Geometry(*(getattr(self, field.name)[part] for field in fields(self)))
 
     def labels(self) -> Tensor:
         """The nine numbers of each sample, float32 [B, 9]."""

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sde_diffusion.data.arrow import encoded_images, huggingface, read_parquet, splits_from_tables
+from sde_diffusion.data.arrow import first_row, huggingface, parquet, parquet_files
 from sde_diffusion.data.dataset import Dataset, Splits
+from sde_diffusion.data.mapped import Reading
+from sde_diffusion.data.pictures import format_of
 from sde_diffusion.errors import UserError, choose
 
 # https://www.cs.toronto.edu/~kriz/cifar.html, "CIFAR-10 binary version".
@@ -19,25 +21,27 @@ ARCHIVE_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 ARCHIVE_BYTES = 170_052_171
 EXTRACTED_NAME = "cifar-10-batches-bin"
 HUB_NAME = "uoft-cs/cifar10"
-RECORD_BYTES = 1 + 3 * 32 * 32
+SIDE = 32  # pixels
+RECORD_BYTES = 1 + 3 * SIDE * SIDE
 TRAIN_FILES = tuple(f"data_batch_{index}.bin" for index in range(1, 6))
 TEST_FILES = ("test_batch.bin",)
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TITLE = "CIFAR-10"
 
 
-def load(root: str = "", source: str = "auto", name: str = "") -> Splits:
+def load(root: str, source: str, name: str, reading: Reading) -> Splits:
     """50,000 training and 10,000 test photographs, uint8 [N, 3, 32, 32].
 
     source: "parquet" (root holds train-*.parquet and test-*.parquet), "huggingface" (from the hub, by
     `name`), "binary" (root holds the official archive or its extracted folder, else it is downloaded
     there), or "auto": parquet files if root has some, else binary in a root that exists. root defaults to the
     user's cache folder.
+    reading: mapped and streaming are for parquet and huggingface.
     The title says "CIFAR-10 (JPEG)" where the pixels went through JPEG: figures on them do not compare
     with published ones. Raises UserError for a damaged or missing file, and for a failed download.
     """
     read = choose("CIFAR-10 source", source, _SOURCES)
-    return read(Path(root).expanduser() if root else _cache(), name)
+    return read(Path(root).expanduser() if root else _cache(), name, reading)
 
 
 def _cache() -> Path:
@@ -46,29 +50,29 @@ def _cache() -> Path:
     return Path(pooch.os_cache("sde_diffusion"))
 
 
-def _auto(root: Path, name: str) -> Splits:
+def _auto(root: Path, name: str, reading: Reading) -> Splits:
     if not root.exists() and root != _cache():
         raise UserError(
             f"{root} does not exist; expected a folder of CIFAR-10 parquet files, or the official archive. "
             "With the source 'binary' the archive is downloaded to it, and without a root to the user's cache folder."
         )
-    return (_parquet if any(root.glob("*.parquet")) else _binary)(root, name)
+    return (_parquet if any(root.glob("*.parquet")) else _binary)(root, name, reading)
 
 
-def _parquet(root: Path, _name: str) -> Splits:
-    tables = read_parquet(root)
-    jpeg = any(data[:2] == b"\xff\xd8" for table in tables.values() for data in encoded_images(table, TITLE))
-    return splits_from_tables(tables, f"{TITLE} (JPEG)" if jpeg else TITLE)
+def _parquet(root: Path, _name: str, reading: Reading) -> Splits:
+    firsts = [first_row(file, TITLE) for files in parquet_files(root).values() for file in files]
+    jpeg = any(format_of(first, 0) == "JPEG" for first in firsts)
+    return parquet(root, f"{TITLE} (JPEG)" if jpeg else TITLE, reading)
 
 
-def _huggingface(_root: Path, name: str) -> Splits:
-    return huggingface(name or HUB_NAME)
+def _huggingface(_root: Path, name: str, reading: Reading) -> Splits:
+    return huggingface(name or HUB_NAME, reading)
 
 
-def _binary(root: Path, _name: str) -> Splits:
+def _binary(root: Path, _name: str, reading: Reading) -> Splits:
     extracted = next((p for p in (root, root / EXTRACTED_NAME) if (p / TEST_FILES[0]).is_file()), None)
     files = _read_archive(_archive(root)) if extracted is None else _read_folder(extracted)
-    return Splits(train=_decode(files, TRAIN_FILES), test=_decode(files, TEST_FILES))
+    return reading.only_memory(Splits(train=_decode(files, TRAIN_FILES), test=_decode(files, TEST_FILES)))
 
 
 def _archive(root: Path) -> Path:
@@ -138,7 +142,7 @@ def _decode(files: dict[str, bytes], names: tuple[str, ...]) -> Dataset:
     return Dataset(samples, labels, 256, CLASSES, TITLE)
 
 
-_SOURCES: dict[str, Callable[[Path, str], Splits]] = {
+_SOURCES: dict[str, Callable[[Path, str, Reading], Splits]] = {
     "auto": _auto,
     "parquet": _parquet,
     "huggingface": _huggingface,

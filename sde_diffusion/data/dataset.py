@@ -1,13 +1,17 @@
-"""A data set in memory, its split, and the endless, resumable stream of batches that training reads."""
+"""What a set of samples is to training, a set in memory, and what is held out of a set."""
+
+from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from sde_diffusion.data.pictures import Failure
 from sde_diffusion.errors import UserError
 from sde_diffusion.noise import seeded
 
@@ -16,6 +20,103 @@ Batch = tuple[Tensor, Tensor | None]
 # The held-out split belongs to the data set, not to a run: with a run's seed in it, weights trained
 # under one seed would be evaluated on their own training data under another.
 SPLIT_SEED = 0
+MOST_HELD_OUT = 10_000
+
+# Random numbers for each purpose; run_lib.py and figures.py have the others.
+FLIP_STREAM, CROP_STREAM, SHARD_STREAM, WINDOW_STREAM = 1, 9, 10, 11
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which batches are wanted. What is random in them depends on the seed, the step and the place in the batch only.
+
+    batch_size: of the whole batch, of which only `part` is read. state: of a stream, where start_step begins.
+    """
+
+    batch_size: int
+    seed: int
+    start_step: int = 0
+    flip: bool = False
+    part: slice = field(default_factory=lambda: slice(None))
+    state: Mapping[str, Any] = field(default_factory=dict)
+
+    def picks(self, size: int, first: int, stride: int) -> Iterator[tuple[int, Tensor]]:
+        """Every `stride`-th step, and which samples of a set its part has, int64 [rows].
+
+        Every sample is used once an epoch; a batch may cross the end of an epoch, or hold several epochs.
+        """
+
+        @lru_cache(maxsize=2)
+        def order(epoch: int) -> Tensor:
+            return torch.randperm(size, generator=seeded(self.seed, epoch))
+
+        for step in itertools.count(self.start_step + first, stride):
+            start = step * self.batch_size
+            epochs = range(start // size, (start + self.batch_size - 1) // size + 1)
+            yield step, torch.cat([order(epoch) for epoch in epochs])[start % size :][: self.batch_size][self.part]
+
+    def uniform(self, step: int, *shape: int, stream: int) -> Tensor:
+        """Uniform numbers for each place of the part, [rows, *shape]."""
+        return torch.rand(self.batch_size, *shape, generator=seeded(self.seed, step, stream=stream))[self.part]
+
+    def mirrored(self, samples: Tensor, step: int) -> Tensor:
+        """The part's images, each turned left to right with probability 1/2, where this is wanted."""
+        if not self.flip:
+            return samples
+        turned = self.uniform(step, stream=FLIP_STREAM) < 0.5
+        return torch.where(turned[:, None, None, None], samples.flip(-1), samples)
+
+
+class Made(NamedTuple):
+    """The part of a batch; where a stream goes on after it; the pictures met on the way that cannot be read."""
+
+    samples: Tensor
+    labels: Tensor | None
+    state: dict[str, int]
+    failures: tuple[Failure, ...]
+
+
+class Source(Protocol):
+    """What training needs to know of a set, whether it lies in memory, is decoded as it is read, or streams by."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample: (C, H, W) or (D,)."""
+
+    @property
+    def size(self) -> int | None:
+        """Number of samples; None for a stream."""
+
+    @property
+    def levels(self) -> int | None: ...
+
+    @property
+    def labels(self) -> Tensor | None:
+        """int64 [size]; None without classes, and of a stream."""
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def corrupt_limit(self) -> float:
+        """The share of the pictures that may be broken."""
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The names of the pictures that were found to be broken as the set was loaded, held-out ones among them."""
+
+    @property
+    def decodes(self) -> bool:
+        """Whether reading is work that other processes can take over."""
+
+    def made(self, plan: Plan, first: int, stride: int) -> Iterator[Made]:
+        """Batches start_step + first, start_step + first + stride, ... without end."""
+
+    def read(self, indices: Tensor) -> Batch:
+        """The samples at `indices` (int64 [M]) and their labels. Raises UserError of a stream, which has no numbers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +126,7 @@ class Dataset:
     samples: uint8 [N, C, H, W], grey levels 0..levels-1; or float32 [N, D] for continuous vectors.
     labels: int64 [N], indices into `classes`; None for a set without classes.
     levels: number of grey levels (2..256); None for continuous vectors.
-    classes: the name of each class. title: how figures name the set.
+    classes: the name of each class. title: how figures name the set. left_out: as in `Source`.
     Raises UserError where these do not fit together.
     """
 
@@ -34,6 +135,10 @@ class Dataset:
     levels: int | None
     classes: tuple[str, ...]
     title: str
+    left_out: tuple[str, ...] = ()
+
+    corrupt_limit: ClassVar[float] = 0.0
+    decodes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         samples, labels, levels = self.samples, self.labels, self.levels
@@ -51,19 +156,14 @@ class Dataset:
             raise UserError(f"{self.title}: levels must be 2 to 256, not {levels}.")
         if levels is not None and int(samples.max()) >= levels:
             raise UserError(f"{self.title}: grey level {samples.max()} found; {levels} levels were declared.")
-        if labels is None:
-            return
-        if labels.dtype != torch.int64 or labels.shape != samples.shape[:1]:
-            raise UserError(
-                f"{self.title}: labels must be int64 [{len(samples)}], not {labels.dtype} {list(labels.shape)}."
-            )
-        if labels.min() < 0 or labels.max() >= len(self.classes):
-            raise UserError(
-                f"{self.title}: labels run from {labels.min()} to {labels.max()}; "
-                f"{len(self.classes)} classes were declared."
-            )
+        if labels is not None:
+            check_labels(labels, len(samples), self.classes, self.title)
 
     def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def size(self) -> int:
         return len(self.samples)
 
     @property
@@ -71,76 +171,78 @@ class Dataset:
         """Shape of one sample: (C, H, W) or (D,)."""
         return tuple(self.samples.shape[1:])
 
-    def select(self, indices: Tensor) -> "Dataset":
+    def select(self, indices: Tensor) -> Dataset:
         """The samples at `indices` (int64 [M]), in that order."""
-        labels = None if self.labels is None else self.labels[indices]
-        return Dataset(self.samples[indices], labels, self.levels, self.classes, self.title)
+        return Dataset(*self.read(indices), self.levels, self.classes, self.title)
+
+    def read(self, indices: Tensor) -> Batch:
+        return self.samples[indices], None if self.labels is None else self.labels[indices]
+
+    def made(self, plan: Plan, first: int, stride: int) -> Iterator[Made]:
+        for step, picked in plan.picks(len(self), first, stride):
+            samples, labels = self.read(picked)
+            yield Made(plan.mirrored(samples, step), labels, {}, ())
 
 
 @dataclass(frozen=True)
 class Splits:
     """What is trained on, and what is held out."""
 
-    train: Dataset
+    train: Source
     test: Dataset
 
 
-def split_at(whole: Dataset, border: int) -> Splits:
-    """The first `border` samples are trained on, and the rest held out."""
-    index = torch.arange(len(whole))
-    return Splits(train=whole.select(index[:border]), test=whole.select(index[border:]))
+class Selectable(Protocol):
+    """A set of which a part can be taken."""
+
+    @property
+    def labels(self) -> Tensor | None: ...
+
+    @property
+    def title(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def select(self, indices: Tensor) -> Self: ...
 
 
-def hold_out(whole: Dataset, count: int | None = None) -> Splits:
-    """Hold out `count` samples (default a tenth), each class in proportion; always the same ones.
+T = TypeVar("T", bound=Selectable)
+
+
+def check_labels(labels: Tensor, size: int, classes: tuple[str, ...], title: str) -> None:
+    """Raises UserError for labels that are not one of the classes for each sample."""
+    if labels.dtype != torch.int64 or labels.shape != (size,):
+        raise UserError(f"{title}: labels must be int64 [{size}], not {labels.dtype} {list(labels.shape)}.")
+    if labels.min() < 0 or labels.max() >= len(classes):
+        raise UserError(
+            f"{title}: labels run from {labels.min()} to {labels.max()}; {len(classes)} classes were declared."
+        )
+
+
+def stratified(data: Selectable, count: int) -> Tensor:
+    """`count` indices of a set, in order, int64 [count]: each class in proportion; always the same ones."""
+    order = torch.randperm(len(data), generator=seeded(SPLIT_SEED))
+    if data.labels is not None:
+        order = order[data.labels[order].argsort(stable=True)]
+    # Evenly spaced picks from a list shuffled within each class: stratified, and exactly `count`.
+    spaced = (torch.arange(count) * len(data) + len(data) // 2) // count
+    return order[spaced].sort().values
+
+
+def hold_out(whole: T, count: int = 0) -> tuple[T, T]:
+    """What is left, and the `count` samples held out (0: a tenth, at most 10,000), each class in proportion.
 
     Raises UserError unless both parts get at least one sample.
     """
-    count = max(1, len(whole) // 10) if count is None else count
+    count = count or min(max(1, len(whole) // 10), MOST_HELD_OUT)
     if not 0 < count < len(whole):
         raise UserError(f"{whole.title}: cannot hold {count} of {len(whole)} samples out.")
-    order = torch.randperm(len(whole), generator=seeded(SPLIT_SEED))
-    if whole.labels is not None:
-        order = order[whole.labels[order].argsort(stable=True)]
-    # Evenly spaced picks from a list shuffled within each class: stratified, and exactly `count`.
-    spaced = (torch.arange(count) * len(whole) + len(whole) // 2) // count
-    held = torch.zeros(len(whole), dtype=torch.bool)
-    held[order[spaced]] = True
-    return Splits(train=whole.select((~held).nonzero()[:, 0]), test=whole.select(held.nonzero()[:, 0]))
+    held = stratified(whole, count)
+    left = torch.ones(len(whole), dtype=torch.bool)
+    left[held] = False
+    return whole.select(left.nonzero()[:, 0]), whole.select(held)
 
 
-def batches(
-    dataset: Dataset, batch_size: int, *, seed: int, start_step: int = 0, flip: bool = False
-) -> Iterator[Batch]:
-    """Endless batches (samples [B, *D] as stored, labels [B] or None) that depend on (seed, step) only.
-
-    Every sample is used once an epoch; a batch may cross the end of an epoch, or hold several epochs.
-    Starting at `start_step` costs the same for any step and gives the batches an unbroken run would give.
-    flip: mirror each image left to right with probability 1/2.
-    Raises UserError for a batch size below 1, a negative seed or step, and flipped vectors.
-    """
-    if batch_size < 1 or seed < 0 or start_step < 0:
-        raise UserError(
-            f"batches need batch_size >= 1, seed >= 0 and start_step >= 0, not {batch_size}, {seed} and {start_step}."
-        )
-    if flip and dataset.levels is None:
-        raise UserError(f"{dataset.title}: vectors cannot be flipped left to right; only images can.")
-    return _endless(dataset, batch_size, seed, start_step, flip)
-
-
-def _endless(dataset: Dataset, batch_size: int, seed: int, start_step: int, flip: bool) -> Iterator[Batch]:
-    size = len(dataset)
-
-    @lru_cache(maxsize=2)
-    def order(epoch: int) -> Tensor:
-        return torch.randperm(size, generator=seeded(seed, epoch))
-
-    for step in itertools.count(start_step):
-        first = step * batch_size
-        epochs = range(first // size, (first + batch_size - 1) // size + 1)
-        picked = torch.cat([order(epoch) for epoch in epochs])[first % size :][:batch_size]
-        samples = dataset.samples[picked]
-        if flip:
-            mirrored = torch.rand(batch_size, generator=seeded(seed, step, stream=1)) < 0.5
-            samples = torch.where(mirrored[:, None, None, None], samples.flip(-1), samples)
-        yield samples, None if dataset.labels is None else dataset.labels[picked]
+def shortened(test: T, count: int) -> T:
+    """At most `count` samples of a set, each class in proportion; all for 0."""
+    return test.select(stratified(test, count)) if 0 < count < len(test) else test

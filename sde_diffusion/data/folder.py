@@ -1,84 +1,175 @@
-"""A person's own pictures, in folders."""
+"""A person's own pictures, in folders or in a zip archive."""
 
-from pathlib import Path
+from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
 import torch
 
-from sde_diffusion.data.dataset import Dataset, Splits, hold_out, split_at
-from sde_diffusion.data.pictures import open_picture, stack_pictures
+from sde_diffusion.data.archive import Archive
+from sde_diffusion.data.dataset import Dataset, Splits
+from sde_diffusion.data.mapped import Mapped, Reading, kept
+from sde_diffusion.data.pictures import Cut, Pictures, common_shape
 from sde_diffusion.errors import UserError
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 HELD_OUT = ("test", "val", "valid", "validation")
+DEPTH = 3  # of train/CLASS/picture
+
+Listing = Mapping[str, Sequence[str]]
+"""The names of the files in each folder, by its path from the root, which is ""."""
 
 
-def load(root: str, image_size: int = 0) -> Splits:
+def load(root: str, reading: Reading) -> Splits:
     """Pictures in class folders, or in one folder without classes, uint8 [N, C, H, W].
 
-    Layouts: root/train/CLASS/* with root/test/CLASS/*, or root/CLASS/* of which a tenth is held out (always
-    the same pictures); CLASS may be left out. Channels: 1 if every picture is grey, else 3.
-    image_size: side of the square cut from each picture, in pixels; 0 if all are of one size already.
-    Raises UserError for a missing or empty folder, a broken picture, or pictures of different sizes.
+    Layouts: root/train/CLASS/* with root/test/CLASS/*, or root/CLASS/* of which a part is held out (always the same
+    pictures); CLASS may be left out. root: a folder, or a zip archive of one, which is read in place.
+    Channels: 1 if every picture is grey, else 3.
+    Raises UserError for a missing or empty folder, for too many broken pictures, for pictures of different sizes that
+    are not cut, for an unsafe archive, and for streaming.
     """
-    base = _base(root, "CLASS/*.png, or train/CLASS/*.png and test/CLASS/*.png")
-    names = {entry.name for entry in _folders(base)}
+    if reading.streams:
+        raise UserError("folders and archives are not streamed: choose the storage 'mapped', which reads any picture.")
+    place = _place(root, "CLASS/*.png, or train/CLASS/*.png and test/CLASS/*.png")
+    names = {_last(path) for path in _folders(place.listing, place.base)}
     # A folder "train" among other names is a class of trains.
     if "train" not in names or not names <= {"train", *HELD_OUT}:
-        return hold_out(_load(base, _classes(base), _find(base), image_size))
+        return kept(_mapped(place, [place.base], reading.cut, reading.corrupt_limit)[0], None, reading)
 
-    train, classes = base / "train", _classes(base / "train")
-    tests = [base / name for name in HELD_OUT if name in names][:1]
+    fitted, *tests = [_joined(place.base, name) for name in ("train", *HELD_OUT) if name in names][:2]
+    classes = _classes(place.listing, fitted)
     for test in tests:
-        if _classes(test) != classes:
-            raise UserError(f"{test} and {train} must hold the same class folders: {', '.join(classes) or 'none'}.")
-    fitted = _find(train)
-    # Read as one set, so that one grey picture decides the channels of neither part alone.
-    whole = _load(base, classes, fitted + [path for test in tests for path in _find(test)], image_size)
-    return split_at(whole, len(fitted)) if tests else hold_out(whole)
+        if _classes(place.listing, test) != classes:
+            raise UserError(
+                f"{place.said(test)} and {place.said(fitted)} must hold the same class folders: "
+                f"{', '.join(classes) or 'none'}."
+            )
+    # Both are looked at for the channels, so that one grey picture decides those of neither part alone.
+    train, *held = _mapped(place, [fitted, *tests], reading.cut, reading.corrupt_limit)
+    return kept(train, held[0] if held else None, reading)
 
 
 def load_whole(root: str, image_size: int = 0) -> tuple[Dataset, list[str]]:
-    """All pictures of root/CLASS/* or root/*, without a split, and their names. Raises UserError as `load` does."""
-    base = _base(root, "*.png or CLASS/*.png")
-    paths = _find(base)
-    return _load(base, _classes(base), paths, image_size), [str(path.relative_to(base)) for path in paths]
+    """All pictures of root/CLASS/* or root/*, without a split, and their names. Raises UserError for a broken one."""
+    place = _place(root, "*.png or CLASS/*.png")
+    data = _mapped(place, [""], Cut(image_size), 0.0)[0]
+    dataset, failures = data.in_memory()
+    if failures:  # each has a name, by which it would be missed
+        name, reason = failures[0]
+        raise UserError(f"{name} is not a readable picture ({reason}); repair or remove it.")
+    return dataset, _find(place, "")
 
 
-def _base(root: str, layout: str) -> Path:
-    base = Path(root).expanduser()
-    if not root or not base.is_dir():
-        raise UserError(f"no folder {root!r}: expected one that holds {layout}.")
-    return base
+class Files:
+    """Pictures in files below a root. Their names are bytes in one block, which workers share without copying."""
+
+    def __init__(self, root: Path, names: Sequence[str]) -> None:
+        self.root, self.names = root, np.array([os.fsencode(name) for name in names])
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, index: int) -> str:
+        return str(self.open(index))
+
+    def open(self, index: int) -> Path:
+        return self.root / os.fsdecode(self.names[index])
 
 
-def _folders(base: Path) -> list[Path]:
-    return sorted(entry for entry in base.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+@dataclass(frozen=True)
+class Folder:
+    """A folder on disk."""
+
+    root: Path
+    listing: Listing
+    base: str = ""
+
+    @classmethod
+    def at(cls, root: Path) -> Folder:
+        listing: dict[str, list[str]] = {}
+        for path, folders, files in os.walk(root, followlinks=True):
+            place = PurePosixPath(Path(path).relative_to(root).as_posix())
+            listing["" if place == PurePosixPath() else str(place)] = files
+            if len(place.parts) + 1 >= DEPTH:
+                folders.clear()
+        return cls(root, listing)
+
+    @property
+    def title(self) -> str:
+        return self.root.resolve().name
+
+    def said(self, path: str) -> str:
+        """A path below the root as a person knows it."""
+        return str(self.root / path)
+
+    def pictures(self, names: Sequence[str]) -> Pictures:
+        return Files(self.root, names)
 
 
-def _classes(base: Path) -> tuple[str, ...]:
-    return tuple(entry.name for entry in _folders(base))
+def _place(root: str, layout: str) -> Folder | Archive:
+    path = Path(root).expanduser()
+    if root and path.is_file():
+        return Archive.at(path, SUFFIXES)
+    if not root or not path.is_dir():
+        raise UserError(f"no folder {root!r}: expected one that holds {layout}, or a zip archive of it.")
+    return Folder.at(path)
 
 
-def _pictures(base: Path) -> list[Path]:
-    return sorted(p for p in base.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+def _last(path: str) -> str:
+    return PurePosixPath(path).name
 
 
-def _find(base: Path) -> list[Path]:
+def _joined(base: str, name: str) -> str:
+    return f"{base}/{name}" if base else name
+
+
+def _folders(listing: Listing, base: str) -> list[str]:
+    """The folders in `base`, without hidden ones and those that macOS adds to archives."""
+    above = PurePosixPath(base)
+    inside = [path for path in listing if path and PurePosixPath(path).parent == above]
+    return sorted(path for path in inside if not _last(path).startswith((".", "__MACOSX")))
+
+
+def _classes(listing: Listing, base: str) -> tuple[str, ...]:
+    return tuple(_last(path) for path in _folders(listing, base))
+
+
+def _pictures(listing: Listing, base: str) -> list[str]:
+    names = [n for n in listing[base] if PurePosixPath(n).suffix.lower() in SUFFIXES and not n.startswith(".")]
+    return [_joined(base, name) for name in sorted(names)]
+
+
+def _find(place: Folder | Archive, base: str) -> list[str]:
     """The pictures of each class folder of `base`, or of `base` itself where it has no folders."""
-    loose, folders = _pictures(base), _folders(base)
+    loose, folders = _pictures(place.listing, base), _folders(place.listing, base)
     if loose and folders:
         raise UserError(
-            f"{base} holds both pictures ({loose[0].name}) and folders ({folders[0].name}): "
+            f"{place.said(base)} holds both pictures ({_last(loose[0])}) and folders ({_last(folders[0])}): "
             "put every picture into a class folder, or none."
         )
-    found = {place: _pictures(place) for place in folders or [base]}
-    for place, paths in found.items():
-        if not paths:
-            raise UserError(f"{place} holds no pictures ({', '.join(sorted(SUFFIXES))}).")
-    return [path for paths in found.values() for path in paths]
+    found = {path: _pictures(place.listing, path) for path in folders or [base]}
+    for path, names in found.items():
+        if not names:
+            raise UserError(f"{place.said(path)} holds no pictures ({', '.join(sorted(SUFFIXES))}).")
+    return [name for names in found.values() for name in names]
 
 
-def _load(base: Path, classes: tuple[str, ...], paths: list[Path], image_size: int) -> Dataset:
-    images = [open_picture(path, str(path), image_size) for path in paths]
-    labels = torch.tensor([classes.index(path.parent.name) for path in paths]) if classes else None
-    return Dataset(stack_pictures(images, str(base)), labels, 256, classes, base.resolve().name)
+def _mapped(place: Folder | Archive, bases: Sequence[str], cut: Cut, limit: float) -> list[Mapped]:
+    """The pictures of each of these folders, which have the same classes, as one set."""
+    parts = [_find(place, base) for base in bases]
+    pictures = place.pictures([name for names in parts for name in names])
+    classes = _classes(place.listing, bases[0])
+    shape = common_shape([pictures], cut, place.said(""))
+    number = {name: index for index, name in enumerate(classes)}
+    found, start = [], 0
+    for names in parts:
+        rows = torch.arange(start, start + len(names))
+        labels = torch.tensor([number[PurePosixPath(name).parent.name] for name in names]) if classes else None
+        found.append(Mapped(pictures, rows, labels, classes, place.title, shape, cut, limit))
+        start += len(names)
+    return found

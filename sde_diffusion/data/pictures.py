@@ -1,69 +1,222 @@
-"""Encoded pictures to tensors: opening, cropping to a square, stacking."""
+"""Encoded pictures to pixels: opening, cutting to a square, and the account of those that cannot be read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from sde_diffusion.errors import UserError
+from sde_diffusion.errors import UserError, choose
 
 if TYPE_CHECKING:
     from PIL import Image
 
+# No others: some of Pillow's decoders run programs (EPS starts Ghostscript).
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+NAMED = 5  # pictures named in a sentence
+FEW = 1000  # pictures to be read before the share of broken ones means anything
 
-def open_picture(source: Path | IO[bytes], title: str, size: int = 0) -> Image.Image:
-    """Decode one picture to mode "L" (grey) or "RGB"; with a size, to a size x size square.
+Failure = tuple[str, str]
+"""The name of a picture that cannot be read, and why."""
 
-    The shorter side is resized to `size` (Lanczos, antialiased) and the middle is cut out.
-    Raises UserError, naming `title`, for a broken picture and for more than 8 bits a channel.
+
+class Unreadable(Exception):
+    """A picture that cannot be decoded: its name and the reason."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.failure: Failure = (name, reason)
+
+
+class Pictures(Protocol):
+    """Encoded pictures, by number. Copies of it in several processes must not disturb each other."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What a person knows the picture by."""
+
+    def open(self, index: int) -> Path | IO[bytes]:
+        """Where its bytes are. May raise OSError and ValueError."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The square that is taken of a picture, size x size pixels; size 0 takes the whole picture.
+
+    crop: "centre" resizes the shorter side to `size` and cuts the middle out. "random" takes a square of u times the
+    shorter side, u uniform in [min_crop, 1], anywhere in the picture, and resizes it. Both by Lanczos, antialiased.
+    Raises UserError for another crop, for min_crop outside (0, 1], and for random squares without a size.
     """
-    from PIL import Image, ImageOps
 
+    size: int = 0
+    crop: str = "centre"
+    min_crop: float = 0.8
+
+    def __post_init__(self) -> None:
+        choose("crop", self.crop, dict.fromkeys(("centre", "random")))
+        if self.size < 0:
+            raise UserError(f"the image size must be 0 or more pixels, not {self.size}.")
+        if not 0.0 < self.min_crop <= 1.0:
+            raise UserError(f"data.min_crop is a share of the shorter side, in (0, 1], not {self.min_crop}.")
+        if self.random and not self.size:
+            raise UserError("random crops are resized to one size: set the image size, which is 0.")
+
+    @property
+    def random(self) -> bool:
+        return self.crop == "random"
+
+    def centre(self, image: Image.Image) -> Image.Image:
+        """The middle, which is what is evaluated."""
+        from PIL import Image
+
+        if not self.size:
+            return image
+        width, height = image.size
+        scale = self.size / min(width, height)
+        width, height = max(self.size, round(width * scale)), max(self.size, round(height * scale))
+        left, top = (width - self.size) // 2, (height - self.size) // 2
+        resized = image.resize((width, height), Image.Resampling.LANCZOS)
+        return resized.crop((left, top, left + self.size, top + self.size))
+
+    def at(self, image: Image.Image, draw: Sequence[float]) -> Image.Image:
+        """The random square that three uniform numbers in [0, 1) stand for: its side, and its place across and down."""
+        from PIL import Image
+
+        width, height = image.size
+        side = (self.min_crop + (1.0 - self.min_crop) * draw[0]) * min(width, height)
+        left, top = draw[1] * (width - side), draw[2] * (height - side)
+        box = (left, top, min(left + side, width), min(top + side, height))
+        return image.resize((self.size, self.size), Image.Resampling.LANCZOS, box=box)
+
+
+def decode(pictures: Pictures, index: int) -> Image.Image:
+    """One picture, upright, of mode "L" (grey) or "RGB". Raises Unreadable, also for more than 8 bits a channel."""
+    from PIL import ImageOps
+
+    with _opened(pictures, index) as file:
+        # Cameras store a turned picture as it was shot, with a note of how to turn it.
+        image: Image.Image = ImageOps.exif_transpose(file)
+        return image if image.mode in ("L", "RGB") else image.convert("RGB")
+
+
+def format_of(pictures: Pictures, index: int) -> str:
+    """The format of one picture, such as "JPEG"; "" if it cannot be read."""
     try:
-        with Image.open(source) as file:
-            # Cameras store a turned picture as it was shot, with a note of how to turn it.
-            image: Image.Image = ImageOps.exif_transpose(file)
-    # What Pillow raises for a broken file depends on the format.
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{title} is not a readable picture ({error}); repair or remove it.") from error
-    if image.mode.startswith(("I", "F")):
-        raise UserError(f"{title} has more than 8 bits a channel; convert it to 8 bits.")
-    if image.mode not in ("L", "RGB"):
-        image = image.convert("RGB")
-    return _square(image, size) if size else image
+        with _opened(pictures, index) as file:
+            return file.format or ""
+    except Unreadable:
+        return ""
 
 
-def stack_pictures(images: Sequence[Image.Image], title: str) -> Tensor:
-    """Pictures of one size to uint8 [N, C, H, W]: C = 1 if all are grey, else 3.
-
-    Raises UserError, naming `title`, where the sizes differ.
-    """
-    sizes = sorted({image.size for image in images})
-    if len(sizes) > 1:
+def pixels(image: Image.Image, shape: Sequence[int], name: str) -> np.ndarray:
+    """A picture as uint8 [C, H, W], grey if C = 1. Raises UserError, with its name, where it has another size."""
+    channels, height, width = shape
+    if image.size != (width, height):
         raise UserError(
-            f"{title}: pictures differ in size (from {_by(sizes[0])} to {_by(sizes[-1])}); set the image size."
+            f"pictures differ in size (from {width}x{height} to {image.width}x{image.height} of {name}); "
+            "set the image size."
         )
-    mode = "L" if all(image.mode == "L" for image in images) else "RGB"
-    arrays = np.stack([np.asarray(image if image.mode == mode else image.convert(mode)) for image in images])
-    samples = torch.from_numpy(arrays)
-    return samples[:, None] if mode == "L" else samples.permute(0, 3, 1, 2).contiguous()
+    mode = "L" if channels == 1 else "RGB"
+    array = np.asarray(image if image.mode == mode else image.convert(mode))
+    return array[None] if channels == 1 else array.transpose(2, 0, 1)
 
 
-def _square(image: Image.Image, size: int) -> Image.Image:
-    from PIL import Image
+def common_shape(parts: Sequence[Pictures], cut: Cut, title: str) -> tuple[int, int, int]:
+    """(C, H, W) of all pictures: C = 1 if every one is grey, else 3; the size is that of the first, or of the cut.
 
-    width, height = image.size
-    scale = size / min(width, height)
-    width, height = max(size, round(width * scale)), max(size, round(height * scale))
-    left, top = (width - size) // 2, (height - size) // 2
-    resized = image.resize((width, height), Image.Resampling.LANCZOS)
-    return resized.crop((left, top, left + size, top + size))
+    Reads on until it meets a picture in colour, and of grey ones their headers only.
+    Raises UserError where no picture can be read.
+    """
+    first, failed = None, []
+    for pictures in parts:
+        for index in range(len(pictures)):
+            try:
+                if first is None:
+                    first = cut.centre(decode(pictures, index))
+                    grey = first.mode == "L"
+                else:
+                    with _opened(pictures, index) as file:
+                        grey = file.mode == "L"
+            except Unreadable as error:
+                failed.append(error.failure)
+                continue
+            if not grey:
+                return 3, first.height, first.width
+    if first is None:
+        raise UserError(f"{title}: no picture can be read: {listed(failed)}.")
+    return 1, first.height, first.width
 
 
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
+class Tally:
+    """Counts the pictures that cannot be read, names each of them once, and gives up when they are too many.
+
+    limit: the share of those read that may be broken. least: until so many are read, the share is taken of this number.
+    good: how many were read before. state: of the tally that counted them, with which this one goes on.
+    """
+
+    def __init__(
+        self, title: str, limit: float, least: int = 0, good: int = 0, state: Mapping[str, Any] | None = None
+    ) -> None:
+        self.title, self.limit, self.least = title, limit, least
+        self.failed: int = (state or {}).get("failed", 0)
+        self.names: dict[str, str] = dict((state or {}).get("broken", {}))
+        self.read = good + self.failed
+
+    def state(self) -> dict[str, Any]:
+        """How often a picture could not be read, and which ones; {} while there is none."""
+        return {"failed": self.failed, "broken": dict(self.names)} if self.failed else {}
+
+    def add(self, read: int, failures: Sequence[Failure], fate: str) -> None:
+        """Enter `read` pictures, of which some failed; `fate`: what became of these.
+
+        Warns of new names. Raises UserError where more than the limit have failed.
+        """
+        self.read, self.failed = self.read + read, self.failed + len(failures)
+        new = [failure for failure in dict(failures).items() if failure[0] not in self.names]
+        self.names.update(new)
+        if self.failed > self.limit * max(self.read, self.least):
+            raise UserError(
+                f"{self.title}: {self.failed:,} of {self.read:,} pictures cannot be read, and no more than a share of "
+                f"{self.limit:g} may be broken (data.corrupt_limit); repair or remove "
+                f"{listed(list(self.names.items()))}."
+            )
+        if new:
+            few = f"{self.failed:,} of {self.read:,} pictures cannot be read and are {fate}"
+            found = "" if len(new) == self.failed else f"; {len(new):,} more"
+            warnings.warn(f"{self.title}: {few}{found}: {listed(new)}.", stacklevel=2)
+
+
+@contextmanager
+def _opened(pictures: Pictures, index: int) -> Iterator[Image.Image]:
+    """The picture with its header read, and whatever goes wrong with it as Unreadable."""
+    from PIL import Image, UnidentifiedImageError
+
+    name = pictures.name(index)
+    try:
+        with warnings.catch_warnings():
+            # Small files that unpack to billions of pixels; Pillow itself stops at twice as many.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            file = Image.open(pictures.open(index), formats=FORMATS)
+        with file:
+            if file.mode.startswith(("I", "F")):
+                raise Unreadable(name, "it has more than 8 bits a channel; convert it to 8 bits")
+            yield file
+    except (Unreadable, UserError):
+        raise
+    except UnidentifiedImageError as error:
+        raise Unreadable(name, "it is no picture of a known format") from error
+    # What Pillow raises for a broken file depends on the format, and on where it is broken.
+    except Exception as error:
+        raise Unreadable(name, str(error) or type(error).__name__) from error
+
+
+def listed(failures: Sequence[Failure]) -> str:
+    """The first of these pictures with their reasons, and the number of the others."""
+    named = ", ".join(f"{name} ({reason})" for name, reason in failures[:NAMED])
+    return named + (f" and {len(failures) - NAMED:,} more" if len(failures) > NAMED else "")

@@ -15,7 +15,7 @@ def digits() -> Splits:
 
     images, labels = load_digits(return_X_y=True)
     samples = torch.as_tensor(images).to(torch.uint8).reshape(-1, 1, 8, 8)
-    return hold_out(Dataset(samples, _int64(labels), 17, _DIGITS, "digits"), 300)
+    return Splits(*hold_out(Dataset(samples, _int64(labels), 17, _DIGITS, "digits"), 300))
 
 
 def mnist5k() -> Splits:
@@ -24,7 +24,7 @@ def mnist5k() -> Splits:
 
     images, labels = mnist_data()
     samples = pad(torch.as_tensor(images).to(torch.uint8).reshape(-1, 1, 28, 28), (2, 2, 2, 2))
-    return hold_out(Dataset(samples, _int64(labels), 256, _DIGITS, "MNIST (5,000)"), 500)
+    return Splits(*hold_out(Dataset(samples, _int64(labels), 256, _DIGITS, "MNIST (5,000)"), 500))
 
 
 def _int64(labels: object) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.data.dataset import Dataset
+from sde_diffusion.data.dataset import Source
 from sde_diffusion.data.dequantize import Dequantized, Dequantizer, Drawing, Uniform
 from sde_diffusion.errors import UserError, choose
 
@@ -41,12 +41,13 @@ class DataTransform:
             raise UserError("a data transform with per_class=True needs the mean of each class.")
 
     @classmethod
-    def fit(cls, dataset: Dataset, subtract_mean: str = "none") -> "DataTransform":
+    def fit(cls, dataset: Source, subtract_mean: str = "none") -> "DataTransform":
         """The transform of `dataset`, subtracting the mean of "all" its samples, of each "class", or "none".
 
-        Raises UserError for another choice, and for "class" where a class has no samples.
+        A mean takes one pass over the data. Raises UserError for another choice, for "class" where a class has no
+        samples, and for a mean of a stream.
         """
-        return choose("mean to subtract", subtract_mean, _FITS)(dataset)
+        return choose("mean to subtract", subtract_mean, MEANS)(dataset)
 
     @property
     def bin_width(self) -> float | None:
@@ -156,35 +157,44 @@ class DataTransform:
         return mean[labels.to(like.device)]
 
 
-def _mean(transform: DataTransform, samples: Tensor) -> Tensor:
+def _mean(dataset: Source, indices: Tensor) -> Tensor:
     """Mean [*D] in model units, summed in float64 a chunk at a time to bound the memory."""
-    total = torch.zeros(samples.shape[1:], dtype=torch.float64)
-    for chunk in torch.split(samples, 4096):
-        total += transform.encode(chunk).sum(0, dtype=torch.float64)
-    return (total / len(samples)).to(torch.float32)
+    transform, total = DataTransform(dataset.levels), torch.zeros(dataset.shape, dtype=torch.float64)
+    for chunk in torch.split(indices, 4096):
+        total += transform.encode(dataset.read(chunk)[0]).sum(0, dtype=torch.float64)
+    return (total / len(indices)).to(torch.float32)
 
 
-def _fit_none(dataset: Dataset) -> DataTransform:
+def _fit_none(dataset: Source) -> DataTransform:
     return DataTransform(dataset.levels)
 
 
-def _fit_all(dataset: Dataset) -> DataTransform:
-    plain = DataTransform(dataset.levels)
-    return DataTransform(dataset.levels, _mean(plain, dataset.samples))
+def _fit_all(dataset: Source) -> DataTransform:
+    return DataTransform(dataset.levels, _mean(dataset, torch.arange(_size(dataset))))
 
 
-def _fit_class(dataset: Dataset) -> DataTransform:
+def _fit_class(dataset: Source) -> DataTransform:
+    size = _size(dataset)
     if dataset.labels is None:
         raise UserError(f"{dataset.title} has no labels, so no mean of each class to subtract.")
     counts = dataset.labels.bincount(minlength=len(dataset.classes))
     if (counts == 0).any():
         raise UserError(f"{dataset.title}: class {dataset.classes[int(counts.argmin())]} has no samples.")
-    plain = DataTransform(dataset.levels)
-    means = [_mean(plain, dataset.samples[dataset.labels == label]) for label in range(len(counts))]
+    every = torch.arange(size)
+    means = [_mean(dataset, every[dataset.labels == label]) for label in range(len(counts))]
     return DataTransform(dataset.levels, torch.stack(means), per_class=True)
 
 
-_FITS: dict[str, Callable[[Dataset], DataTransform]] = {
+def _size(dataset: Source) -> int:
+    if dataset.size is None:
+        raise UserError(
+            f"{dataset.title} streams by, so that there is no mean of all of it: leave data.subtract_mean at 'none', "
+            "or choose the storage 'mapped'."
+        )
+    return dataset.size
+
+
+MEANS: dict[str, Callable[[Source], DataTransform]] = {
     "none": _fit_none,
     "all": _fit_all,
     "class": _fit_class,

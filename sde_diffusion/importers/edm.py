@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sde_diffusion.checkpoint import outline
 from sde_diffusion.denoiser import NetworkSpec
 from sde_diffusion.errors import UserError, choose
-from sde_diffusion.importers.foreign import Foreign, Settings, needed, only, outline, resolved
+from sde_diffusion.importers.foreign import Foreign, Settings, needed, only, resolved
 from sde_diffusion.importers.reading import Persistent, module_tensors, read_edm_pickle, read_torch
 from sde_diffusion.importers.rules import BlockNames, Part, Rule, by_class, matrix, pair, qkv
 from sde_diffusion.nets.backbone import Backbone, InputResidual, InputSkip, OutputSkip

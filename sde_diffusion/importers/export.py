@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 from safetensors.torch import save as safetensors
 from torch import nn
 
-from sde_diffusion.checkpoint import write_aside
 from sde_diffusion.denoiser import NetworkDenoiser, NetworkSpec
 from sde_diffusion.errors import UserError
+from sde_diffusion.files import write_aside
 from sde_diffusion.importers.diffusers import WEIGHTS, unet_rules
 from sde_diffusion.importers.rules import exported
 from sde_diffusion.nets.backbone import Backbone

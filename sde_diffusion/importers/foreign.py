@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from sde_diffusion.checkpoint import build_network
 from sde_diffusion.denoiser import NetworkSpec
 from sde_diffusion.errors import UserError, choose, nearest
 from sde_diffusion.importers.rules import Rule
@@ -38,12 +36,6 @@ class Foreign:
     averages: Mapping[str, Tensor] | None = None
     ignored: Sequence[str] = field(default_factory=tuple)
     step: int = 0
-
-
-def outline(spec: NetworkSpec) -> nn.Module:
-    """The network that a spec describes, on the meta device: nothing is drawn, and no weight takes memory."""
-    with torch.device("meta"):
-        return build_network(spec)
 
 
 def read_settings(

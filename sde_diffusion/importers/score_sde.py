@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sde_diffusion.checkpoint import outline
 from sde_diffusion.denoiser import NetworkSpec
 from sde_diffusion.errors import UserError, choose
-from sde_diffusion.importers.foreign import Foreign, Settings, chosen, only, outline, resolved
+from sde_diffusion.importers.foreign import Foreign, Settings, chosen, only, resolved
 from sde_diffusion.importers.reading import read_torch
 from sde_diffusion.importers.rules import BlockNames, Part, Rule, by_class, converted, pair
 from sde_diffusion.importers.score_sde_ncsnv2 import ncsnv2_keys, registration

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import pytest
 import torch
 from PIL import Image
 from warm import Warm
+
+from sde_diffusion.checkpoint import checkpoint_files, read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = (
@@ -128,12 +131,10 @@ def test_load_gives_the_denoiser_of_a_run(trained: Path) -> None:
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    newest = sorted((folder / "checkpoints").glob("*.pt"))[-1]
-    state = torch.load(newest, weights_only=True)
-    assert state["step"] == 60
-    flat = {f"{part}.{key}": value for part in ("network", "ema") for key, value in state[part].items()}
-    moments = {f"{i}.{k}": v for i, row in state["optimizer"]["state"].items() for k, v in row.items()}
-    return flat | moments
+    found = read_checkpoint(folder)
+    assert found.step == 60
+    parts = {**found.weights, **found.optimizer["state"]}
+    return {f"{part}.{key}": value for part, tensors in parts.items() for key, value in tensors.items()}
 
 
 def test_a_killed_training_resumes_to_the_same_bits(tmp_path: Path) -> None:
@@ -147,17 +148,17 @@ def test_a_killed_training_resumes_to_the_same_bits(tmp_path: Path) -> None:
         command(*flags, "--workdir", tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "killed" / "checkpoints").glob("*.pt")) and time.monotonic() < deadline:
+    while not checkpoint_files(tmp_path / "killed") and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert list((tmp_path / "killed" / "checkpoints").glob("*.pt"))
+    assert checkpoint_files(tmp_path / "killed")
     done = run(*flags, "--workdir", tmp_path / "killed")
     assert "resuming" in done.stdout or "is trained" in done.stdout
     whole, resumed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "killed")
     assert whole.keys() == resumed.keys()
     for key, value in whole.items():
-        assert torch.equal(torch.as_tensor(value), torch.as_tensor(resumed[key])), key
+        assert torch.equal(value, resumed[key]), key
 
 
 @pytest.mark.parametrize(
@@ -253,30 +254,32 @@ def test_sampling_without_a_training_says_so(tmp_path: Path) -> None:
 
 
 def test_another_configuration_is_refused_and_nothing_is_lost(trained: Path) -> None:
-    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in trained.rglob("*") if path.is_file() and path.name != ".lock"}
+
+    before = files()
     said = refused("--config", "subvpsde_digits", "--workdir", trained, *TINY)
     assert "process.name ('VPSDE' there, 'SubVPSDE' here)" in said
-    assert before == {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    assert before == files()
 
 
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     flags = ("--config", "vpsde_digits", "--mode", "train", "--workdir", tmp_path / "run", *TINY)
     run(*flags, "--config.training.steps=10", "--config.training.checkpoint_every=10")
-    (good,) = (tmp_path / "run" / "checkpoints").iterdir()
-    kept = good.read_bytes()
+    (good,) = checkpoint_files(tmp_path / "run")
+    kept = {path: path.read_bytes() for path in good.iterdir()}
     said = refused(
         *flags, "--config.training.steps=40", "--config.training.learning_rate=1e30", "--config.training.grad_clip=0"
     )
     assert "nan" in said.lower() or "inf" in said.lower()
     assert str(good) in said and "learning_rate" in said
-    assert good.read_bytes() == kept
+    assert {path: path.read_bytes() for path in good.iterdir()} == kept
 
 
 def test_a_damaged_checkpoint_is_named(trained: Path, tmp_path: Path) -> None:
-    (newest,) = list((trained / "checkpoints").iterdir())[-1:]
-    damaged = tmp_path / "run" / "checkpoints" / newest.name
-    damaged.parent.mkdir(parents=True)
-    damaged.write_bytes(newest.read_bytes()[:1000])
+    shutil.copytree(trained / "checkpoints", tmp_path / "run" / "checkpoints")
+    damaged = checkpoint_files(tmp_path / "run")[-1] / "weights_ema.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:1000])
     assert str(damaged) in refused("--config", "vpsde_digits", "--mode", "sample", "--workdir", tmp_path / "run")
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 from test_cli import TINY, command, refused, run
 from warm import Warm
 
-from sde_diffusion.checkpoint import read_checkpoint
+from sde_diffusion.checkpoint import read_checkpoint, save_checkpoint
 from sde_diffusion.data import Dataset, DataTransform
 from sde_diffusion.errors import UserError
 
@@ -574,10 +574,9 @@ def test_bad_requests_are_one_sentence(
 
 def with_weights(folder: Path, factor: float) -> Path:
     """The run folder with averaged weights a factor larger."""
-    (path,) = (folder / "checkpoints").iterdir()
-    state = torch.load(path, weights_only=True)
-    state["ema"] = {key: factor * value for key, value in state["ema"].items()}
-    torch.save(state, path)
+    trained = read_checkpoint(folder)
+    ema = {key: factor * value for key, value in trained.weights["ema"].items()}
+    save_checkpoint(folder, replace(trained, weights={**trained.weights, "ema": ema}), keep=1)
     return folder
 
 
@@ -686,7 +685,7 @@ def protocol(trained: Path) -> Callable[..., str]:
     def of(change: Callable[[Dataset], Dataset] = lambda data: data, seed: int = 0, **settings: Any) -> str:
         asked = importlib.import_module("configs.vpsde_digits").get_config()
         asked.seed = seed
-        changed = {name: settings.pop(name) for name in ("step", "ema") if name in settings}
+        changed = {name: settings.pop(name) for name in ("step", "weights") if name in settings}
         asked.likelihood.update(settings)
         trained = replace(state, **changed)
         figures = build.figures(asked, trained.spec.process, trained.transform, torch.device("cpu"))
@@ -699,7 +698,7 @@ def protocol(trained: Path) -> Callable[..., str]:
 CHANGES: dict[str, dict[str, Any]] = {
     "pixels": {"change": lambda data: replace(data, samples=data.samples.flip(0))},
     "classes": {"change": lambda data: replace(data, labels=data.labels.flip(0))},
-    "weights": {"ema": {"weight": torch.zeros(1)}},
+    "weights": {"weights": {"ema": {"weight": torch.zeros(1)}}},
     "step": {"step": 61},
     "seed": {"seed": 1},
     "rtol": {"rtol": 1e-3},

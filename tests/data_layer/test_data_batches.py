@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from sde_diffusion.data.dataset import Dataset, batches, hold_out
+from sde_diffusion.data.dataset import Dataset, hold_out
+from sde_diffusion.data.loader import batches
 from sde_diffusion.errors import UserError
 
 
@@ -98,10 +99,10 @@ def test_a_data_set_that_does_not_fit_together_is_refused(fields, message):
 def test_held_out_samples_are_stratified_disjoint_and_fixed():
     labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
     whole = Dataset(torch.arange(100.0)[:, None], labels, None, ("a", "b", "c"), "set")
-    split, again = hold_out(whole, 20), hold_out(whole, 20)
-    assert torch.equal(split.test.samples, again.test.samples)
-    assert split.test.labels.bincount().tolist() == [12, 6, 2]
-    everything = torch.cat([split.train.samples, split.test.samples]).flatten()
+    (train, test), (_, again) = hold_out(whole, 20), hold_out(whole, 20)
+    assert torch.equal(test.samples, again.samples)
+    assert test.labels.bincount().tolist() == [12, 6, 2]
+    everything = torch.cat([train.samples, test.samples]).flatten()
     assert torch.equal(everything.sort().values, torch.arange(100.0))
     with pytest.raises(UserError, match="hold"):
         hold_out(whole, 100)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sde_diffusion.data import DataOptions, load_splits
+from sde_diffusion.data import DataOptions, load_pictures, load_splits
 from sde_diffusion.errors import UserError
 
 
@@ -88,13 +88,19 @@ def test_pictures_of_different_sizes_need_an_image_size(tmp_path):
 
 @pytest.mark.parametrize("keep", [0, 20, -30])
 def test_a_broken_picture_is_named(tmp_path, keep):
+    """A training leaves it out with a warning where it is one of many; what has a row for each picture refuses it."""
     noise = np.random.default_rng(0).integers(256, size=(16, 16, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(tmp_path / "good.png")
+    for index in range(10):
+        Image.fromarray(noise).save(tmp_path / f"{index}.png")
     broken = tmp_path / "broken.png"
-    broken.write_bytes((tmp_path / "good.png").read_bytes()[:keep])
-    with pytest.raises(UserError, match="not a readable picture") as caught:
+    broken.write_bytes((tmp_path / "0.png").read_bytes()[:keep])
+    with pytest.raises(UserError, match=r"1 of 11 pictures cannot be read, .*broken\.png \("):
         load(tmp_path)
-    assert str(broken) in str(caught.value)
+    with pytest.warns(UserWarning, match=r"1 of 11 pictures cannot be read and are left out: .*broken\.png \("):
+        splits = load_splits("folder", DataOptions(root=str(tmp_path), corrupt_limit=0.1))
+    assert len(splits.train) + len(splits.test) == 10
+    with pytest.raises(UserError, match=r"broken\.png is not a readable picture \(.*\); repair or remove it\."):
+        load_pictures(str(tmp_path))
 
 
 def test_deep_pictures_are_refused(tmp_path):

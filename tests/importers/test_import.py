@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.checkpoint import build_network, checkpoint_files
+from sde_diffusion.checkpoint import build_network, checkpoint_files, read_checkpoint
 from sde_diffusion.denoiser import moments
 from sde_diffusion.importers import SOURCES, openai, score_sde
 from sde_diffusion.importers.foreign import Settings
@@ -223,10 +223,9 @@ def test_averaged_and_raw_weights_are_as_written(name: str, tmp_path: Path) -> N
 
 def test_the_step_and_the_classes_are_kept(tmp_path: Path) -> None:
     CASES["vp"].imported(tmp_path, folder=tmp_path / "vp")
-    assert [path.name for path in checkpoint_files(tmp_path / "vp")] == ["step_000000007.pt"]
+    assert [path.name for path in checkpoint_files(tmp_path / "vp")] == ["step_000000007"]
     CASES["guided"].imported(tmp_path, folder=tmp_path / "guided")
-    (path,) = checkpoint_files(tmp_path / "guided")
-    assert torch.load(path, weights_only=True)["classes"] == ("0", "1", "2", "3", "4")
+    assert read_checkpoint(tmp_path / "guided").classes == ("0", "1", "2", "3", "4")
 
 
 @pytest.mark.parametrize("name", ["edm_precond_edm", "edm_precond_vp", "edm_precond_ve"])

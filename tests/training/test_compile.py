@@ -83,9 +83,10 @@ def test_a_training_and_its_samples_are_the_same_behind_a_compiler(tmp_path: Pat
         config.sampling.num_samples, config.sampling.steps = 2, 3
         build.check(config)
         folder = tmp_path / (backend or "plain")
-        run_lib.train(config, folder)
-        run_lib.sample(config, folder)
-        weights = read_checkpoint(folder).network
+        engine = build.engine(config)
+        run_lib.train(config, folder, engine)
+        run_lib.sample(config, folder, engine)
+        weights = read_checkpoint(folder).weights["raw"]
         images = np.load(folder / f"samples_{config.sampling.sampler}.npz")["images"].astype(int)
         found.append((weights, images))
     (plain, images), (compiled, same) = found

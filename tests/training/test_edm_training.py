@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import sde_diffusion as sd
 from configs import edm_cifar
-from run_lib import batch_loss
+from run_lib import Task, row_losses
 from sde_diffusion import build
 from sde_diffusion.data import DataTransform
 from sde_diffusion.denoiser import NetworkDenoiser
@@ -45,18 +45,10 @@ def loss_with(config: ConfigDict, *, learn: bool, pictures: Tensor) -> tuple[flo
     spec = sd.NetworkSpec(
         build.process(config), config.model.prediction, config.model.label, config.model.input_scale, shape=(3, 32, 32)
     )
-    drawn = torch.Generator().manual_seed(0)
-    loss = batch_loss(
-        config,
-        NetworkDenoiser(net, spec),
-        DataTransform(256),
-        (pictures, None),
-        build.objective(config),
-        build.times(config),
-        drawn,
-        learn,
-    )
-    return float(loss), net
+    task = Task.of(config, DataTransform(256), spec.process)
+    rows, count = range(len(pictures)), len(pictures)
+    losses = row_losses(task, NetworkDenoiser(net, spec), (pictures, None), rows, count, 0, learn=learn)
+    return float(losses.mean), net
 
 
 def pictures(n: int) -> Tensor:

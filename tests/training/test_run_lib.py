@@ -13,7 +13,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from run_lib import learning_rate_factor, stored
+from configs import base
+from run_lib import stored
+from sde_diffusion import build
 from sde_diffusion.data import DataTransform
 from sde_diffusion.report.pictures import BORDER, PAPER, TILE, density, tiles
 from sde_diffusion.report.table import table
@@ -22,11 +24,17 @@ from sde_diffusion.report.wrap import wrapped
 
 def test_learning_rate() -> None:
     """Linear warm-up, a plateau, and a half cosine to 0."""
-    assert learning_rate_factor(0, 1000, 10, 0) == pytest.approx(0.1)
-    assert learning_rate_factor(9, 1000, 10, 0) == learning_rate_factor(999, 1000, 10, 0) == 1.0
-    assert learning_rate_factor(750, 1000, 10, 500) == pytest.approx(0.5)
-    assert learning_rate_factor(1000, 1000, 10, 500) == 0.0
-    assert learning_rate_factor(499, 1000, 0, 500) == pytest.approx(0.5 - 0.5 * math.cos(math.pi))
+
+    def factor(step: int, warmup: int, cooldown: int) -> float:
+        config = base.get_config()
+        config.training.update(steps=1000, learning_rate=2e-4, warmup_steps=warmup, cooldown_steps=cooldown)
+        return build.learning_rate(config)(step) / 2e-4
+
+    assert factor(0, 10, 0) == pytest.approx(0.1)
+    assert factor(9, 10, 0) == factor(999, 10, 0) == 1.0
+    assert factor(750, 10, 500) == pytest.approx(0.5)
+    assert factor(1000, 10, 500) == 0.0
+    assert factor(499, 0, 500) == pytest.approx(0.5 - 0.5 * math.cos(math.pi))
 
 
 def test_stored_images_are_the_grey_levels_they_came_from() -> None:

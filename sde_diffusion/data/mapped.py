@@ -1,0 +1,208 @@
+"""Pictures that stay encoded where they are, and are decoded as they are read; and what is kept of them in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sde_diffusion.data.dataset import (
+    CROP_STREAM,
+    Batch,
+    Dataset,
+    Made,
+    Plan,
+    Source,
+    Splits,
+    check_labels,
+    hold_out,
+    shortened,
+)
+from sde_diffusion.data.pictures import FEW, Cut, Failure, Pictures, Tally, Unreadable, decode, listed, pixels
+from sde_diffusion.errors import UserError, choose
+
+MEMORY_LIMIT = 2 << 30  # bytes of decoded pictures that are kept without being asked to
+PATIENCE = 100  # broken pictures in a row
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the pictures of a set are read.
+
+    storage: "memory" (decoded once), "mapped" (decoded as they are read), "streaming" (read from one end to the
+    other), or "auto": memory for up to 2 GiB of decoded pictures, but for random crops. cut: the square of each.
+    held_out: how many of the samples that are held out are kept; 0 for all.
+    corrupt_limit: the share of broken pictures that is borne. window: rows of a stream that change places.
+    Raises UserError for another storage and for numbers that make none.
+    """
+
+    storage: str = "auto"
+    cut: Cut = field(default_factory=Cut)
+    held_out: int = 0
+    corrupt_limit: float = 0.01
+    window: int = 4096
+
+    def __post_init__(self) -> None:
+        choose("storage", self.storage, dict.fromkeys(("auto", "memory", "mapped", "streaming")))
+        for need, value, met in (
+            ("held_out >= 0", self.held_out, self.held_out >= 0),
+            ("shuffle_window >= 1", self.window, self.window >= 1),
+            ("corrupt_limit in [0, 1)", self.corrupt_limit, 0.0 <= self.corrupt_limit < 1.0),
+        ):
+            if not met:
+                raise UserError(f"reading needs data.{need}, not {value}.")
+        if self.storage == "memory" and self.cut.random:
+            raise UserError(
+                "random crops are made as pictures are decoded: choose the storage 'mapped' or 'streaming'."
+            )
+
+    @property
+    def streams(self) -> bool:
+        return self.storage == "streaming"
+
+    def in_memory(self, size: int, shape: Sequence[int]) -> bool:
+        """Whether so many samples are decoded once and for all."""
+        small = size * math.prod(shape) <= MEMORY_LIMIT and not self.cut.random
+        return small if self.storage == "auto" else self.storage == "memory"
+
+    def only_memory(self, splits: Splits) -> Splits:
+        """Sets that have always been in memory. Raises UserError where they are to be read in another way."""
+        here = f"{splits.train.title} lies in memory and cannot be"
+        if self.cut.random:
+            raise UserError(f"{here} cropped at random: leave the crop at 'centre'.")
+        if self.storage not in ("auto", "memory"):
+            raise UserError(f"{here} {self.storage}: leave the storage at 'auto'.")
+        return Splits(splits.train, shortened(splits.test, self.held_out))
+
+
+@dataclass(frozen=True, eq=False)
+class Mapped:
+    """A part of a set of pictures, decoded as it is read.
+
+    rows: int64 [N], which of the pictures belong to it. labels: int64 [N], or None without classes. shape: (C, H, W).
+    left_out: as in `Source`.
+    A picture that cannot be read is replaced by the next one of the part that can. Raises UserError as Dataset does.
+    """
+
+    pictures: Pictures
+    rows: Tensor
+    labels: Tensor | None
+    classes: tuple[str, ...]
+    title: str
+    shape: tuple[int, int, int]
+    cut: Cut = field(default_factory=Cut)
+    corrupt_limit: float = 0.01
+    left_out: tuple[str, ...] = ()
+
+    levels: ClassVar[int] = 256
+    decodes: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not len(self.rows):
+            raise UserError(f"{self.title}: there are no samples.")
+        if self.labels is not None:
+            check_labels(self.labels, len(self.rows), self.classes, self.title)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def size(self) -> int:
+        return len(self.rows)
+
+    def select(self, indices: Tensor) -> Mapped:
+        """The samples at `indices` (int64 [M]), in that order."""
+        labels = None if self.labels is None else self.labels[indices]
+        return replace(self, rows=self.rows[indices], labels=labels)
+
+    def read(self, indices: Tensor) -> Batch:
+        """The samples at `indices` (int64 [M]), their middle where they are cut, and their labels."""
+        made = gathered([(self, index) for index in indices.tolist()], None, self)
+        return made.samples, made.labels
+
+    def made(self, plan: Plan, first: int, stride: int) -> Iterator[Made]:
+        for step, picked in plan.picks(len(self), first, stride):
+            draws = plan.uniform(step, 3, stream=CROP_STREAM) if self.cut.random else None
+            found = gathered([(self, index) for index in picked.tolist()], draws, self)
+            yield found._replace(samples=plan.mirrored(found.samples, step))
+
+    def in_memory(self) -> tuple[Dataset, list[Failure]]:
+        """All that can be read, decoded, and what cannot. Raises UserError where nothing can be read."""
+        samples = torch.empty(len(self), *self.shape, dtype=torch.uint8)
+        good, failures = torch.ones(len(self), dtype=torch.bool), []
+        array = samples.numpy()
+        for index in range(len(self)):
+            try:
+                array[index] = self._decoded(index, None)
+            except Unreadable as error:
+                good[index] = False
+                failures.append(error.failure)
+        if not good.any():
+            raise UserError(f"{self.title}: no picture can be read: {listed(failures)}.")
+        labels = self.labels
+        if failures:  # a copy of the samples, which is not made without need
+            samples, labels = samples[good], None if labels is None else labels[good]
+        return Dataset(samples, labels, self.levels, self.classes, self.title), failures
+
+    def readable(self, index: int, draw: Sequence[float] | None) -> tuple[np.ndarray, int, list[Failure]]:
+        """Sample `index` or the next that can be read, uint8 [C, H, W]; which one it is; those that cannot.
+
+        draw: of its random square; None for the middle. Raises UserError after too many broken ones in a row.
+        """
+        failures: list[Failure] = []
+        for later in range(min(PATIENCE, len(self))):
+            candidate = (index + later) % len(self)
+            try:
+                return self._decoded(candidate, draw), candidate, failures
+            except Unreadable as error:
+                failures.append(error.failure)
+        raise UserError(f"{self.title}: {len(failures)} pictures in a row cannot be read: {listed(failures)}.")
+
+    def _decoded(self, index: int, draw: Sequence[float] | None) -> np.ndarray:
+        row = int(self.rows[index])
+        image = decode(self.pictures, row)
+        square = self.cut.centre(image) if draw is None else self.cut.at(image, draw)
+        return pixels(square, self.shape, self.pictures.name(row))
+
+
+def gathered(picked: Sequence[tuple[Mapped, int]], draws: Tensor | None, source: Source) -> Made:
+    """The samples of these numbers in these sets, which are parts of the source, with their labels."""
+    samples = torch.empty(len(picked), *source.shape, dtype=torch.uint8)
+    array, labels, failures = samples.numpy(), [], []
+    for place, (data, index) in enumerate(picked):
+        array[place], used, failed = data.readable(index, None if draws is None else draws[place].tolist())
+        failures += failed
+        labels += [] if data.labels is None else [int(data.labels[used])]
+    return Made(samples, torch.tensor(labels, dtype=torch.int64) if source.classes else None, {}, tuple(failures))
+
+
+def kept(train: Mapped, test: Mapped | None, reading: Reading) -> Splits:
+    """Both parts as they are to be read: what is held out, of the training part where there is no other, in memory.
+
+    Warns of broken pictures. Raises UserError for too many of them, and for too much to be held out.
+    """
+    if test is None:  # what is trained on does not depend on how many of the others are kept
+        train, test = hold_out(train)
+    test = shortened(test, reading.held_out)
+    most = MEMORY_LIMIT // math.prod(train.shape)
+    if len(test) > most and reading.storage != "memory":
+        raise UserError(too_many(train.title, len(test), most))
+    held, failures = test.in_memory()
+    tally = Tally(train.title, reading.corrupt_limit, min(FEW, len(train) + len(test)))
+    if not reading.in_memory(len(train), train.shape):
+        tally.add(len(test), failures, "left out")
+        return Splits(replace(train, left_out=tuple(tally.names)), held)
+    whole, more = train.in_memory()
+    tally.add(len(train) + len(test), more + failures, "left out")
+    return Splits(replace(whole, left_out=tuple(tally.names)), held)
+
+
+def too_many(title: str, count: int, most: int) -> str:
+    """The sentence for more held-out samples than memory should be filled with."""
+    limit = f"{MEMORY_LIMIT / 2**30:.3g} GiB"
+    return f"{title}: the {count:,} samples held out do not fit into {limit}; set data.held_out to at most {most:,}."

@@ -21,11 +21,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
-from warm import Warm
+from warm import WARM, Warm
 
-KILLS = 3  # as a training begins, and as many as it goes on
+KILLS = 4  # as a training begins, and as many as it goes on
 STEPS, EPOCH = 20, 15
 CLASSES = ("cat", "dog")
+SLOW = ("accelerate", "datasets", "torch._dynamo", "torch.distributed.checkpoint.state_dict")
 TINY = (
     "--config",
     "vpsde_cifar",
@@ -53,7 +54,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def warm(cache: Path) -> Iterator[Warm]:
+    """A process of these tests' own, which has imported what their trainings take seconds to import."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("warm.WARM", f"import {', '.join(SLOW)}{WARM}")
         patch.setenv("HF_DATASETS_CACHE", str(cache))
         patch.setenv("OMP_NUM_THREADS", "1")
         process = Warm()

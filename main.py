@@ -221,9 +221,9 @@ def run(argv: list[str]) -> None:
 
     try:
         build.check(config)
-        engine = build.engine(config)
     except UserError as error:
         raise everyones(error) from error.__cause__
+    engine = build.engine(config, training=FLAGS.mode in ("all", "train"))
     with ExitStack() as silence:
         silence.callback(engine.close)
         if not engine.main:  # one process speaks for all
@@ -253,13 +253,15 @@ def sentence(
 def main(argv: list[str]) -> None:
     """The entry point of absl, with the errors and warnings that are meant for a person as one sentence."""
     warnings.formatwarning = sentence
+    from sde_diffusion.engine import process_number
     from sde_diffusion.guard import Preempted
 
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # clearing up what is half written
     try:
         run(argv)
     except Preempted as stopped:
-        print(stopped)
+        if not process_number():
+            print(stopped)
     except (UserError, OSError) as error:
         sys.exit(explain(error))
     except KeyboardInterrupt:

@@ -39,16 +39,17 @@ from sde_diffusion.checkpoint import (
     Checkpoint,
     checkpoint_files,
     denoiser_of,
+    newest_whole,
     read_checkpoint,
     save_average,
     save_checkpoint,
     with_average,
 )
 from sde_diffusion.data import Dataset, DataTransform, Source, Splits, batches, load_pictures
-from sde_diffusion.denoiser import ConditionedDenoiser, Denoiser, NetworkDenoiser
+from sde_diffusion.denoiser import ConditionedDenoiser, Denoiser, NetworkDenoiser, NetworkSpec
 from sde_diffusion.elbo import Space
-from sde_diffusion.ema import reconstruct, save_snapshot, snapshot_index
-from sde_diffusion.engine import Engine
+from sde_diffusion.ema import drop_snapshots, reconstruct, save_snapshot, snapshot_index
+from sde_diffusion.engine import Engine, everyones
 from sde_diffusion.errors import NotFinite, UserError
 from sde_diffusion.figures import Batch
 from sde_diffusion.files import FolderLock, write_aside
@@ -57,7 +58,7 @@ from sde_diffusion.guard import Preempted, listening
 from sde_diffusion.importers import check_empty, export_diffusers, imported
 from sde_diffusion.latents import decode, interpolate, round_trip
 from sde_diffusion.losses import Objective
-from sde_diffusion.metrics_log import journal
+from sde_diffusion.metrics_log import Board, journal
 from sde_diffusion.noise import rand, randn, row_generators, sample_generators, seeded
 from sde_diffusion.progress import Phases, Progress, memory, progress
 from sde_diffusion.records import Records, digest, tensor_digest
@@ -112,8 +113,9 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-FREE = ("data.root", "data.storage", "data.workers", "data.prefetch", "data.corrupt_limit", "data.held_out")
+FREE = ("data.root", "data.workers", "data.prefetch", "data.corrupt_limit", "data.held_out")
 """Keys of the data that may differ from those of a training: where and how they are read, not what they are."""
+STORAGE = "data.storage"
 KEPT = (
     "batch_size",
     "loss",
@@ -155,11 +157,14 @@ def check_folder(folder: Path, config: ConfigDict, training: bool = False) -> No
     and may do so are printed.
     """
     found = differing(folder, config)
+    # Only a stream has another order, and may hold out other samples.
+    stays = "streaming" not in found.get(STORAGE, "")
     kept = {"seed", *(f"training.{name}" for name in KEPT)} if training else set()
     harm = [
         words
         for key, words in found.items()
-        if key in kept or (key.startswith(("data.", "process.", "model.")) and key not in FREE)
+        if key in kept
+        or (key.startswith(("data.", "process.", "model.")) and key not in FREE and not (key == STORAGE and stays))
     ]
     if harm:
         raise UserError(
@@ -170,14 +175,23 @@ def check_folder(folder: Path, config: ConfigDict, training: bool = False) -> No
         print(f"going on with other values: {'; '.join(found.values())}")
 
 
-def trained_network(config: ConfigDict, folder: Path) -> tuple[ConfigDict, Checkpoint]:
+def shared_checkpoint(folder: Path, engine: Engine) -> Checkpoint:
+    """The newest whole checkpoint of a run folder, the same in every process."""
+    if engine.count == 1:
+        return read_checkpoint(folder)
+    path, found = engine.on_main(lambda: newest_whole(folder)), []
+    engine.each(lambda: found.append(read_checkpoint(path)))
+    return found[0]
+
+
+def trained_network(config: ConfigDict, folder: Path, engine: Engine) -> tuple[ConfigDict, Checkpoint]:
     """The newest checkpoint of the run folder, which must be this configuration's, or an imported one.
 
     With it the configuration whose process and model are those of the network. An average that was made after the
     training is among its weights if it is asked for.
     """
-    check_folder(folder, config)
-    trained = with_average(read_checkpoint(folder), folder, config.sampling.weights)
+    engine.on_main(lambda: check_folder(folder, config))
+    trained = with_average(shared_checkpoint(folder, engine), folder, config.sampling.weights)
     return build.as_trained(config, trained.spec), trained
 
 
@@ -230,7 +244,7 @@ def export_network(config: ConfigDict, folder: Path, engine: Engine) -> None:
         return
     if not config.importing.path:
         raise UserError("--path is needed: the folder of diffusers to write")
-    config, trained = trained_network(config, folder)
+    config, trained = trained_network(config, folder, engine)
     export_diffusers(denoiser_of(trained, config.sampling.weights), config.importing.path)
     print(f"wrote {config.importing.path}: diffusers' DDPMPipeline.from_pretrained reads it")
 
@@ -321,19 +335,28 @@ def held_out_loss(task: Task, denoiser: NetworkDenoiser, dataset: Dataset, engin
     config, settings = task.config, task.config.training
     size = min(settings.batch_size, len(dataset))
     count = min(settings.held_out_batches, math.ceil(len(dataset) / size))
+    sde = denoiser.spec.model_process
+    # A law that learns would draw other times at every call.
+    fixed = replace(task, times=build.times(config, sde))
+    most = max(1, settings.batch_size // (engine.count * engine.accumulate))  # as many rows at once as in training
     found: dict[int, tuple[list[float], list[float], list[float]]] = {}
     for first in range(0, count, engine.count):
         # Where processes are left over they repeat the last batch: passes of a divided network are everyone's.
         i = min(first + engine.number, count - 1)
-        batch = next(batches(dataset, size, seed=config.seed, start_step=i))
-        own = row_losses(task, denoiser, batch, range(size), size, i, HELD_OUT_STREAM, learn=False)
-        found[i] = (own.losses.double().tolist(), own.weight.tolist(), own.t.tolist())
+        samples, labels = next(batches(dataset, size, seed=config.seed, start_step=i))
+        columns: tuple[list[float], list[float], list[float]] = ([], [], [])
+        for start in range(0, size, most):
+            rows, piece = range(start, min(start + most, size)), slice(start, start + most)
+            batch = samples[piece], None if labels is None else labels[piece]
+            own = row_losses(fixed, denoiser, batch, rows, size, i, HELD_OUT_STREAM, learn=False)
+            for column, values in zip(columns, (own.losses, own.weight, own.t), strict=True):
+                column += values.double().tolist()
+        found[i] = columns
     everywhere = {i: rows for part in engine.gathered_objects(found) for i, rows in part.items()}
     losses, weight, t = (
         torch.tensor([row for i in range(count) for row in everywhere[i][column]], dtype=torch.float64)
         for column in range(3)
     )
-    sde = denoiser.spec.model_process
     return HeldOut(float((weight * losses).mean()), by_level(sde, t, losses, settings.held_out_levels))
 
 
@@ -370,6 +393,7 @@ class Run:
 
 def train(config: ConfigDict, folder: Path, engine: Engine) -> None:
     """Train to training.steps, from the newest whole checkpoint where there is one; one trainer at a time."""
+    splits = None if folder.exists() else build.data(config)  # no folder is begun for data that cannot be read
     with ExitStack() as held:
 
         def lock() -> None:
@@ -378,22 +402,25 @@ def train(config: ConfigDict, folder: Path, engine: Engine) -> None:
             check_folder(folder, config, training=True)
 
         engine.on_main(lock)
-        resumed = read_checkpoint(folder) if checkpoint_files(folder) else None
+        resumed = shared_checkpoint(folder, engine) if engine.on_main(lambda: bool(checkpoint_files(folder))) else None
         if resumed and not resumed.optimizer:
             raise UserError(f"{folder} holds an imported network, which is sampled and evaluated, not trained on")
-        splits = build.data(config)
+        splits = splits or build.data(config)
+        spec = build.spec(config, splits.train)
+        task = Task.of(config, DataTransform.fit(splits.train, config.data.subtract_mean), spec.process)
         engine.on_main(partial(write_json, folder / "config.json", plain(config)))
         if resumed and resumed.step >= config.training.steps:
             print(f"{folder} is trained to step {resumed.step}")
             return
-        run, rows = begin(config, folder, engine, splits, resumed), engine.part(config.training.batch_size)
+        run, rows = begin(task, folder, engine, splits, spec, resumed), engine.part(config.training.batch_size)
         go_on(run, range(rows.start, rows.stop), resumed.progress.get("data") if resumed else None)
 
 
-def begin(config: ConfigDict, folder: Path, engine: Engine, splits: Splits, resumed: Checkpoint | None) -> Run:
+def begin(
+    task: Task, folder: Path, engine: Engine, splits: Splits, spec: NetworkSpec, resumed: Checkpoint | None
+) -> Run:
     """A training with its network, at the step of a checkpoint where there is one."""
-    spec = build.spec(config, splits.train)
-    task = Task.of(config, DataTransform.fit(splits.train, config.data.subtract_mean), spec.process)
+    config = task.config
     net = engine.sharded_network(fresh_weights(build.network(spec, config.seed), resumed))
     trainer = Trainer(
         engine,
@@ -409,6 +436,8 @@ def begin(config: ConfigDict, folder: Path, engine: Engine, splits: Splits, resu
     )
     if resumed:
         trainer.resume(resumed)
+    # Of a session that went further, perhaps in another way.
+    engine.on_main(lambda: drop_snapshots(folder, trainer.step))
     net.train()
     parameters = sum(p.numel() for p in net.parameters())
     print(
@@ -425,7 +454,7 @@ def go_on(run: Run, rows: range, position: Mapping[str, Any] | None) -> None:
     config, settings, engine, trainer = run.config, run.config.training, run.engine, run.trainer
     first = trainer.step
     with (
-        torch.random.fork_rng(),
+        torch.random.fork_rng([engine.device] if engine.device.type == "cuda" else []),
         build.training_batches(config, run.splits.train, slice(rows.start, rows.stop), first, position) as stream,
         journal(run.folder, first, visible=engine.main) as tell,
         progress(settings.steps, "step", "train", done=first, leave=True, visible=engine.main) as bar,
@@ -454,10 +483,12 @@ def go_on(run: Run, rows: range, position: Mapping[str, Any] | None) -> None:
             if settings.sample_every and step % settings.sample_every == 0 and (engine.main or engine.sharded):
                 with run.phases("samples"), trainer.averages.within(trainer.net, "ema"):
                     tell.image("samples", preview(run), step)
-            # Where updates are being skipped the weights may be what is wrong: these are not written over good ones.
-            sound = not outcome.objection
+            # A loss that is not finite may be the fault of the weights, which are not to be written over good ones.
+            sound = math.isfinite(outcome.loss) or not outcome.objection
             if settings.ema_snapshots and (step % settings.ema_snapshots == 0 or final) and sound:
                 write_snapshot(run)
+            if final:  # before the last checkpoint, with which the training counts as done
+                result = write_training_result(run, first, outcome, stream.corrupt)
             if (step % settings.checkpoint_every == 0 or final or outcome.stop) and sound:
                 write_checkpoint(run, stream.state)
             if outcome.stop and not final:
@@ -465,7 +496,7 @@ def go_on(run: Run, rows: range, position: Mapping[str, Any] | None) -> None:
                     f"{signals.name or 'a signal'} came: stopped at step {step:,} of {settings.steps:,}; "
                     f"{last_checkpoint(run.folder)}, from which the same command goes on"
                 )
-    finish_training(run, first, outcome, stream.corrupt)
+    print(training_summary(run.folder, result))
 
 
 def part_losses(
@@ -478,18 +509,25 @@ def part_losses(
 
 
 def last_checkpoint(folder: Path) -> str:
-    """Where the newest checkpoint lies, in words."""
-    files = checkpoint_files(folder)
-    return f"the last checkpoint is {files[-1]}" if files else "there is no checkpoint yet"
+    """Where the newest whole checkpoint lies, in words."""
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            return f"the last good checkpoint is {newest_whole(folder)}"
+        except UserError:
+            return "there is no good checkpoint yet"
 
 
 def note_skipped(run: Run, outcome: Outcome) -> None:
     """Warn of a skipped update. Raises UserError if it is one too many."""
     step, settings, row = run.trainer.step, run.config.training, run.trainer.guard.in_a_row
-    if row > settings.skip_limit or step == settings.steps:
-        raise UserError(
-            f"{outcome.objection} at step {step}, and {row} update{'s' * (row > 1)} in a row had to be skipped; "
-            f"{last_checkpoint(run.folder)}. A lower training.learning_rate or training.grad_clip usually helps"
+    sound = math.isfinite(outcome.loss)
+    if row > settings.skip_limit or (step == settings.steps and not sound):
+        # Every process has the same losses, and comes to this.
+        raise everyones(
+            UserError(
+                f"{outcome.objection} at step {step}, and {row} update{'s' * (row > 1)} in a row had to be skipped; "
+                f"{last_checkpoint(run.folder)}. A lower training.learning_rate or training.grad_clip usually helps"
+            )
         )
     warnings.warn(f"step {step}: {outcome.objection}; this update is skipped", stacklevel=2)
 
@@ -511,15 +549,16 @@ def held_out_figures(run: Run) -> dict[str, float]:
     trainer = run.trainer
     with run.phases("evaluate"), trainer.averages.within(trainer.net, "ema"):
         run.held_out = held_out_loss(run.task, trainer.alone, run.splits.test, run.engine)
-    levels = {f"loss/held_out_at_logsnr/{at['logsnr']:+.2f}": at["loss"] for at in run.held_out.by_level}
+    parts = enumerate(run.held_out.by_level)
+    levels = {f"loss/held_out_by_level/{i:02d}_logsnr_{at['logsnr']:+.2f}": at["loss"] for i, at in parts}
     return {"loss/held_out": run.held_out.mean, **levels}
 
 
 def write_snapshot(run: Run) -> None:
     """Store the averages of which --mode ema makes those of other lengths."""
     with run.phases("checkpoint"):
-        averages = run.trainer.weights()
-        powers = {length: averages[build.power_name(length)] for length in run.config.training.ema_lengths}
+        names = {build.power_name(length): length for length in run.config.training.ema_lengths}
+        powers = {names[name]: weights for name, weights in run.trainer.weights(*names).items()}
         run.engine.on_main(partial(save_snapshot, run.folder, run.trainer.step, powers))
 
 
@@ -545,8 +584,8 @@ def write_checkpoint(run: Run, position: Mapping[str, Any]) -> None:
         )
 
 
-def finish_training(run: Run, first: int, outcome: Outcome, corrupt: Sequence[str]) -> None:
-    """Store and print what the training came to."""
+def write_training_result(run: Run, first: int, outcome: Outcome, corrupt: Sequence[str]) -> dict[str, Any]:
+    """What the training came to, which is stored."""
     step, session = run.trainer.step, run.session
     result = {
         "steps": step,
@@ -555,18 +594,19 @@ def finish_training(run: Run, first: int, outcome: Outcome, corrupt: Sequence[st
         "seconds_of_last_session": round(session, 2),
         "images_per_second": round((step - first) * run.config.training.batch_size / session, 1),
         "phases": {name: round(spent, 2) for name, spent in run.phases.seconds.items()},
+        "shares": {name: round(share, 4) for name, share in run.phases.share().items()},
         "loss": outcome.loss,
         "held_out_loss": run.held_out.mean if run.held_out else None,
         "held_out_by_level": run.held_out.by_level if run.held_out else [],
         "skipped_updates": run.trainer.guard.skipped,
-        "corrupt_files": sorted(corrupt),
+        "corrupt_files": sorted({name for part in run.engine.gathered_objects(list(corrupt)) for name in part}),
         "memory": memory(),
         "processes": run.engine.count,
         "precision": run.engine.precision,
         "device": str(run.engine.device),
     }
     run.engine.on_main(partial(set_result, run.folder, "training", result))
-    print(training_summary(run.folder, result))
+    return result
 
 
 def preview(run: Run) -> np.ndarray:
@@ -586,8 +626,7 @@ def size_of(dataset: Source) -> str:
 
 def training_summary(folder: Path, result: Mapping[str, Any]) -> str:
     """What a training came to, in a few lines."""
-    spent, total = result["phases"], result["seconds_of_last_session"]
-    shares = ", ".join(f"{name} {100 * seconds / total:.0f} %" for name, seconds in spent.items() if seconds > 0.0)
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in result["shares"].items())
     levels = table(
         [
             {"log-SNR": f"{at['logsnr']:+.1f}", "held-out loss": f"{at['loss']:.4f}", "samples": at["samples"]}
@@ -604,7 +643,7 @@ def training_summary(folder: Path, result: Mapping[str, Any]) -> str:
         lines.append(f"{result['skipped_updates']} updates were skipped, their losses being out of bounds")
     if result["corrupt_files"]:
         shown = ", ".join(result["corrupt_files"][:5])
-        lines.append(f"{len(result['corrupt_files'])} files could not be read: {shown}")
+        lines.append(f"files that could not be read ({len(result['corrupt_files'])}): {shown}")
     return "\n".join(lines)
 
 
@@ -696,7 +735,8 @@ def sample_into(
     grid = build.grid(config, denoiser.spec.model_process, steps, sampler)
     protocol = sampling_protocol(config, trained, sampler, grid, options)
     shards = Shards(folder, sampler, protocol, settings.format)
-    missing = engine.on_main(lambda: shards.missing(count, settings.batch_size))
+    size = min(settings.batch_size, math.ceil(count / engine.count))
+    missing = engine.on_main(lambda: shards.missing(count, size))
     left = sum(map(len, missing))
     if left < count:
         print(f"{count - left:,} of {count:,} samples are in {shards.work} already")
@@ -741,7 +781,7 @@ def finish_sampling(folder: Path, shards: Shards, row: Mapping[str, Any], engine
 
 def sample(config: ConfigDict, folder: Path, engine: Engine) -> None:
     """Sample the run's network with sampling.sampler."""
-    config, trained = trained_network(config, folder)
+    config, trained = trained_network(config, folder, engine)
     sampler, steps = config.sampling.sampler, config.sampling.steps
     row = sample_into(folder, config, engine, trained, sampler, steps, build.sampler_options(config))
     print(table([row]))
@@ -1000,15 +1040,13 @@ def draw_likelihood(
     names: Sequence[str],
 ) -> None:
     """The histogram, the most and the least likely samples, and all of it in TensorBoard."""
-    from torch.utils.tensorboard import SummaryWriter
-
     place, step = folder / "likelihood", trained.step
     columns = {name: np.array([row[name] for row in rows]) for name in names}
     title = f"{data.name} of {trained.title}" if not data.files else data.name
     write_aside(place / f"{data.name}_histogram.png", histogram(columns, "bits/dim", f"{title}, {len(rows)} samples"))
     order = np.argsort(columns[names[0]], kind="stable")
     extremes = {"most_likely": order[:LIKELIEST], "least_likely": order[::-1][:LIKELIEST]}
-    with SummaryWriter(str(folder / "tensorboard")) as board:
+    with Board(folder / "tensorboard") as board:
         for name, values in columns.items():
             board.add_scalar(f"bits_per_dim/{data.name}/{name}", float(values.mean()), step)
             board.add_histogram(f"bits_per_dim/{data.name}/{name}", values, step)
@@ -1072,7 +1110,7 @@ def likelihood_text(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
 
 def likelihood(config: ConfigDict, folder: Path, engine: Engine) -> None:
     """Bits/dim of the held-out (or training) split, or of a folder of images."""
-    config, trained = trained_network(config, folder)
+    config, trained = trained_network(config, folder, engine)
     report_likelihood(config, folder, engine, trained)
 
 
@@ -1101,7 +1139,7 @@ def latents(config: ConfigDict, folder: Path, engine: Engine) -> None:
     """
     if not engine.main:
         return
-    config, trained = trained_network(config, folder)
+    config, trained = trained_network(config, folder, engine)
     settings = config.latents
     held_out, transform = build.data(config).test, trained.transform
     denoiser = network_of(config, trained, engine.device)
@@ -1159,7 +1197,7 @@ def latents(config: ConfigDict, folder: Path, engine: Engine) -> None:
 
 def evaluate(config: ConfigDict, folder: Path, engine: Engine) -> None:
     """The held-out loss of raw and averaged weights, by noise level, and held-out bits/dim."""
-    config, trained = trained_network(config, folder)
+    config, trained = trained_network(config, folder, engine)
     splits = build.data(config)
     task = Task.of(config, trained.transform, trained.spec.model_process)
     found: dict[str, HeldOut] = {}
@@ -1181,14 +1219,14 @@ def evaluate(config: ConfigDict, folder: Path, engine: Engine) -> None:
 
 def post_hoc(config: ConfigDict, folder: Path, engine: Engine) -> None:
     """Averages of any length from the snapshots of a training, and their held-out losses."""
-    config, trained = trained_network(config, folder)
+    config, trained = trained_network(config, folder, engine)
     splits, settings = build.data(config), config.ema
     task = Task.of(config, trained.transform, trained.spec.model_process)
     stored = snapshot_index(folder)
     step = settings.step or (stored[-1].step if stored else 0)
     rows = []
     for length in settings.lengths:
-        name = build.power_name(length)
+        name = build.power_name(length) + (f"_at_{step}" if settings.step else "")
         weights, residual = reconstruct(folder, length, step, stored)
         engine.on_main(partial(save_average, folder, name, step, weights))
         made = replace(trained, weights={name: weights})
@@ -1209,7 +1247,7 @@ def everything(config: ConfigDict, folder: Path, engine: Engine) -> None:
     for entry in gallery:
         build.rehearse(config, *entry)
     train(config, folder, engine)
-    config, trained = trained_network(config, folder)
+    config, trained = trained_network(config, folder, engine)
     rows = [sample_into(folder, config, engine, trained, *entry) for entry in gallery]
     print(table(rows))
     evaluate(config, folder, engine)

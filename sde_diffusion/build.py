@@ -102,7 +102,10 @@ _OPTIONAL_COUNTS = {
         "ema_snapshots": "none",
         "sample_every": "none",
         "skip_limit": "none",
-        "explosion": "none",
+        "warmup_steps": "none",
+        "cooldown_steps": "none",
+        "weight_decay": "none",
+        "grad_clip": "none",
     },
     "ema": {"step": "the last snapshot"},
 }
@@ -142,8 +145,8 @@ def check(config: ConfigDict) -> None:
     if not config.training.learning_rate > 0.0:
         raise UserError(f"training.learning_rate must be positive, got {config.training.learning_rate}")
     data_options(config)
-    profiles(config)
-    if config.training.ema_snapshots and len(config.training.ema_lengths) < 2:
+    _check_training(config)
+    if config.training.ema_snapshots and len(set(config.training.ema_lengths)) < 2:
         raise UserError(
             "training.ema_snapshots are of the averages of training.ema_lengths, of which --mode ema needs two or "
             f"more, such as (0.05, 0.1); got {tuple(config.training.ema_lengths)}"
@@ -179,6 +182,25 @@ def check(config: ConfigDict) -> None:
             "data.subtract_mean='class' needs model.class_conditional=True: without labels a sample has no class "
             "whose mean could be added back"
         )
+
+
+def _check_training(config: ConfigDict) -> None:
+    training = config.training
+    for name in ("adam_betas", "ema_decays", "ema_lengths"):
+        values = training[name]
+        if not isinstance(values, (tuple, list)) or not all(isinstance(value, (int, float)) for value in values):
+            raise UserError(f"training.{name} must be numbers in brackets, such as (0.9, 0.99), got {values!r}")
+    if len(training.adam_betas) != 2 or not all(0.0 <= beta < 1.0 for beta in training.adam_betas):
+        raise UserError(f"training.adam_betas must be two numbers in [0, 1), got {tuple(training.adam_betas)}")
+    if not training.adam_eps > 0.0:
+        raise UserError(f"training.adam_eps must be positive, got {training.adam_eps}")
+    if not 0.0 <= training.label_dropout <= 1.0:
+        raise UserError(f"training.label_dropout is a share in [0, 1], got {training.label_dropout}")
+    if training.explosion and not training.explosion > 1.0:
+        raise UserError(f"training.explosion is a factor of the mean loss beyond 1, or 0, got {training.explosion}")
+    if config.seed < 0:
+        raise UserError(f"seed must be 0 or more, got {config.seed}")
+    profiles(config)
 
 
 def _check_network(config: ConfigDict) -> None:
@@ -222,14 +244,17 @@ def _check_likelihood(config: ConfigDict) -> None:
         raise UserError(f"latents.temperatures must be one or more positive numbers, got {latents.temperatures}")
 
 
-def engine(config: ConfigDict) -> Engine:
-    """This process and those beside it, on the configuration's device.
+def engine(config: ConfigDict, training: bool = True) -> Engine:
+    """This process and those beside it, on the configuration's device; with what concerns a training, or without.
 
     Raises UserError for a device that is not there, or that lacks the precision.
     """
-    torch.use_deterministic_algorithms(config.deterministic)
-    training = config.training
-    return Engine(config.device, training.precision, training.accumulate, training.sharding)
+    if config.deterministic or torch.are_deterministic_algorithms_enabled():  # setting it takes seconds of imports
+        torch.use_deterministic_algorithms(config.deterministic)
+    settings = config.training
+    if not training:
+        return Engine(config.device)
+    return Engine(config.device, settings.precision, settings.accumulate, settings.sharding)
 
 
 def process(config: ConfigDict) -> SDE:
@@ -239,7 +264,10 @@ def process(config: ConfigDict) -> SDE:
 
 def data(config: ConfigDict) -> Splits:
     """The training and the held-out set."""
-    return load_splits(config.data.dataset, data_options(config))
+    splits = load_splits(config.data.dataset, data_options(config))
+    if config.data.flip and splits.train.levels is None:
+        raise UserError(f"data.flip: {splits.train.title} holds vectors, which cannot be flipped left to right")
+    return splits
 
 
 def data_options(config: ConfigDict) -> DataOptions:

@@ -23,10 +23,10 @@ import re
 import shutil
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -40,6 +40,7 @@ from sde_diffusion.errors import UserError, choose
 from sde_diffusion.files import flush_folder, free_bytes, mebibytes, write_aside, write_flushed, written
 from sde_diffusion.nets import NETWORKS
 
+T = TypeVar("T")
 FORMAT = 3
 FOLDER, MANIFEST, CHECKSUMS = "checkpoints", "manifest.json", "manifest.sha256"
 FORMER = ".former"
@@ -277,19 +278,29 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise UserError(f"{source} does not exist: train first, or name another run folder or a checkpoint")
     if not source.is_dir() or (source / MANIFEST).exists() or _CHECKPOINT.fullmatch(source.name):
         return _read(source)
-    files = checkpoint_files(source)
+    return _newest(source, _read)[1]
+
+
+def newest_whole(folder: Path) -> Path:
+    """The newest whole checkpoint of a run folder, with warnings and errors as of `read_checkpoint`."""
+    return _newest(folder, _check)[0]
+
+
+def _newest(folder: Path, look: Callable[[Path], T]) -> tuple[Path, T]:
+    """The newest checkpoint that is found whole by a look at it, and what the look gives."""
+    files = checkpoint_files(folder)
     if not files:
-        raise UserError(f"there is no checkpoint in {source / FOLDER}: train first, or name another --workdir")
+        raise UserError(f"there is no checkpoint in {folder / FOLDER}: train first, or name another --workdir")
     damage = []
     for file in reversed(files):
         try:
-            return _read(file)
+            return file, look(file)
         except Damaged as error:
             if not file.exists():  # the training has removed it meanwhile, for newer ones
-                return read_checkpoint(source)
-            warnings.warn(f"{error}; this checkpoint is passed over", stacklevel=2)
+                return _newest(folder, look)
+            warnings.warn(f"{error}; this checkpoint is passed over", stacklevel=3)
             damage.append(str(error))
-    raise UserError(f"no checkpoint in {source / FOLDER} is whole: {'; '.join(damage)}")
+    raise UserError(f"no checkpoint in {folder / FOLDER} is whole: {'; '.join(damage)}")
 
 
 def _read(path: Path) -> Checkpoint:
@@ -297,13 +308,18 @@ def _read(path: Path) -> Checkpoint:
     return _read_folder(path) if path.is_dir() else _read_file(path)
 
 
+def _check(path: Path) -> None:
+    """Raises Damaged for a checkpoint that is not whole."""
+    if path.is_dir():
+        for _ in _contents(path, _manifest(path)):
+            pass
+    else:
+        _read_file(path)
+
+
 def _is_whole(path: Path) -> bool:
     try:
-        if path.is_dir():
-            for _ in _contents(path, _manifest(path)):
-                pass
-        else:
-            _read_file(path)
+        _check(path)
     except UserError:
         return False
     return True

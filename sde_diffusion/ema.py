@@ -39,6 +39,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -270,6 +271,13 @@ def save_snapshot(folder: Path, step: int, averages: Mapping[float, Mapping[str,
 def _stored(value: Tensor) -> Tensor:
     dtype = torch.float32 if value.is_floating_point() else value.dtype
     return value.detach().to("cpu", dtype, copy=True).contiguous()
+
+
+def drop_snapshots(folder: Path, after: int) -> None:
+    """Remove a run's snapshots of later steps, from which it goes on in another way."""
+    for place in (folder / SNAPSHOTS).glob("step_" + 9 * "[0-9]"):
+        if int(place.name.removeprefix("step_")) > after:
+            shutil.rmtree(place)
 
 
 def snapshot_index(folder: Path) -> list[Stored]:

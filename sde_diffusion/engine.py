@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -29,6 +30,8 @@ T = TypeVar("T")
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 SHARDINGS = ("none", "full")
 EVERYONES = "all processes have met this"
+PATIENCE = timedelta(days=7)
+"""How long a process waits for the others, which may have hours of samples to draw."""
 
 
 def process_number() -> int:
@@ -49,7 +52,7 @@ class Engine:
     ) -> None:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
-        from accelerate.utils import DistributedDataParallelKwargs
+        from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
         choose("sharding", sharding, dict.fromkeys(SHARDINGS))
         native = choose("precision", precision, PRECISIONS)
@@ -57,6 +60,7 @@ class Engine:
         check_precision(precision, where)
         # Accelerate's own FSDP is for GPUs only; ours is torch's, on any device.
         sharded = os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true" or sharding == "full"
+        os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)  # the number of passes is a key of ours
         if where.index is not None and "LOCAL_RANK" not in os.environ:
             os.environ["ACCELERATE_TORCH_DEVICE"] = str(where)
         AcceleratorState._reset_state(reset_partial_state=True)  # it would go on with that of an engine before this one
@@ -64,7 +68,10 @@ class Engine:
             cpu=where.type == "cpu",
             mixed_precision=native,
             gradient_accumulation_steps=accumulate,
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(timeout=PATIENCE),
+            ],
         )
         self.precision, self.accumulate = precision, accumulate
         self.number, self.count = self.accelerator.process_index, self.accelerator.num_processes
@@ -129,12 +136,12 @@ class Engine:
         """The optimiser behind the scaling of fp16's gradients."""
         return self.accelerator.prepare_optimizer(optimizer)
 
-    def backward(self, loss: Tensor, net: nn.Module, last: bool) -> None:
-        """Add the gradient of a pass, divided by the number of passes; the processes share it after the last one."""
-        with self._apart(net, last):
-            self.accelerator.backward(loss)
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a pass, divided by the number of passes."""
+        self.accelerator.backward(loss)
 
-    def _apart(self, net: nn.Module, last: bool) -> AbstractContextManager[Any]:
+    def a_pass(self, net: nn.Module, last: bool) -> AbstractContextManager[Any]:
+        """A context for a pass forwards and backwards, after the last of which the processes share the gradient."""
         if self.sharded:
             net.set_requires_gradient_sync(last)  # type: ignore[operator]
         return nullcontext() if last or self.sharded else self.accelerator.no_sync(net)
@@ -149,8 +156,8 @@ class Engine:
         """Whether gradients are scaled (fp16), and an overflow only lowers the scale."""
         return self.accelerator.scaler is not None
 
-    def lower_scale(self) -> None:
-        """After an update that is not made."""
+    def after_skipping(self) -> None:
+        """What fp16's scale needs after an update that is not made."""
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.update()
 
@@ -179,10 +186,6 @@ class Engine:
         found: list[Any] = [None] * self.count
         torch.distributed.all_gather_object(found, mine)
         return found
-
-    def together(self) -> None:
-        """Wait until every process is here."""
-        self.accelerator.wait_for_everyone()
 
     def each(self, action: Callable[[], T]) -> list[T]:
         """What an action gives in each process, in their order; a UserError in one of them is one in all."""
@@ -240,9 +243,14 @@ def divided(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(like.device), mesh, like.placements, src_data_rank=None)
 
 
-def whole_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights as `whole` tensors."""
-    return {name: whole(value) for name, value in weights.items()}
+def whole_weights(weights: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Weights as `whole` tensors, put together one at a time; divided ones go to the CPU of one that keeps them."""
+    found = {}
+    for name, value in weights.items():
+        tensor = whole(value)
+        if keep:
+            found[name] = tensor if tensor is value else tensor.cpu()
+    return found
 
 
 def optimizer_state(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -276,7 +284,7 @@ def load_optimizer_state(net: nn.Module, optimizer: torch.optim.Optimizer, state
 def usable_device(name: str) -> torch.device:
     """The device of that name; "auto" takes a GPU where there is one. Raises UserError for one that is not there."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:

@@ -9,6 +9,7 @@ unless the guard objects; then only the count of steps goes on, and with it the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,8 @@ from sde_diffusion.kernel import match
 from sde_diffusion.times import TimeSampler
 
 RAW = "raw"
+OVERFLOWS = 32
+"""Updates in a row whose fp16 gradients may overflow, each of which halves their scale."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +72,7 @@ class Trainer:
     learning_rate: Callable[[int], float]
     clip: float = 0.0
     step: int = 0
+    overflows: int = 0
     averages: Averages = field(init=False)
 
     def __post_init__(self) -> None:
@@ -85,8 +89,9 @@ class Trainer:
         size = len(rows) // engine.accumulate
         found = []
         for first in range(rows.start, rows.stop, size):
-            piece = losses_of(self.denoiser, range(first, first + size))
-            engine.backward(piece.mean, self.parallel, last=first + size == rows.stop)
+            with engine.a_pass(self.parallel, last=first + size == rows.stop):
+                piece = losses_of(self.denoiser, range(first, first + size))
+                engine.backward(piece.mean)
             found.append(piece)
         norm = float(engine.gradient_norm(self.stepping, self.net))
         stopping = torch.full((len(rows),), bool(stop), dtype=torch.float64)
@@ -94,11 +99,11 @@ class Trainer:
         together = engine.gathered(torch.stack([column.detach().cpu() for column in (*columns, stopping)], dim=1)).cpu()
         loss = float((together[:, 0] * together[:, 1]).mean())
         # fp16's gradients overflow now and then, upon which their scale is lowered: that is no fault of the loss.
-        judged = 0.0 if engine.scales else norm
-        objection = self.guard.objection(loss, judged)
+        self.overflows = 0 if math.isfinite(norm) or not engine.scales else self.overflows + 1
+        objection = self.guard.objection(loss, 0.0 if 0 < self.overflows <= OVERFLOWS else norm)
         if objection:
             self.guard.skipping()
-            engine.lower_scale()
+            engine.after_skipping()
         else:
             self._step(norm)
             self.times.learn(together[:, 2], together[:, 0])
@@ -119,10 +124,10 @@ class Trainer:
 
     # --- checkpoints ------------------------------------------------------------------------------------------
 
-    def weights(self) -> dict[str, dict[str, Tensor]]:
-        """The raw weights and every average, whole; all processes must ask."""
+    def weights(self, *names: str) -> dict[str, dict[str, Tensor]]:
+        """The weights of these names, all for none, whole, in the main process; all processes must ask."""
         named = {RAW: self.net.state_dict(), **self.averages.weights()}
-        return {name: whole_weights(weights) for name, weights in named.items()}
+        return {name: whole_weights(named[name], self.engine.main) for name in names or named}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the data and the configuration; all processes must ask."""

@@ -14,6 +14,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,12 +22,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
-from warm import WARM, Warm
+from warm import Warm
 
 KILLS = 4  # as a training begins, and as many as it goes on
 STEPS, EPOCH = 20, 15
 CLASSES = ("cat", "dog")
-SLOW = ("accelerate", "datasets", "torch._dynamo", "torch.distributed.checkpoint.state_dict")
 TINY = (
     "--config",
     "vpsde_cifar",
@@ -56,7 +56,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def warm(cache: Path) -> Iterator[Warm]:
     """A process of these tests' own, which has imported what their trainings take seconds to import."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("warm.WARM", f"import {', '.join(SLOW)}{WARM}")
         patch.setenv("HF_DATASETS_CACHE", str(cache))
         patch.setenv("OMP_NUM_THREADS", "1")
         process = Warm()
@@ -135,14 +134,14 @@ def packed(folder: Path, archive: Path, **more: bytes) -> Path:
 # --- trainings ------------------------------------------------------------------------------------------------
 
 
-def training(folder: Path, steps: int, **data: object) -> tuple[object, ...]:
+def training(folder: Path, steps: int, **data: Any) -> tuple[object, ...]:
     """The command line of a training with these options of its data."""
     options = [f"--config.data.{name}={value}" for name, value in data.items()]
     length = (f"--config.training.steps={steps}", "--config.training.checkpoint_every=5")
     return (*TINY, "--mode", "train", "--workdir", folder, *length, *options)
 
 
-def of_photos(folder: Path, root: Path, steps: int = STEPS, **data: object) -> tuple[object, ...]:
+def of_photos(folder: Path, root: Path, steps: int = STEPS, **data: Any) -> tuple[object, ...]:
     return training(folder, steps, dataset="folder", root=root, image_size=16, **{"storage": "mapped", **data})
 
 
@@ -155,8 +154,8 @@ def reached(folder: Path) -> int:
     return max((int(path.name.removeprefix("step_")) for path in folder.glob("checkpoints/step_*")), default=0)
 
 
-def results(folder: Path) -> dict[str, object]:
-    found: dict[str, object] = json.loads((folder / "results.json").read_text())["training"]
+def results(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text())["training"]
     return found
 
 
@@ -193,17 +192,17 @@ def test_kills_of_a_training_whose_data_workers_read(
     What is mapped gives those of what lies in memory.
     """
     steps, draw = 120, random.Random(0)
-    data = {"root": shards, "shuffle_window": 50}  # windows that begin amid the shards
+    data: dict[str, Any] = {"root": shards, "shuffle_window": 50}  # windows that begin amid the shards
     began = time.monotonic()
     warm.run(*training(tmp_path / "whole", steps, storage=whole, **data))
-    session = float(str(results(tmp_path / "whole")["seconds_of_last_session"]))
+    session = results(tmp_path / "whole")["seconds_of_last_session"]
     start = time.monotonic() - began - session
     flags = training(tmp_path / "killed", steps, storage=storage, workers=2, **data)
     steps_at = []
     for _ in range(KILLS):
         code, text = warm.signalled(signal.SIGKILL, draw.uniform(0.3 * start, start), *flags)
         assert code == -signal.SIGKILL, text
-        killer = threading.Thread(target=kill_a_trainer, args=(tmp_path / "killed", draw.uniform(0.0, session / 8)))
+        killer = threading.Thread(target=kill_a_trainer, args=(tmp_path / "killed", draw.uniform(0.0, session / 20)))
         killer.start()
         code, text = warm.signalled(0, 0.0, *flags)
         killer.join()
@@ -234,7 +233,7 @@ def test_an_archive_trains_as_its_folder(warm: Warm, photos: Path, plain: Path, 
 
 def test_random_crops_go_on_where_they_were(warm: Warm, photos: Path, plain: Path, tmp_path: Path) -> None:
     """In two sessions, by workers, as in one without; and other pictures than the middles."""
-    data = {"crop": "random", "min_crop": 0.5}
+    data: dict[str, Any] = {"crop": "random", "min_crop": 0.5}
     warm.run(*of_photos(tmp_path / "whole", photos, **data))
     warm.run(*of_photos(tmp_path / "parts", photos, 9, workers=2, **data))
     text = warm.run(*of_photos(tmp_path / "parts", photos, workers=1, prefetch=3, **data))
@@ -263,11 +262,11 @@ def test_broken_pictures_are_counted_and_named(
 ) -> None:
     """On the screen, once, and in the results: those of the sessions before among them."""
     root, names = damaged
-    data = {"storage": storage, "workers": 2, "corrupt_limit": 0.1}
+    data: dict[str, Any] = {"storage": storage, "workers": 2, "corrupt_limit": 0.1}
     first = warm.run(*of_photos(tmp_path / "run", root, 9, **data))
     found = results(tmp_path / "run")["corrupt_files"]
     text = warm.run(*of_photos(tmp_path / "run", root, EPOCH, **data))
-    assert results(tmp_path / "run")["corrupt_files"] == sorted(names) and "5 files could not be read" in text
+    assert results(tmp_path / "run")["corrupt_files"] == sorted(names) and "files that could not be read (5)" in text
     said = [line for line in (first + text).splitlines() if line.startswith("warning: photos: ")]
     if storage == "memory":
         assert found == sorted(names) and len(said) == 2
@@ -283,7 +282,7 @@ def test_broken_pictures_are_counted_and_named(
 def test_too_many_broken_pictures_are_one_sentence(warm: Warm, damaged: tuple[Path, list[str]], tmp_path: Path) -> None:
     """The last checkpoint stays; beginning again does not make the limit a wider one, and a wider limit does."""
     root, names = damaged
-    data = {"workers": 2, "corrupt_limit": 0.02}  # two of 120
+    data: dict[str, Any] = {"workers": 2, "corrupt_limit": 0.02}  # two of 120
     flags = (*of_photos(tmp_path / "run", root, EPOCH, **data), "--config.training.checkpoint_every=1")
     said = warm.refused(*flags)
     assert "photos: 3 of 75 pictures cannot be read, and no more than a share of 0.02 may be broken" in said
@@ -324,7 +323,7 @@ def test_archives_that_are_made_to_do_harm(
     packed(photos, root, **{member: many_pixels() if content is None else content})
     said = warm.refused(*of_photos(tmp_path / "run", root, storage="memory", corrupt_limit=0.001))
     assert says in said and str(root) in said
-    assert nothing_begun(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
     assert [path.name for path in root.parent.iterdir()] == ["photos.zip"] and not (tmp_path / "evil.png").exists()
 
 
@@ -344,19 +343,12 @@ def test_archives_that_are_made_to_do_harm(
         ({"crop": "random", "image_size": 0}, "random crops are resized to one size: set the image size"),
     ],
 )
-def test_data_that_cannot_be_read_so(
-    warm: Warm, photos: Path, data: dict[str, object], says: str, tmp_path: Path
-) -> None:
+def test_data_that_cannot_be_read_so(warm: Warm, photos: Path, data: dict[str, Any], says: str, tmp_path: Path) -> None:
     options = {"dataset": "folder", "root": photos, "image_size": 16, **data}
     if options["dataset"] != "folder":
         options["image_size"] = 0
     assert says in warm.refused(*training(tmp_path / "run", STEPS, **options))
-    assert nothing_begun(tmp_path / "run")
-
-
-def nothing_begun(folder: Path) -> bool:
-    """There is no folder; or none but of the lock that is taken while the data are looked at."""
-    return not folder.exists() or [path.name for path in folder.iterdir()] == [".lock"]
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -56,14 +56,14 @@ def tensors(folder: Path) -> dict[str, np.ndarray]:
 
 def test_thirty_kills_of_a_training(warm: Warm, tmp_path: Path) -> None:
     """At random moments, most of them near or in the writing of a checkpoint, of which there is one in seven steps."""
-    steps, draw = 300, random.Random(0)
+    steps, draw = 200, random.Random(0)
     began = time.monotonic()
     warm.run(*training(tmp_path / "whole", steps))
     undisturbed = time.monotonic() - began
     killed, resumed = 0, 0
     for _ in range(4 * KILLS):
         code, text = warm.signalled(
-            signal.SIGKILL, draw.uniform(0.3, 0.4 + undisturbed / 6), *training(tmp_path / "killed", steps)
+            signal.SIGKILL, draw.uniform(0.3, 0.4 + undisturbed / 8), *training(tmp_path / "killed", steps)
         )
         assert code in (0, -signal.SIGKILL), text
         resumed += "resuming" in text

@@ -14,6 +14,7 @@ WARM = """
 import json, os, signal, sys, tempfile, threading, traceback
 sys.path.insert(0, sys.argv[1])
 import main, run_lib, scipy.integrate, scipy.stats, sklearn.datasets
+import accelerate, datasets, torch._dynamo, torch.distributed.checkpoint.state_dict
 from torch.utils.tensorboard import SummaryWriter
 
 def request(arguments):

@@ -223,6 +223,33 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_is_whole(warm: Warm, tmp_p
         subprocess.run(["umount", str(place)], check=True)
 
 
+def test_keys_that_may_change_are_told_and_those_that_may_not_are_refused(warm: Warm, tmp_path: Path) -> None:
+    warm.run(*training(tmp_path, 14))
+    before = newest(tmp_path)
+    harm = ("--config.training.batch_size=4", "--config.training.weighting=v", "--config.training.ema_lengths=(0.05,)")
+    said = warm.refused(*training(tmp_path, 21), *harm[:2])
+    assert "training.batch_size (8 there, 4 here); training.weighting (" in said
+    assert "training.ema_lengths" in warm.refused(
+        *training(tmp_path, 21)[:-1], "--config.training.ema_snapshots=0", harm[2]
+    )
+    assert "seed (0 there, 1 here)" in warm.refused(*training(tmp_path, 21), "--seed", 1)
+    assert newest(tmp_path) == before
+    text = warm.run(*training(tmp_path, 21), "--config.training.learning_rate=1e-5", "--config.training.grad_clip=0.5")
+    assert "going on with other values: training.grad_clip (" in text and "training.learning_rate (" in text
+    assert "step 14 to 21" in text
+
+
+def test_an_update_that_is_skipped_leaves_the_weights_and_the_count_goes_on(warm: Warm, tmp_path: Path) -> None:
+    """A factor of barely more than one makes every loss above the mean an explosion, once a hundred were seen."""
+    flags = (*training(tmp_path, 400), "--config.training.explosion=1.01", "--config.training.skip_limit=1000")
+    text = warm.run(*flags)
+    skipped = json.loads((tmp_path / "results.json").read_text())["training"]["skipped_updates"]
+    assert 3 < skipped < 300 and text.count("this update is skipped") == skipped
+    assert f"{skipped} updates were skipped" in text and newest(tmp_path).name == "step_000000400"
+    updates = {float(value) for key, value in tensors(tmp_path).items() if key.endswith("step")}
+    assert updates == {400.0 - skipped}, "Adam's own count"
+
+
 def test_an_unwritable_folder_is_one_sentence(warm: Warm, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert str(tmp_path / "file") in warm.refused(*training(tmp_path / "file" / "run", 3))

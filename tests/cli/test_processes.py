@@ -98,11 +98,8 @@ def compare_trainings(one: Path, other: Path) -> None:
         assert np.linalg.norm(a - b) < 1e-4 * np.linalg.norm(a)
 
 
-@pytest.mark.parametrize("sharding", ["none", "full"])
-def test_a_training_by_two_processes_is_that_of_one(alone: Path, sharding: str, tmp_path: Path) -> None:
-    """Also where they share the averages and Adam's state, and go on where one process stopped."""
-    flags = (*FLAGS, "--mode", "train", "--workdir", tmp_path, f"--config.training.sharding={sharding}")
-    text = launched(*flags)
+def test_a_training_by_two_processes_is_that_of_one(alone: Path, tmp_path: Path) -> None:
+    text = launched(*FLAGS, "--mode", "train", "--workdir", tmp_path)
     assert "x 2 processes" in text and text.count("parameters under") == 1, "one process speaks for both"
     compare_trainings(alone, tmp_path)
 
@@ -113,6 +110,7 @@ def test_passes_before_an_update_are_one_batch(alone: Path, warm: Warm, tmp_path
 
 
 def test_two_processes_go_on_where_one_stopped(alone: Path, tmp_path: Path) -> None:
+    """They share the averages and Adam's state, each of them a part."""
     folder = Path(shutil.copytree(alone, tmp_path / "half"))
     shutil.rmtree(folder / "checkpoints" / f"step_{STEPS:09d}")
     text = launched(*FLAGS, "--mode", "train", "--workdir", folder, "--config.training.sharding=full")

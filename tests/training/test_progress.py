@@ -12,7 +12,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -141,14 +141,22 @@ def test_the_clock_counts_hours(seconds: float, text: str) -> None:
 
 
 @contextmanager
-def terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> Iterator[Callable[[], str]]:
-    """Standard error is a terminal; the result reads what it was sent."""
+def terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> Iterator[Callable[[str], str]]:
+    """Standard error is a terminal; the result reads what it was sent, which takes a moment, until there is a text."""
     reading, writing = pty.openpty()
     termios.tcsetwinsize(writing, (24, columns))
     os.set_blocking(reading, False)
     with open(writing, "w") as stream, monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", stream)
-        yield lambda: os.read(reading, 100_000).decode()
+
+        def seen(until: str) -> str:
+            text, deadline = "", time.monotonic() + 10
+            while until not in text and time.monotonic() < deadline:
+                with suppress(BlockingIOError):
+                    text += os.read(reading, 100_000).decode()
+            return text
+
+        yield seen
     os.close(reading)
 
 
@@ -158,11 +166,11 @@ def test_a_terminal_has_a_bar_in_one_line(monkeypatch: pytest.MonkeyPatch) -> No
         with progress(8, "step", "train", done=4, leave=True) as bar:
             bar.update()
             bar.note(loss="0.5")
-            text = seen()
+            text = seen("loss=0.5")
             assert "\n" not in text and text.count("\r") >= 2  # redrawn in its place
             assert "train" in text and "5/8" in text and "loss=0.5" in text and "step/s" in text
             bar.update(3)
-        text = seen()
+        text = seen("\n")
         assert "8/8" in text and text.endswith("\n")
 
 
@@ -171,7 +179,7 @@ def test_a_terminal_without_a_width_has_lines(hands: Clock, monkeypatch: pytest.
         with progress(8, "step", "train", done=4) as bar:
             hands.now += 60
             bar.update()
-        assert seen() == "train 5/8 steps, 62 %, 60.0 s/step, 0:03:00 left\r\n"
+        assert seen("\n") == "train 5/8 steps, 62 %, 60.0 s/step, 0:03:00 left\r\n"
 
 
 # --- phases and memory -----------------------------------------------------------------------------------------

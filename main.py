@@ -31,7 +31,9 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from sde_diffusion.engine import EVERYONES, everyones, process_number
 from sde_diffusion.errors import UserError, choose, nearest
+from sde_diffusion.guard import Preempted
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 MODE_NAMES = ("all", "train", "sample", "likelihood", "latents", "evaluate", "ema", "import", "export", "samplers")
@@ -217,7 +219,6 @@ def run(argv: list[str]) -> None:
 
     import run_lib
     from sde_diffusion import build
-    from sde_diffusion.engine import everyones
 
     try:
         build.check(config)
@@ -234,8 +235,6 @@ def run(argv: list[str]) -> None:
 
 def explain(error: BaseException) -> int:
     """One sentence on the screen, by one of several processes if all of them have it to tell; the exit code."""
-    from sde_diffusion.engine import EVERYONES, process_number
-
     number, shared = process_number(), EVERYONES in getattr(error, "__notes__", ())
     if not (number and shared):
         who = f" (process {number})" if number else ""
@@ -253,9 +252,6 @@ def sentence(
 def main(argv: list[str]) -> None:
     """The entry point of absl, with the errors and warnings that are meant for a person as one sentence."""
     warnings.formatwarning = sentence
-    from sde_diffusion.engine import process_number
-    from sde_diffusion.guard import Preempted
-
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # clearing up what is half written
     try:
         run(argv)

@@ -158,13 +158,12 @@ def check_folder(folder: Path, config: ConfigDict, training: bool = False) -> No
     """
     found = differing(folder, config)
     # Only a stream has another order, and may hold out other samples.
-    stays = "streaming" not in found.get(STORAGE, "")
+    free = FREE if "streaming" in found.get(STORAGE, "") else (*FREE, STORAGE)
     kept = {"seed", *(f"training.{name}" for name in KEPT)} if training else set()
     harm = [
         words
         for key, words in found.items()
-        if key in kept
-        or (key.startswith(("data.", "process.", "model.")) and key not in FREE and not (key == STORAGE and stays))
+        if key in kept or (key.startswith(("data.", "process.", "model.")) and key not in free)
     ]
     if harm:
         raise UserError(
@@ -240,11 +239,11 @@ def import_network(config: ConfigDict, folder: Path, engine: Engine) -> None:
 
 def export_network(config: ConfigDict, folder: Path, engine: Engine) -> None:
     """Write the run's network as a folder of diffusers."""
+    if not config.importing.path:
+        raise everyones(UserError("--path is needed: the folder of diffusers to write"))
+    config, trained = trained_network(config, folder, engine)  # which all processes read together
     if not engine.main:
         return
-    if not config.importing.path:
-        raise UserError("--path is needed: the folder of diffusers to write")
-    config, trained = trained_network(config, folder, engine)
     export_diffusers(denoiser_of(trained, config.sampling.weights), config.importing.path)
     print(f"wrote {config.importing.path}: diffusers' DDPMPipeline.from_pretrained reads it")
 
@@ -283,6 +282,12 @@ def encoded(
 def conditioning(config: ConfigDict, labels: Tensor | None, device: torch.device) -> dict[str, Tensor]:
     """What the network is told beside the noise level."""
     return {"labels": labels.to(device)} if config.model.class_conditional and labels is not None else {}
+
+
+def some(batch: tuple[Tensor, Tensor | None], start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+    """The samples start to stop of a batch, with their labels."""
+    samples, labels = batch
+    return samples[start:stop], None if labels is None else labels[start:stop]
 
 
 def row_losses(
@@ -343,12 +348,12 @@ def held_out_loss(task: Task, denoiser: NetworkDenoiser, dataset: Dataset, engin
     for first in range(0, count, engine.count):
         # Where processes are left over they repeat the last batch: passes of a divided network are everyone's.
         i = min(first + engine.number, count - 1)
-        samples, labels = next(batches(dataset, size, seed=config.seed, start_step=i))
+        batch = next(batches(dataset, size, seed=config.seed, start_step=i))
         columns: tuple[list[float], list[float], list[float]] = ([], [], [])
         for start in range(0, size, most):
-            rows, piece = range(start, min(start + most, size)), slice(start, start + most)
-            batch = samples[piece], None if labels is None else labels[piece]
-            own = row_losses(fixed, denoiser, batch, rows, size, i, HELD_OUT_STREAM, learn=False)
+            rows = range(start, min(start + most, size))
+            piece = some(batch, rows.start, rows.stop)
+            own = row_losses(fixed, denoiser, piece, rows, size, i, HELD_OUT_STREAM, learn=False)
             for column, values in zip(columns, (own.losses, own.weight, own.t), strict=True):
                 column += values.double().tolist()
         found[i] = columns
@@ -413,7 +418,7 @@ def train(config: ConfigDict, folder: Path, engine: Engine) -> None:
             print(f"{folder} is trained to step {resumed.step}")
             return
         run, rows = begin(task, folder, engine, splits, spec, resumed), engine.part(config.training.batch_size)
-        go_on(run, range(rows.start, rows.stop), resumed.progress.get("data") if resumed else None)
+        go_on(run, rows, resumed.progress.get("data") if resumed else None)
 
 
 def begin(
@@ -455,7 +460,7 @@ def go_on(run: Run, rows: range, position: Mapping[str, Any] | None) -> None:
     first = trainer.step
     with (
         torch.random.fork_rng([engine.device] if engine.device.type == "cuda" else []),
-        build.training_batches(config, run.splits.train, slice(rows.start, rows.stop), first, position) as stream,
+        build.training_batches(config, run.splits.train, rows, first, position) as stream,
         journal(run.folder, first, visible=engine.main) as tell,
         progress(settings.steps, "step", "train", done=first, leave=True, visible=engine.main) as bar,
         listening() as signals,
@@ -467,7 +472,8 @@ def go_on(run: Run, rows: range, position: Mapping[str, Any] | None) -> None:
             with run.phases("data"):
                 batch = next(stream)
             with run.phases("step"):
-                outcome = trainer.update(partial(part_losses, run.task, batch, rows, trainer.step), rows, signals.name)
+                losses_of = partial(part_losses, run.task, batch, rows, trainer.step)
+                outcome = trainer.update(losses_of, rows, bool(signals.name))
             step, final = trainer.step, trainer.step == settings.steps
             bar.update()
             if outcome.objection:
@@ -483,13 +489,11 @@ def go_on(run: Run, rows: range, position: Mapping[str, Any] | None) -> None:
             if settings.sample_every and step % settings.sample_every == 0 and (engine.main or engine.sharded):
                 with run.phases("samples"), trainer.averages.within(trainer.net, "ema"):
                     tell.image("samples", preview(run), step)
-            # A loss that is not finite may be the fault of the weights, which are not to be written over good ones.
-            sound = math.isfinite(outcome.loss) or not outcome.objection
-            if settings.ema_snapshots and (step % settings.ema_snapshots == 0 or final) and sound:
+            if settings.ema_snapshots and (step % settings.ema_snapshots == 0 or final) and outcome.sound:
                 write_snapshot(run)
             if final:  # before the last checkpoint, with which the training counts as done
                 result = write_training_result(run, first, outcome, stream.corrupt)
-            if (step % settings.checkpoint_every == 0 or final or outcome.stop) and sound:
+            if (step % settings.checkpoint_every == 0 or final or outcome.stop) and outcome.sound:
                 write_checkpoint(run, stream.state)
             if outcome.stop and not final:
                 raise Preempted(
@@ -503,8 +507,7 @@ def part_losses(
     task: Task, batch: tuple[Tensor, Tensor | None], rows: range, step: int, denoiser: NetworkDenoiser, wanted: range
 ) -> RowLosses:
     """The losses of the wanted ones of a process's rows."""
-    piece = slice(wanted.start - rows.start, wanted.stop - rows.start)
-    own = batch[0][piece], None if batch[1] is None else batch[1][piece]
+    own = some(batch, wanted.start - rows.start, wanted.stop - rows.start)
     return row_losses(task, denoiser, own, wanted, task.config.training.batch_size, step)
 
 
@@ -520,8 +523,7 @@ def last_checkpoint(folder: Path) -> str:
 def note_skipped(run: Run, outcome: Outcome) -> None:
     """Warn of a skipped update. Raises UserError if it is one too many."""
     step, settings, row = run.trainer.step, run.config.training, run.trainer.guard.in_a_row
-    sound = math.isfinite(outcome.loss)
-    if row > settings.skip_limit or (step == settings.steps and not sound):
+    if row > settings.skip_limit or (step == settings.steps and not outcome.sound):
         # Every process has the same losses, and comes to this.
         raise everyones(
             UserError(
@@ -616,7 +618,7 @@ def preview(run: Run) -> np.ndarray:
     grid = make_grid(denoiser.spec.model_process, PREVIEW_STEPS, "logsnr")
     indices, classes = range(PREVIEW_SAMPLES), run.splits.train.classes
     arrays, _ = draw(run.config, denoiser, run.task.transform, classes, "ddim", grid, indices, {})
-    return picture(arrays["images" if "images" in arrays else "samples"])
+    return picture(samples_of(arrays))
 
 
 def size_of(dataset: Source) -> str:
@@ -717,6 +719,11 @@ def stored(transform: DataTransform, x: Tensor, labels: Tensor | None) -> dict[s
     return {"images": transform.to_uint8(x, labels).permute(0, 2, 3, 1).numpy(), **told}
 
 
+def samples_of(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The images or vectors of `stored`."""
+    return arrays["images" if "images" in arrays else "samples"]
+
+
 def sample_into(
     folder: Path,
     config: ConfigDict,
@@ -763,7 +770,7 @@ def finish_sampling(folder: Path, shards: Shards, row: Mapping[str, Any], engine
     arrays = shards.first(min(count, PICTURE_SAMPLES))
     if "samples" in arrays:  # points in the plane are drawn as their density, of which more is more
         arrays = shards.first(count)
-    write_aside(folder / f"samples_{sampler}.png", png(picture(arrays["images" if "images" in arrays else "samples"])))
+    write_aside(folder / f"samples_{sampler}.png", png(picture(samples_of(arrays))))
     manifest = {
         **row,
         "device": str(engine.device),
@@ -1137,9 +1144,9 @@ def latents(config: ConfigDict, folder: Path, engine: Engine) -> None:
 
     The work of a moment, which the main process does alone.
     """
+    config, trained = trained_network(config, folder, engine)  # which all processes read together
     if not engine.main:
         return
-    config, trained = trained_network(config, folder, engine)
     settings = config.latents
     held_out, transform = build.data(config).test, trained.transform
     denoiser = network_of(config, trained, engine.device)
@@ -1167,8 +1174,7 @@ def latents(config: ConfigDict, folder: Path, engine: Engine) -> None:
         rows = torch.stack(columns, dim=1).flatten(0, 1).cpu()
         told = None if labels is None else labels.repeat_interleave(len(columns))
         shown = stored(transform, rows, told)
-        array = shown["images" if "images" in shown else "samples"]
-        write_aside(place / f"{name}.png", png(picture(array, len(columns))))
+        write_aside(place / f"{name}.png", png(picture(samples_of(shown), len(columns))))
     result = {
         "pairs": index.shape[1],
         "round_trip_rms": float(error.square().mean().sqrt()),

@@ -11,13 +11,14 @@ metrics.jsonl after the first interval, and the rounds alternate between the cou
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from sde_diffusion.metrics_log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,7 +45,7 @@ def speed(arguments: argparse.Namespace, processes: int, batch: int) -> float:
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
             sys.exit(done.stderr[-2000:])
-        rows = [json.loads(line) for line in (Path(place) / "metrics.jsonl").read_text().splitlines()]
+        rows = read_metrics(Path(place) / "metrics.jsonl")
     found = [row["images_per_second"] for row in rows if "images_per_second" in row]
     return statistics.median(found[1:])
 

@@ -278,9 +278,9 @@ def data_options(config: ConfigDict) -> DataOptions:
 
 @contextmanager
 def training_batches(
-    config: ConfigDict, source: Source, part: slice, start_step: int, state: Mapping[str, int] | None
+    config: ConfigDict, source: Source, rows: range, start_step: int, state: Mapping[str, int] | None
 ) -> Iterator[Stream]:
-    """The part of every batch that is this process's, from a step on; state: of a stream at that step."""
+    """The rows of every batch that are this process's, from a step on; state: of a stream at that step."""
     options, training = config.data, config.training
     stream = batches(
         source,
@@ -288,7 +288,7 @@ def training_batches(
         seed=config.seed,
         start_step=start_step,
         flip=options.flip,
-        part=part,
+        part=slice(rows.start, rows.stop),
         workers=options.workers,
         prefetch=options.prefetch,
         state=state,

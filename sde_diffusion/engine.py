@@ -2,8 +2,8 @@
 
 Hugging Face Accelerate starts them (`torchrun main.py ...`, `accelerate launch main.py ...`, or none at all), chooses
 the backend (gloo on CPUs, nccl on GPUs) and the device, wraps the network for data-parallel training, and brings mixed
-precision. Nothing else of the toolkit knows that there may be more than one process: a batch is cut into parts by
-`part`, rows are put together by `gathered`, and what one process decides or writes for all goes through `on_main`.
+precision. Only the commands know that there may be more than one process: a batch is cut into parts by `part`, rows are
+put together by `gathered`, and what one process decides or writes for all goes through `on_main`.
 
 With sharding "full" the gradients, the optimiser's state and the averages of the weights are divided among the
 processes (FSDP2, torch's fully_shard, on GPUs and CPUs alike), and the weights themselves are put together for each
@@ -90,7 +90,7 @@ class Engine:
 
     # --- the work of each -------------------------------------------------------------------------------------
 
-    def part(self, size: int) -> slice:
+    def part(self, size: int) -> range:
         """The rows of a batch of `size` that are this process's.
 
         Raises UserError for a batch that the processes, and the passes of each, do not divide.
@@ -104,7 +104,7 @@ class Engine:
                 f"{self.accumulate} pass{'es' * (self.accumulate > 1)} each; the nearest that are: {near}"
             )
         share = size // self.count
-        return slice(self.number * share, (self.number + 1) * share)
+        return range(self.number * share, (self.number + 1) * share)
 
     def mine(self, items: Sequence[T]) -> list[T]:
         """Every n-th item, this process's share of a list that all of them have."""

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
+from typing import IO, Any
 
 from sde_diffusion.errors import UserError
 
@@ -88,6 +89,24 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def locked(file: IO[Any], place: Path) -> bool:
+    """Whether the kernel's lock (flock) of an open file is ours now, until the file is closed or the process ends.
+
+    A file system without locks is told of in a warning.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        warnings.warn(
+            f"the file system of {place} has no locks: a second process there would not be noticed", stacklevel=4
+        )
+    return True
+
+
 class FolderLock:
     """A folder for one process at a time; to be used as a context.
 
@@ -107,7 +126,10 @@ class FolderLock:
             # A forked worker shares the lock, and would keep it after a kill of this process.
             os.register_at_fork(after_in_child=self._file.close)
             try:
-                self._lock()
+                if not locked(self._file, self.folder):
+                    self._file.seek(0)
+                    holder = self._file.read().strip() or "used by another process"
+                    raise UserError(f"{self.folder} is being {holder}")
                 self._file.truncate(0)
                 since = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
                 self._file.write(f"{self.what} by process {os.getpid()} on {socket.gethostname()} since {since}\n")
@@ -121,19 +143,3 @@ class FolderLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._file.seek(0)
-            raise UserError(
-                f"{self.folder} is being {self._file.read().strip() or 'used by another process'}"
-            ) from error
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            warnings.warn(
-                f"the file system of {self.folder} has no locks: a second process there would not be noticed",
-                stacklevel=3,
-            )

@@ -7,7 +7,6 @@ before it is whole. Files of different protocols have different names, so that o
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.errors import UserError
+from sde_diffusion.files import locked
 
 
 def digest(value: bytes | Mapping[str, Any]) -> str:
@@ -53,11 +53,9 @@ class Records:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path, "a+b")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not locked(self._file, self.path.parent):
+                raise UserError(f"{self.path} is being written by another process")
             self._read()
-        except BlockingIOError as error:
-            self._file.close()
-            raise UserError(f"{self.path} is being written by another process") from error
         except BaseException:
             self._file.close()
             raise

@@ -56,6 +56,11 @@ class Outcome:
     objection: str
     stop: bool
 
+    @property
+    def sound(self) -> bool:
+        """Whether the weights may be stored: where a loss is not finite, they may be what is wrong."""
+        return math.isfinite(self.loss) or not self.objection
+
 
 @dataclass(eq=False)
 class Trainer:
@@ -83,7 +88,7 @@ class Trainer:
         self.alone = NetworkDenoiser(self.passes, self.spec)
         """The network without the other processes, for a look at it between updates."""
 
-    def update(self, losses_of: Callable[[NetworkDenoiser, range], RowLosses], rows: range, stop: object) -> Outcome:
+    def update(self, losses_of: Callable[[NetworkDenoiser, range], RowLosses], rows: range, stop: bool) -> Outcome:
         """One step: losses_of gives those of the rows it is asked for, of this process's `rows` of the batch."""
         engine = self.engine
         size = len(rows) // engine.accumulate
@@ -94,7 +99,7 @@ class Trainer:
                 engine.backward(piece.mean)
             found.append(piece)
         norm = float(engine.gradient_norm(self.stepping, self.net))
-        stopping = torch.full((len(rows),), bool(stop), dtype=torch.float64)
+        stopping = torch.full((len(rows),), stop, dtype=torch.float64)
         columns = [torch.cat([getattr(piece, name).double() for piece in found]) for name in ("losses", "weight", "t")]
         together = engine.gathered(torch.stack([column.detach().cpu() for column in (*columns, stopping)], dim=1)).cpu()
         loss = float((together[:, 0] * together[:, 1]).mean())
@@ -147,7 +152,7 @@ class Trainer:
         """Go on from a checkpoint. Raises UserError for one of another network, or that lacks an average."""
         own, progress = self.net.state_dict(), checkpoint.progress
         self.step = checkpoint.step
-        self.averages = Averages(self.net, self.profiles, updates=self.step)
+        self.averages.updates = self.step
         divided_as_own = {
             name: {key: divided(value, own[key]) if key in own else value for key, value in weights.items()}
             for name, weights in checkpoint.weights.items()

@@ -138,6 +138,15 @@ def test_samples_bits_and_evaluation_of_two_processes_are_those_of_one(alone: Pa
     assert cells[0] == cells[1]
 
 
+def test_what_one_process_does_alone_does_not_keep_the_other_waiting(alone: Path, tmp_path: Path) -> None:
+    """Latents, after both have read the network."""
+    folder = Path(shutil.copytree(alone, tmp_path / "both"))
+    few = ("--config.latents.pairs=1", "--config.latents.points=2", "--config.latents.temperatures=(1.0,)")
+    text = launched(*FLAGS, "--mode", "latents", "--workdir", folder, *few, "--config.latents.rtol=1e-2")
+    assert text.count("2 samples encoded and decoded") == 1
+    assert (folder / "latents" / "latents.json").exists()
+
+
 def test_an_error_of_two_processes_is_one_sentence(tmp_path: Path) -> None:
     text = launched(*FLAGS, "--workdir", tmp_path, "--config.training.batch_size=33", code=1)
     assert "training.batch_size=33 is not divided by 2 processes" in text and "32 or 34" in text

@@ -210,7 +210,7 @@ def run(argv: list[str]) -> None:
         raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --, see --help")
     choose("mode", FLAGS.mode, dict.fromkeys(MODE_NAMES))
     if FLAGS.mode == "samplers":
-        from run_lib import catalogue
+        from sde_diffusion.modes.catalogue import catalogue
 
         print(catalogue())
         return

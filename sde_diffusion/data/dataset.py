@@ -22,7 +22,7 @@ Batch = tuple[Tensor, Tensor | None]
 SPLIT_SEED = 0
 MOST_HELD_OUT = 10_000
 
-# Random numbers for each purpose; run_lib.py and figures.py have the others.
+# Random numbers for each purpose; modes and figures.py have the others.
 FLIP_STREAM, CROP_STREAM, SHARD_STREAM, WINDOW_STREAM = 1, 9, 10, 11
 
 

@@ -49,6 +49,7 @@ LAYERS: dict[str, int] = {
     "sde_diffusion.metrics": 3,
     "sde_diffusion.build": 4,
     "sde_diffusion.report": 4,
+    "sde_diffusion.modes": 5,
     "configs": 5,
     "run_lib": 5,
     "main": 5,

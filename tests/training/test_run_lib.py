@@ -14,9 +14,9 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from configs import base
-from run_lib import stored
 from sde_diffusion import build
 from sde_diffusion.data import DataTransform
+from sde_diffusion.modes.batch import stored
 from sde_diffusion.report.pictures import BORDER, PAPER, TILE, density, tiles
 from sde_diffusion.report.table import table
 from sde_diffusion.report.wrap import wrapped

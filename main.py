@@ -1,8 +1,10 @@
 """Train, sample and evaluate score-based diffusion models.
 
-    python main.py --config vpsde_digits                          train or resume, then sample and evaluate
+    python main.py --config vpsde_digits                          train or resume, then sample, evaluate and compare
     python main.py --config vpsde_digits --mode sample --sampler pc --steps 1000 --num_samples 64 --seed 0
     python main.py --config vpsde_digits --mode sample --sampler dpmpp_2m --sampler.order 2 --grid karras --grid.rho 7
+    python main.py --config vpsde_digits --mode compare --samplers ddpm,ddim,pc,ode --steps 10,20,50,100
+    python main.py --config oracle_gmm                            the same where the truth is known, without a network
     python main.py --config vpsde_digits --mode likelihood        bits/dim by the flow and by the bound
     python main.py --config vpsde_digits --mode latents           encode, decode, interpolate
     python main.py --mode import --source score_sde --path FILE --source_config cifar10_ddpmpp_continuous --workdir RUN
@@ -36,7 +38,9 @@ from sde_diffusion.errors import UserError, choose, nearest
 from sde_diffusion.guard import Preempted
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
-MODE_NAMES = ("all", "train", "sample", "likelihood", "latents", "evaluate", "ema", "import", "export", "samplers")
+MODE_NAMES = (
+    *("all", "train", "sample", "compare", "likelihood", "latents", "evaluate", "ema", "import", "export", "samplers"),
+)
 NAMED_OPTIONS = {
     "sampler": "option",
     "config.sampling.options": "option",
@@ -54,7 +58,8 @@ config_flags.DEFINE_config_file(
 flags.DEFINE_string(
     "mode",
     "all",
-    f"What to do: {', '.join(MODE_NAMES)}. 'all' trains, samples and evaluates; 'samplers' lists samplers and grids; "
+    f"What to do: {', '.join(MODE_NAMES)}. 'all' trains, samples, evaluates and compares; 'compare' puts samplers in "
+    "one report; 'samplers' lists samplers and grids; "
     "'ema' makes averages of the weights of any length from the snapshots of a training; "
     "'import' takes a checkpoint of another code base, 'export' writes a folder of diffusers.",
 )
@@ -65,7 +70,11 @@ flags.DEFINE_string(
     "source_config", None, "import: JSON file of the source's own keys, or a published name (importing.config)."
 )
 flags.DEFINE_string("sampler", None, "The sampler (sampling.sampler).")
-flags.DEFINE_integer("steps", None, "Steps of the sampler (sampling.steps).")
+flags.DEFINE_list("steps", None, "Steps of the sampler (sampling.steps); compare: budgets 10,20,50 (compare.steps).")
+flags.DEFINE_string(
+    "samplers", None, "compare: NAME[:[STEPS][:OPTION=VALUE,...]] with commas between them (compare.samplers)."
+)
+flags.DEFINE_list("metrics", None, "compare: metrics with commas between them (compare.metrics).")
 flags.DEFINE_integer("num_samples", None, "How many samples to draw (sampling.num_samples).")
 flags.DEFINE_integer("seed", None, "The seed of training, samples and likelihoods (seed).")
 flags.DEFINE_string("device", None, "cpu, cuda, ... (device).")
@@ -169,8 +178,7 @@ def apply_flags(config: ConfigDict) -> None:
     for flag, key in (("source", "source"), ("path", "path"), ("source_config", "config")):
         if FLAGS[flag].value is not None:
             config.importing[key] = FLAGS[flag].value
-    if FLAGS.steps is not None:
-        sampling.steps = FLAGS.steps
+    apply_lists(config)
     if FLAGS.num_samples is not None:
         sampling.num_samples = FLAGS.num_samples
     if FLAGS.seed is not None:
@@ -180,6 +188,45 @@ def apply_flags(config: ConfigDict) -> None:
     if FLAGS.mode == "all" and (FLAGS.sampler is not None or FLAGS.steps is not None or FLAGS.option):
         options = ",".join(f"{name}={value}" for name, value in sampling.options.items())
         sampling.gallery = (f"{sampling.sampler}:{sampling.steps}" + (f":{options}" if options else ""),)
+        config.compare.samplers = ()  # one sampler is what is asked for
+
+
+def apply_lists(config: ConfigDict) -> None:
+    """Write the flags that a comparison takes several values of into the configuration.
+
+    Raises UserError for several values where another mode takes one, and for steps that are no whole numbers.
+    """
+    compares = FLAGS.mode == "compare"
+    if compares and (FLAGS.sampler is not None or FLAGS.option):
+        raise UserError("--mode compare takes --samplers NAME[:[STEPS][:OPTION=VALUE,...]],..., not --sampler")
+    if FLAGS.steps is not None:
+        wrong = [text for text in FLAGS.steps if not text.strip().isdigit()]
+        if wrong or not FLAGS.steps:
+            raise UserError(f"--steps takes whole numbers, such as 50 or 10,20,50, got {','.join(FLAGS.steps)!r}")
+        steps = tuple(map(int, FLAGS.steps))
+        if compares:
+            config.compare.steps = steps
+        elif len(steps) > 1:
+            raise UserError(f"--steps {','.join(FLAGS.steps)}: several numbers of steps are for --mode compare")
+        else:
+            config.sampling.steps = steps[0]
+    for flag, key in (("samplers", "samplers"), ("metrics", "metrics")):
+        given = FLAGS[flag].value
+        if given is not None and not compares:
+            raise UserError(f"--{flag} is for --mode compare, and the mode is {FLAGS.mode!r}")
+        if given is not None:
+            config.compare[key] = tuple(split_entries(given) if flag == "samplers" else given)
+
+
+def split_entries(text: str) -> list[str]:
+    """Samplers with commas between them; a part OPTION=VALUE without a sampler's name belongs to the one before."""
+    found: list[str] = []
+    for part in text.split(","):
+        if found and "=" in part and ":" not in part:
+            found[-1] += f",{part}"
+        else:
+            found.append(part.strip())
+    return found
 
 
 def chosen_config() -> tuple[ConfigDict, str]:
@@ -224,6 +271,10 @@ def run(argv: list[str]) -> None:
         build.check(config)
     except UserError as error:
         raise everyones(error) from error.__cause__
+    if config.oracle.kind and FLAGS.mode not in ("all", "compare"):
+        raise UserError(
+            f"--mode {FLAGS.mode} needs a network, and {name} is a closed-form model; --mode compare is what it is for"
+        )
     engine = build.engine(config, training=FLAGS.mode in ("all", "train"))
     with ExitStack() as silence:
         silence.callback(engine.close)

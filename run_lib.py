@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from sde_diffusion import build
 from sde_diffusion.engine import Engine
+from sde_diffusion.modes.compare import compare
 from sde_diffusion.modes.evaluation import evaluate, post_hoc
 from sde_diffusion.modes.exchange import export_network, import_network
 from sde_diffusion.modes.folder import trained_network
@@ -23,16 +24,23 @@ from sde_diffusion.report.table import table
 
 
 def everything(config: ConfigDict, folder: Path, engine: Engine) -> None:
-    """Train or resume, sample with every sampler of sampling.gallery from the same noise, and evaluate."""
+    """Train or resume, sample with every sampler of sampling.gallery from the same noise, evaluate, and compare.
+
+    A closed-form model, which has nothing to train, is compared at once.
+    """
+    if config.oracle.kind:
+        return compare(config, folder, engine)
     gallery = build.gallery(config)
-    for entry in gallery:
-        build.rehearse(config, *entry)
+    for sampler, steps, options in [*gallery, *((t.sampler, t.grid_steps, t.options) for t in build.trials(config))]:
+        build.rehearse(config, sampler, steps, options)
     train(config, folder, engine)
     config, trained = trained_network(config, folder, engine)
     rows = [sample_into(folder, config, engine, trained, *entry) for entry in gallery]
     print(table(rows))
     evaluate(config, folder, engine)
     print(f"wrote samples_<sampler>.png, .npz and .json, and results.json, to {folder}")
+    if config.compare.samplers:
+        compare(config, folder, engine)
 
 
 MODES: dict[str, Callable[[ConfigDict, Path, Engine], None]] = {
@@ -42,6 +50,7 @@ MODES: dict[str, Callable[[ConfigDict, Path, Engine], None]] = {
     "likelihood": likelihood,
     "latents": latents,
     "evaluate": evaluate,
+    "compare": compare,
     "ema": post_hoc,
     "import": import_network,
     "export": export_network,

@@ -108,6 +108,7 @@ def get_config() -> ConfigDict:
     sampling.grid_options = ConfigDict()  # named options of the grid; --grid.NAME VALUE sets them
     sampling.snap = False  # move the nodes to the levels of the network's own process, where it is discrete
     sampling.t_end = -1.0  # time of the last node; negative for the process's smallest sampling time
+    sampling.guidance = 0.0  # classifier-free: weight w of x0_hat = (1 + w) x0_hat(x | c) - w x0_hat(x); 0 for none
     sampling.clip = False  # clip x0_hat to the range of the data
     sampling.num_samples = 64
     sampling.batch_size = 500  # samples at once, and stored at once; does not change them
@@ -137,6 +138,40 @@ def get_config() -> ConfigDict:
     likelihood.cdf = "exact"  # the decoder's, of grey levels; or "tanh", improved-diffusion's approximation
     likelihood.points = 100  # of "vlb", the bound in continuous time
 
+    config.compare = compare = ConfigDict()  # --mode compare, with which the bare job ends
+    compare.samplers = (  # NAME[:[STEPS][:OPTION=VALUE,...]]; () leaves the report out of the bare job
+        "ddpm",
+        "ddim",
+        "euler_maruyama",
+        "reverse_diffusion",
+        "pc",
+        "heun",
+        "dpmpp_2m",
+        "dpmpp_2m_sde",
+        "unipc",
+        "ode",
+    )
+    compare.steps = (5, 10, 20, 50)  # budgets of the samplers whose steps are not given
+    compare.weights = ()  # "ema", "raw", ...; () for sampling.weights
+    compare.checkpoints = ()  # steps of stored checkpoints; () for the newest
+    compare.guidance = ()  # weights; () for sampling.guidance
+    compare.metrics = ()  # keys of sde_diffusion.metrics.METRICS, the one that decides first; () for the usual ones
+    compare.features = "auto"  # a key of sde_diffusion.metrics.EXTRACTORS; "auto" takes what suits the data
+    compare.inception = ""  # file of Inception's weights; "" for those in the cache of torch-fidelity
+    compare.split = "train"  # or "test": the real samples that metrics compare with
+    compare.reference_samples = 0  # of them; 0 for all
+    compare.bootstraps = 100  # resamplings for each interval
+    compare.shown = 10  # samples in the rows and films of the report
+    compare.flow_samples = 64  # samples whose distance to the converged flow is measured
+    compare.flow_rtol = 1e-5  # tolerances of that flow
+    compare.likelihood = True  # bits/dim in the report
+    compare.cache = ""  # folder of classifiers and reference statistics; "" for the user's cache
+
+    config.oracle = oracle = ConfigDict()  # --mode compare of a closed-form model, in place of a network
+    oracle.kind = ""  # a key of sde_diffusion.build.ORACLES; "" for none
+    oracle.dims = 12
+    oracle.components = 2
+
     config.ema = ema = ConfigDict()  # --mode ema
     ema.lengths = (0.05, 0.1, 0.15)  # relative lengths of the averages to make
     ema.step = 0  # at which they end; 0 for the last snapshot
@@ -146,6 +181,7 @@ def get_config() -> ConfigDict:
     latents.points = 9  # from one image to the other
     latents.temperatures = (0.6, 0.8, 0.9, 1.0, 1.1, 1.2)  # factors of the first images' latents
     latents.rtol = 1e-5
+    latents.figures = ("rmse", "psnr", "ssim")  # of decoded images; keys of sde_diffusion.metrics.RECONSTRUCTIONS
 
     config.importing = importing = ConfigDict()  # --mode import and export
     importing.source = "score_sde"  # a key of sde_diffusion.SOURCES

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any, cast
@@ -47,8 +48,12 @@ from sde_diffusion.importers import SOURCES
 from sde_diffusion.kernel import Kernel
 from sde_diffusion.likelihood import DIVERGENCES, PROBES
 from sde_diffusion.losses import OBJECTIVES, WEIGHTINGS, Objective, Settings
+from sde_diffusion.metrics.distances import METRICS
+from sde_diffusion.metrics.features import EXTRACTORS
+from sde_diffusion.metrics.reconstruction import RECONSTRUCTIONS
 from sde_diffusion.nets import NETWORKS
 from sde_diffusion.ode import FIXED_STEPS, SOLVERS
+from sde_diffusion.oracles import GaussianMixture, drawn_mixture
 from sde_diffusion.samplers import SAMPLERS
 from sde_diffusion.sde import (
     EDM,
@@ -64,6 +69,11 @@ from sde_diffusion.sde import (
 )
 from sde_diffusion.shards import FORMATS
 from sde_diffusion.times import TIME_SAMPLERS, TimeSampler, time_sampler
+
+ORACLES: dict[str, Callable[[ConfigDict], GaussianMixture]] = {
+    "mixture": lambda c: drawn_mixture(c.dims, c.components),
+}
+"""Closed-form models that a comparison can be about, in place of a network."""
 
 PROCESS_BUILDERS: dict[str, Callable[[ConfigDict], SDE]] = {
     "VPSDE": lambda c: VPSDE(c.beta_min, c.beta_max),
@@ -93,6 +103,8 @@ _COUNTS = {
     "sampling": ("steps", "num_samples", "batch_size"),
     "likelihood": ("batch_size", "probes", "fixed_steps", "max_nfe", "points"),
     "latents": ("pairs", "points"),
+    "compare": ("bootstraps", "shown", "flow_samples"),
+    "oracle": ("dims", "components"),
 }
 _OPTIONAL_COUNTS = {
     "data": {"workers": "none", "held_out": "all", "image_size": "the set's own"},
@@ -108,6 +120,7 @@ _OPTIONAL_COUNTS = {
         "grad_clip": "none",
     },
     "ema": {"step": "the last snapshot"},
+    "compare": {"reference_samples": "all of the split"},
 }
 _TABLES: tuple[tuple[str, str, str, Any], ...] = (
     ("data", "dataset", "data set", DATASETS),
@@ -175,6 +188,7 @@ def check(config: ConfigDict) -> None:
         raise UserError(f"likelihood.levels must be at least 2, got {config.likelihood.levels}")
     _check_network(config)
     gallery(config)
+    _check_compare(config)
     sampler_options(config)
     grid_options(config, config.sampling.sampler)
     if config.data.subtract_mean == "class" and not config.model.class_conditional:
@@ -240,8 +254,40 @@ def _check_likelihood(config: ConfigDict) -> None:
         raise UserError(f"likelihood.folder: there is no folder {settings.folder}")
     if settings.image_size and not settings.folder:
         raise UserError("likelihood.image_size is one of the pictures of likelihood.folder, and there is no folder")
+    for name in latents.figures:
+        choose("figure of a reconstruction", name, RECONSTRUCTIONS)
     if not (latents.temperatures and all(temperature > 0.0 for temperature in latents.temperatures)):
         raise UserError(f"latents.temperatures must be one or more positive numbers, got {latents.temperatures}")
+
+
+def _check_compare(config: ConfigDict) -> None:
+    settings = config.compare
+    for name in ("steps", "checkpoints"):
+        wrong = [
+            value for value in settings[name] if isinstance(value, bool) or not isinstance(value, int) or value < 1
+        ]
+        if wrong:
+            raise UserError(f"compare.{name} must be whole numbers of at least 1, got {wrong[0]!r}")
+    if settings.samplers and not settings.steps:
+        raise UserError("compare.steps is empty; one number of steps at least is needed, such as (10, 20, 50)")
+    for key, names, table in (
+        ("metric", settings.metrics, METRICS),
+        ("feature network", [settings.features], {"auto": None, **EXTRACTORS}),
+        ("split", [settings.split], {"train": None, "test": None}),
+        ("oracle", [config.oracle.kind] if config.oracle.kind else [], ORACLES),
+    ):
+        for name in names:
+            choose(key, name, table)
+    for weight in (config.sampling.guidance, *settings.guidance):
+        if not isinstance(weight, (int, float)) or weight < 0.0:
+            raise UserError(f"a guidance weight is 0 (none) or more, got {weight!r}")
+    if settings.inception and settings.features not in ("auto", "inception"):
+        raise UserError(
+            f"compare.inception is a file of Inception's weights, and compare.features={settings.features!r}"
+        )
+    if not settings.flow_rtol > 0.0:
+        raise UserError(f"compare.flow_rtol must be positive, got {settings.flow_rtol}")
+    trials(config)
 
 
 def engine(config: ConfigDict, training: bool = True) -> Engine:
@@ -545,23 +591,69 @@ def grid_options(config: ConfigDict, sampler: str, sde: SDE | None = None) -> di
     return checked_options("grid", kind, grids.grid_options(kind), config.sampling.grid_options)
 
 
-def gallery(config: ConfigDict) -> list[tuple[str, int, dict[str, Any]]]:
-    """The bare job's samplers, steps and options, from entries NAME, NAME:STEPS or NAME:STEPS:OPTION=VALUE,...
+@dataclass(frozen=True)
+class Chosen:
+    """A sampler with its options, and its steps where they are given."""
+
+    sampler: str
+    steps: int | None
+    options: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """How figures name it: the sampler and the options that were given."""
+        return " ".join([self.sampler, *(f"{name}={value}" for name, value in self.options.items())])
+
+
+def chosen(key: str, entry: str) -> Chosen:
+    """A sampler from an entry NAME, NAME:STEPS or NAME:[STEPS]:OPTION=VALUE,... of the configuration's `key`.
 
     Raises UserError for an unknown sampler or option, a value of another type, or a count that is none.
     """
-    found = []
-    for entry in config.sampling.gallery:
-        name, _, rest = entry.partition(":")
-        steps, _, options = rest.partition(":")
-        schema = samplers.sampler_options(name)
-        if steps and not (steps.isdigit() and int(steps) > 0):
-            raise UserError(f"sampling.gallery: {entry!r} should be NAME or NAME:STEPS with at least 1 step")
-        # A comma inside a value is not followed by NAME=.
-        named = dict(map(option, re.split(r",(?=\w+=)", options))) if options else {}
-        named = checked_options("sampler", name, schema, named)
-        found.append((name, int(steps) if steps else config.sampling.steps, named))
-    return found
+    name, _, rest = entry.partition(":")
+    steps, _, options = rest.partition(":")
+    schema = samplers.sampler_options(name)
+    if steps and not (steps.isdigit() and int(steps) > 0):
+        raise UserError(f"{key}: {entry!r} should be NAME or NAME:STEPS with at least 1 step")
+    # A comma inside a value is not followed by NAME=.
+    named = dict(map(option, re.split(r",(?=\w+=)", options))) if options else {}
+    return Chosen(name, int(steps) if steps else None, checked_options("sampler", name, schema, named))
+
+
+def gallery(config: ConfigDict) -> list[tuple[str, int, dict[str, Any]]]:
+    """The bare job's samplers, steps and options. Raises UserError for an entry that `chosen` refuses."""
+    entries = [chosen("sampling.gallery", entry) for entry in config.sampling.gallery]
+    return [(entry.sampler, entry.steps or config.sampling.steps, entry.options) for entry in entries]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A sampler at one budget: `steps`, or the tolerances among its options where it has step sizes of its own."""
+
+    sampler: str
+    label: str
+    steps: int | None
+    options: dict[str, Any]
+
+    @property
+    def grid_steps(self) -> int:
+        """Of its grid, of which one with step sizes of its own needs the two ends only."""
+        return self.steps or 2
+
+
+def trials(config: ConfigDict) -> list[Trial]:
+    """Every sampler of compare.samplers at every budget. Raises UserError for an entry that `chosen` refuses."""
+    settings = config.compare
+    found: dict[tuple[str, int | None, str], Trial] = {}
+    for entry in map(partial(chosen, "compare.samplers"), settings.samplers):
+        given = () if {"rtol", "atol"} & entry.options.keys() else samplers.SAMPLER_TABLE[entry.sampler].tolerances
+        adaptive = bool(samplers.SAMPLER_TABLE[entry.sampler].tolerances)
+        sweep = [{**entry.options, "rtol": at, "atol": at} for at in given] or [entry.options]
+        budgets = [None] if adaptive else [entry.steps] if entry.steps else settings.steps
+        for steps in budgets:
+            for options in sweep:
+                found[entry.label, steps, str(options)] = Trial(entry.sampler, entry.label, steps, options)
+    return list(found.values())
 
 
 def grid(config: ConfigDict, sde: SDE, steps: int, sampler: str) -> TimeGrid:

@@ -286,6 +286,15 @@ def newest_whole(folder: Path) -> Path:
     return _newest(folder, _check)[0]
 
 
+def checkpoint_at(folder: Path, step: int) -> Checkpoint:
+    """The checkpoint of a step of a run. Raises UserError where there is none, with the steps that there are."""
+    stored = {_step(path): path for path in checkpoint_files(folder)}
+    if step not in stored:
+        there = ", ".join(map(str, stored)) or "none"
+        raise UserError(f"{folder} has no checkpoint of step {step}; its checkpoints are of steps: {there}")
+    return read_checkpoint(stored[step])
+
+
 def _newest(folder: Path, look: Callable[[Path], T]) -> tuple[Path, T]:
     """The newest checkpoint that is found whole by a look at it, and what the look gives."""
     files = checkpoint_files(folder)

@@ -317,6 +317,47 @@ class CountingDenoiser(_Wrapper):
         return moments(self.denoiser, x, kernel, **conditioning)
 
 
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a sampler asked and was told in evaluation `index`: x, x0_hat [n, *D] and the kernel, on the CPU."""
+
+    index: int
+    x: Tensor
+    x0_hat: Tensor
+    kernel: Kernel
+
+
+class WatchedDenoiser(_Wrapper):
+    """Keeps what it is asked about the first `count` samples of a batch, and what it answers: `seen`.
+
+    Of many evaluations every second is kept, or every fourth, ..., at most `most` of them, and always the last.
+    """
+
+    def __init__(self, denoiser: Denoiser, count: int, most: int = 64) -> None:
+        self.denoiser = denoiser
+        self.count, self.most, self.calls, self.stride = count, most, 0, 1
+        self._kept: list[Seen] = []
+
+    @property
+    def seen(self) -> list[Seen]:
+        """From the first evaluation to the last."""
+        *kept, last = self._kept
+        return [*(one for one in kept if one.index % self.stride == 0), last]
+
+    def moments(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> tuple[Tensor, Tensor | None]:
+        x0_hat, fraction = moments(self.denoiser, x, kernel, **conditioning)
+        alpha, sigma = (value[: self.count] if value.ndim else value for value in (kernel.alpha, kernel.sigma))
+        first, told = (value[: self.count].to("cpu", copy=True) for value in (x, x0_hat))
+        if self._kept and self._kept[-1].index % self.stride:
+            self._kept.pop()
+        if len(self._kept) >= self.most - 1:
+            self.stride *= 2
+            self._kept = [one for one in self._kept if one.index % self.stride == 0]
+        self._kept.append(Seen(self.calls, first, told, Kernel(alpha.cpu(), sigma.cpu())))
+        self.calls += 1
+        return x0_hat, fraction
+
+
 class CheckedDenoiser(_Wrapper):
     """x0_hat in the dtype of x; refuses another shape than x's and, with `finite`, values that are not finite.
 

@@ -178,6 +178,10 @@ class Board:
         """Markdown."""
         self._do("add_text", tag, text, step)
 
+    def add_hparams(self, settings: Mapping[str, Any], figures: Mapping[str, float]) -> None:
+        """A row of the table of hyper-parameters: plain values, and the figures they led to."""
+        self._do("add_hparams", dict(settings), dict(figures), run_name=".")
+
     def flush(self) -> None:
         """Wait until the file has all that was added."""
         self._do("flush")

@@ -110,6 +110,20 @@ class GaussianMixture:
         return torch.addcmul(pull, (weights * shrink).sum(1, keepdim=True).to(x.dtype), flat).reshape(x.shape)
 
 
+MIXTURE_SEED = 2
+
+
+def drawn_mixture(dims: int, components: int) -> GaussianMixture:
+    """A mixture in `dims` dimensions, always the same: not isotropic, not centred, and not of unit variance.
+
+    Means are standard normal, standard deviations uniform between 0.3 and 1.3, weights proportional to 1, 2, 3, ...
+    """
+    g = torch.Generator().manual_seed(MIXTURE_SEED)
+    means = torch.randn(components, dims, generator=g, dtype=torch.float64)
+    stds = 0.3 + torch.rand(components, dims, generator=g, dtype=torch.float64)
+    return GaussianMixture(means, stds, torch.arange(1.0, components + 1.0))
+
+
 class EmpiricalDenoiser:
     """The exact denoiser of a finite data set [N, *D]: a softmax average of its samples.
 

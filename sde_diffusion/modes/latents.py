@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from sde_diffusion.engine import Engine
 from sde_diffusion.errors import UserError
 from sde_diffusion.files import write_aside
 from sde_diffusion.latents import decode, interpolate, round_trip
+from sde_diffusion.metrics.reconstruction import reconstruction
 from sde_diffusion.modes.batch import conditioning, encoded, samples_of, stored
 from sde_diffusion.modes.folder import network_of, set_result, trained_network, write_json
 from sde_diffusion.noise import seeded
@@ -74,10 +76,16 @@ def latents(config: ConfigDict, folder: Path, engine: Engine) -> None:
         told = None if labels is None else labels.repeat_interleave(len(columns))
         shown = stored(transform, rows, told)
         write_aside(place / f"{name}.png", png(picture(samples_of(shown), len(columns))))
+    originals, returned = (
+        samples_of(stored(transform, torch.cat(xs).cpu(), None if labels is None else labels.repeat(len(xs))))
+        for xs in (ends, [trip.decoded for trip in trips])
+    )
+    alike = reconstruction(originals, returned, settings.figures) if transform.levels else {}
     result = {
         "pairs": index.shape[1],
         "round_trip_rms": float(error.square().mean().sqrt()),
         "round_trip_worst": float(error.max()),
+        "reconstruction": {name: asdict(score) for name, score in alike.items()},
         "latent_rms": float(torch.cat([trip.latent for trip in trips]).square().mean().sqrt() / sde.prior_std),
         "nfe": trips[0].nfe,
         "rtol": settings.rtol,
@@ -94,4 +102,6 @@ def latents(config: ConfigDict, folder: Path, engine: Engine) -> None:
         f"{result['round_trip_worst']:.1e} at rtol {settings.rtol:g}, smallest time {result['smallest_time']:g}, nfe "
         f"{result['nfe']} both ways; latents have {result['latent_rms']:.3f} times the prior's standard deviation"
     )
+    for name, score in alike.items():
+        print(f"{name}: {score.reason or f'{score.value:.4g}'}")
     print(f"wrote {place}/round_trip.png, interpolation.png, temperature.png and latents.json")

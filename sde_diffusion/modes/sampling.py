@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from ml_collections import ConfigDict
 from torch import Tensor
@@ -18,8 +18,16 @@ from torch import Tensor
 from sde_diffusion import build
 from sde_diffusion.checkpoint import Checkpoint
 from sde_diffusion.data import DataTransform
-from sde_diffusion.denoiser import ConditionedDenoiser, Denoiser, NetworkDenoiser
+from sde_diffusion.denoiser import (
+    ConditionedDenoiser,
+    Denoiser,
+    GuidedDenoiser,
+    NetworkDenoiser,
+    Seen,
+    WatchedDenoiser,
+)
 from sde_diffusion.engine import Engine
+from sde_diffusion.errors import UserError
 from sde_diffusion.files import write_aside
 from sde_diffusion.grids import Node, TimeGrid
 from sde_diffusion.modes.batch import conditioning, samples_of, stored
@@ -30,53 +38,141 @@ from sde_diffusion.records import tensor_digest
 from sde_diffusion.report.pictures import picture, png
 from sde_diffusion.report.table import table
 from sde_diffusion.samplers import sample as draw_samples
-from sde_diffusion.sde import process_state
+from sde_diffusion.sde import SDE, process_state
 from sde_diffusion.shards import Shards
 
 PICTURE_SAMPLES = 100
 
 
-def draw(
+@dataclass(frozen=True, eq=False)
+class Model:
+    """What samples are drawn of, by any sampler: a network under its weights, or a closed-form denoiser.
+
+    denoiser: for a batch of these classes, None where there are none
+    sde, shape: the process that is run backwards, and the shape of a sample in it; transform: from it to the data
+    classes: the names of those that samples take in turn; empty where the denoiser is told none
+    protocol: all that a denoiser depends on, as plain values
+    calls: of the network for one evaluation: two under guidance
+    """
+
+    denoiser: Callable[[Tensor | None], Denoiser]
+    sde: SDE
+    shape: tuple[int, ...]
+    transform: DataTransform
+    classes: tuple[str, ...] = ()
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    calls: int = 1
+    dtype: torch.dtype | None = None
+
+    def labels(self, indices: range) -> Tensor | None:
+        """The classes of samples, which take turns; None where the denoiser is told none."""
+        return torch.tensor([i % len(self.classes) for i in indices]) if self.classes else None
+
+
+def network_model(
     config: ConfigDict,
-    denoiser: NetworkDenoiser,
+    network: NetworkDenoiser,
     transform: DataTransform,
     classes: tuple[str, ...],
+    guidance: float = 0.0,
+    protocol: Mapping[str, Any] | None = None,
+) -> Model:
+    """A network as samplers are to see it: told classes, guided and clipped as the configuration says.
+
+    Raises UserError for guidance of a network that does not know samples without their class.
+    """
+    told = config.model.class_conditional
+    if guidance and not (told and config.training.label_dropout > 0.0):
+        raise UserError(
+            f"guidance {guidance:g} takes the difference between what the network says with and without a class: it "
+            "needs model.class_conditional=True and a training with training.label_dropout > 0, such as 0.1"
+        )
+
+    def denoiser(labels: Tensor | None) -> Denoiser:
+        model: Denoiser = ConditionedDenoiser(network, **conditioning(config, labels, network.device))
+        if guidance and labels is not None:
+            withheld = torch.full_like(labels, network.spec.options["num_classes"])
+            model = GuidedDenoiser(
+                model, ConditionedDenoiser(network, **conditioning(config, withheld, network.device)), guidance
+            )
+        return build.sampling_denoiser(config, model)
+
+    return Model(
+        denoiser,
+        network.spec.model_process,
+        network.spec.shape,
+        transform,
+        classes if told else (),
+        network.device,
+        protocol or {},
+        2 if guidance else 1,
+    )
+
+
+def trained_model(config: ConfigDict, trained: Checkpoint, device: torch.device) -> Model:
+    """The network of a checkpoint under sampling.weights and sampling.guidance."""
+    settings = config.sampling
+    network = network_of(config, trained, device)
+    protocol = {
+        "clip": settings.clip,
+        "guidance": settings.guidance,
+        "data": trained.title,
+        "checkpoint_step": trained.step,
+        "weights": settings.weights,
+        "weights_digest": tensor_digest(trained.weights[settings.weights]),
+    }
+    return network_model(config, network, trained.transform, trained.classes, settings.guidance, protocol)
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """Samples in model space [n, *D], the classes they were drawn for, and the calls of the network they took."""
+
+    x: Tensor
+    labels: Tensor | None
+    nfe: int
+    seen: list[Seen] = field(default_factory=list)
+
+
+def draw(
+    model: Model,
     sampler: str,
     grid: TimeGrid,
+    seed: int,
     indices: range,
     options: Mapping[str, Any],
     on_step: Callable[[], Any] = lambda: None,
-) -> tuple[dict[str, np.ndarray], int]:
-    """Some samples as arrays to store, and the evaluations of the network that they took.
+    watch: int = 0,
+) -> Drawn:
+    """Some samples, on the CPU; watch: of how many each evaluation is kept.
 
     Sample i starts from noise that depends on (seed, i) only: the same for every sampler, batch and process.
     """
-    # Without a request the classes take turns.
-    labels = torch.tensor([i % len(classes) for i in indices]) if classes else None
-    told = conditioning(config, labels, denoiser.device)
-    model: Denoiser = build.sampling_denoiser(config, ConditionedDenoiser(denoiser, **told))
+    labels = model.labels(indices)
+    watched = WatchedDenoiser(model.denoiser(labels), watch)
 
     def advance(index: int, node: Node, x: Tensor, x0_hat: Tensor) -> None:
         on_step()
 
     out = draw_samples(
-        model,
-        (len(indices), *denoiser.spec.shape),
+        watched if watch else watched.denoiser,
+        (len(indices), *model.shape),
         grid,
         sampler=sampler,
-        generator=sample_generators(config.seed, indices),
-        device=denoiser.device,
+        generator=sample_generators(seed, indices),
+        device=model.device,
+        dtype=model.dtype,
         on_step=advance,
         **options,
     )
-    return stored(transform, out.x.cpu(), labels if told else None), out.nfe
+    return Drawn(out.x.cpu(), labels, out.nfe * model.calls, watched.seen if watch else [])
 
 
 def sampling_protocol(
-    config: ConfigDict, trained: Checkpoint, sampler: str, grid: TimeGrid, options: Mapping[str, Any]
+    config: ConfigDict, model: Model, sampler: str, grid: TimeGrid, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """All that a sample depends on beside its index."""
-    weights = config.sampling.weights
     return {
         "sampler": sampler,
         "options": dict(options),
@@ -86,13 +182,74 @@ def sampling_protocol(
         "snap": config.sampling.snap,
         "smallest_time": float(grid.times[-1]),
         "process": {key: value for key, value in process_state(grid.sde).items() if not isinstance(value, list)},
-        "clip": config.sampling.clip,
         "seed": config.seed,
-        "data": trained.title,
-        "checkpoint_step": trained.step,
-        "weights": weights,
-        "weights_digest": tensor_digest(trained.weights[weights]),
+        **model.protocol,
     }
+
+
+@contextmanager
+def in_words(sampler: str, count: int) -> Iterator[None]:
+    """A context in which what torch cannot do for `count` samples at once is a UserError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # The CPU's allocator has no error of its own.
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
+            raise UserError(
+                f"there is too little memory for {count:,} samples at once; a smaller sampling.batch_size needs less, "
+                "and gives the same samples"
+            ) from error
+        raise UserError(f"{sampler} fails: {str(error).partition(chr(10))[0]}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """The first `count` samples of one sampler, on their way into shards, `size` at once.
+
+    keep: is given what was drawn for the samples from 0 on, of `watch` of which each evaluation is kept.
+    """
+
+    model: Model
+    sampler: str
+    grid: TimeGrid
+    seed: int
+    options: Mapping[str, Any]
+    shards: Shards
+    count: int
+    size: int
+    watch: int = 0
+    keep: Callable[[Drawn], None] = lambda drawn: None
+
+    def carry_out(self, engine: Engine, told: str) -> int:
+        """Draw what is not stored yet; how many samples that were.
+
+        Each batch is stored as it is drawn, by the process that drew it.
+        """
+        missing = engine.on_main(
+            lambda: self.shards.missing(self.count, min(self.size, -(-self.count // engine.count)))
+        )
+        left = sum(map(len, missing))
+        if left < self.count:
+            print(f"{self.count - left:,} of {self.count:,} samples are in {self.shards.work} already")
+        mine = engine.mine(missing)
+
+        def draw_mine() -> None:
+            for indices in mine:
+                started = time.perf_counter()
+                watch = self.watch if indices.start == 0 else 0
+                with in_words(self.sampler, len(indices)):
+                    drawn = draw(
+                        self.model, self.sampler, self.grid, self.seed, indices, self.options, bar.update, watch
+                    )
+                arrays = stored(self.model.transform, drawn.x, drawn.labels)
+                seconds = time.perf_counter() - started
+                if indices.start == 0:
+                    self.keep(drawn)
+                self.shards.write(indices, arrays, {"nfe": drawn.nfe, "seconds": seconds})
+
+        with progress(len(mine) * self.grid.steps, "step", told, visible=engine.main) as bar:
+            engine.each(draw_mine)
+        return left
 
 
 def sample_into(
@@ -106,32 +263,29 @@ def sample_into(
 ) -> dict[str, Any]:
     """Draw the samples of one sampler, write its picture, arrays and manifest; the row for the table.
 
-    Each batch is stored as it is drawn, by the process that drew it; a sampling that was killed goes on where it was.
+    A sampling that was killed goes on where it was.
     """
-    denoiser = network_of(config, trained, engine.device)
+    model = trained_model(config, trained, engine.device)
     settings, count = config.sampling, config.sampling.num_samples
-    grid = build.grid(config, denoiser.spec.model_process, steps, sampler)
-    protocol = sampling_protocol(config, trained, sampler, grid, options)
+    grid = build.grid(config, model.sde, steps, sampler)
+    protocol = sampling_protocol(config, model, sampler, grid, options)
     shards = Shards(folder, sampler, protocol, settings.format)
-    size = min(settings.batch_size, math.ceil(count / engine.count))
-    missing = engine.on_main(lambda: shards.missing(count, size))
-    left = sum(map(len, missing))
-    if left < count:
-        print(f"{count - left:,} of {count:,} samples are in {shards.work} already")
-    mine, started = engine.mine(missing), time.perf_counter()
-
-    def draw_mine() -> None:
-        for indices in mine:
-            arrays, nfe = draw(
-                config, denoiser, trained.transform, trained.classes, sampler, grid, indices, options, bar.update
-            )
-            shards.write(indices, arrays, {"nfe": nfe})
-
-    with progress(len(mine) * grid.steps, "step", f"sample {sampler}", visible=engine.main) as bar:
-        engine.each(draw_mine)
+    drawing = Drawing(model, sampler, grid, config.seed, options, shards, count, settings.batch_size)
+    started = time.perf_counter()
+    left = drawing.carry_out(engine, f"sample {sampler}")
     seconds = round(time.perf_counter() - started, 3)
     row = {**protocol, "samples": count, "seconds": seconds, "samples_of_last_session": left}
     return engine.on_main(lambda: finish_sampling(folder, shards, row, engine))
+
+
+def made_by(engine: Engine) -> dict[str, Any]:
+    """The machine and the libraries that figures were made with."""
+    libraries = ("torch", "numpy", "sde-diffusion")
+    return {
+        "device": str(engine.device),
+        "processes": engine.count,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in libraries}},
+    }
 
 
 def finish_sampling(folder: Path, shards: Shards, row: Mapping[str, Any], engine: Engine) -> dict[str, Any]:
@@ -142,16 +296,7 @@ def finish_sampling(folder: Path, shards: Shards, row: Mapping[str, Any], engine
     if "samples" in arrays:  # points in the plane are drawn as their density, of which more is more
         arrays = shards.first(count)
     write_aside(folder / f"samples_{sampler}.png", png(picture(samples_of(arrays))))
-    manifest = {
-        **row,
-        "device": str(engine.device),
-        "processes": engine.count,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": version("torch"),
-            "numpy": version("numpy"),
-        },
-    }
+    manifest = {**row, **made_by(engine)}
     shards.finish(count, manifest)
     set_result(folder, "samples", manifest, sampler)
     return {name: row[name] for name in ("sampler", "steps", "nfe", "samples", "seconds", "smallest_time")}

@@ -30,9 +30,9 @@ from sde_diffusion.grids import make_grid
 from sde_diffusion.guard import Preempted, listening
 from sde_diffusion.losses import Objective
 from sde_diffusion.metrics_log import journal
-from sde_diffusion.modes.batch import conditioning, encoded, samples_of, some
+from sde_diffusion.modes.batch import conditioning, encoded, samples_of, some, stored
 from sde_diffusion.modes.folder import check_folder, plain, set_result, shared_checkpoint, write_json
-from sde_diffusion.modes.sampling import draw
+from sde_diffusion.modes.sampling import draw, network_model
 from sde_diffusion.noise import rand, randn, row_generators, seeded
 from sde_diffusion.progress import Phases, memory, progress
 from sde_diffusion.report.pictures import picture
@@ -390,9 +390,10 @@ def preview(run: Run) -> np.ndarray:
     denoiser = run.trainer.alone
     # A grid that every process has at any number of steps, whatever sampling.grid is.
     grid = make_grid(denoiser.spec.model_process, PREVIEW_STEPS, "logsnr")
-    indices, classes = range(PREVIEW_SAMPLES), run.splits.train.classes
-    arrays, _ = draw(run.config, denoiser, run.task.transform, classes, "ddim", grid, indices, {})
-    return picture(samples_of(arrays))
+    transform = run.task.transform
+    model = network_model(run.config, denoiser, transform, run.splits.train.classes)
+    drawn = draw(model, "ddim", grid, run.config.seed, range(PREVIEW_SAMPLES), {})
+    return picture(samples_of(stored(transform, drawn.x, drawn.labels)))
 
 
 def size_of(dataset: Source) -> str:

@@ -46,11 +46,31 @@ def tiles(images: Picture, columns: int = 0) -> Picture:
     return sheet
 
 
-def density(points: NDArray[np.floating], side: int = 512) -> Picture:
-    """The density of points [N, 2] (the first two coordinates of longer vectors), dark on white, [side, side, 3]."""
-    cells = 96
+def strip(images: Picture, gap: int = 1) -> Picture:
+    """Images [N, H, W, C], C = 1 or 3, in one row [H, w, 4], as they are, with a few clear pixels between them."""
+    images = np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
+    opaque = np.pad(images, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=255)
+    spaced = np.pad(opaque, ((0, 0), (0, 0), (0, gap), (0, 0)))
+    return np.concatenate(list(spaced), axis=1)[:, : -gap or None]
+
+
+Box = NDArray[np.float64]
+"""A part of the plane: centre (x, y) and half of the side."""
+
+
+def box(points: NDArray[np.floating]) -> Box:
+    """The square that holds almost all of points [N, 2], and some room around them."""
     low, high = np.percentile(points[:, :2], [0.2, 99.8], axis=0)
-    centre, half = (low + high) / 2, 0.6 * float((high - low).max()) + 1e-6
+    return np.array([*((low + high) / 2), 0.6 * float((high - low).max()) + 1e-6])
+
+
+def density(points: NDArray[np.floating], side: int = 512, within: Box | None = None) -> Picture:
+    """The density of points [N, 2] (the first two coordinates of longer vectors), dark on white, [side, side, 3].
+
+    within: the part of the plane that is shown, that of `box` unless it is given.
+    """
+    cells = 96
+    *centre, half = box(points) if within is None else within
     edges = [np.linspace(c - half, c + half, cells + 1) for c in centre]
     counts, *_ = np.histogram2d(points[:, 0], points[:, 1], bins=edges)
     shade = np.sqrt(counts / max(counts.max(), 1.0))

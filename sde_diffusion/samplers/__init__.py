@@ -51,6 +51,7 @@ class Entry:
     source        the paper
     grid          the kind of grid that suits it: methods of higher order extrapolate over the last step of a uniform
                   grid, which is many times longer in log-SNR than the one before; "" for that of the process
+    tolerances    of one with step sizes of its own: values of rtol and atol that a comparison takes in place of steps
     """
 
     function: Callable[..., Tensor]
@@ -59,6 +60,7 @@ class Entry:
     noise: str
     source: str
     grid: str = ""
+    tolerances: tuple[float, ...] = ()
 
 
 SAMPLER_TABLE: dict[str, Entry] = {
@@ -67,11 +69,25 @@ SAMPLER_TABLE: dict[str, Entry] = {
     "ancestral": Entry(ancestral, "1", "1", "drawn", "Song et al. 2021, Appendix F"),
     "pc": Entry(pc, "1", "1 + corrector_steps", "drawn", "Song et al. 2021, Algorithm 1"),
     "annealed_langevin": Entry(annealed_langevin, "-", "langevin_steps", "drawn", "Song and Ermon 2019, Algorithm 1"),
-    "ode": Entry(ode, "adaptive, 5", "adaptive", "none", "Song et al. 2021, eq. 13; Dormand and Prince 1980"),
+    "ode": Entry(
+        ode,
+        "adaptive, 5",
+        "adaptive",
+        "none",
+        "Song et al. 2021, eq. 13; Dormand and Prince 1980",
+        tolerances=(1e-1, 1e-2, 1e-3, 1e-4),
+    ),
     "euler": Entry(euler, "1", "1", "none", "Song et al. 2021, eq. 13"),
     "heun": Entry(heun, "2", "2", "with churn", "Karras et al. 2022, Algorithm 2", "logsnr"),
     "ito": Entry(ito, "1", "1", "drawn", "Huang et al. 2021"),
-    "adaptive_sde": Entry(adaptive_sde, "adaptive, 1", "2", "drawn", "Jolicoeur-Martineau et al. 2021, Algorithm 1"),
+    "adaptive_sde": Entry(
+        adaptive_sde,
+        "adaptive, 1",
+        "2",
+        "drawn",
+        "Jolicoeur-Martineau et al. 2021, Algorithm 1",
+        tolerances=(0.3, 0.1, 0.03, 0.01),
+    ),
     "ddpm": Entry(ddpm, "1", "1", "drawn", "Ho et al. 2020, Algorithm 2"),
     "ddim": Entry(ddim, "1", "1", "with eta", "Song et al. 2020, eq. 12"),
     "dpmpp_2s": Entry(dpmpp_2s, "2", "2", "with eta", "Lu et al. 2022b, Algorithm 1", "logsnr"),

@@ -32,6 +32,7 @@ TINY = (
     "--config.training.sample_every=0",
     "--config.likelihood.num_samples=20",
     "--config.sampling.num_samples=12",
+    "--config.compare.samplers=()",
 )
 """A configuration that trains in seconds."""
 
@@ -58,9 +59,13 @@ def refused(*flags: object) -> str:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder after the bare job."""
     folder = tmp_path_factory.mktemp("run") / "digits"
-    gallery = "--config.sampling.gallery=('ddim:5','pc:4','ode')"
-    done = run("--config", "vpsde_digits", "--workdir", folder, *TINY, "--config.training.steps=40", gallery)
+    few = ("--config.compare.samplers=('ddim','ode')", "--config.compare.steps=(2,)", "--config.compare.bootstraps=3")
+    done = run(
+        *("--config", "vpsde_digits", "--workdir", folder, *TINY, "--config.training.steps=40", *few),
+        "--config.sampling.gallery=('ddim:5','pc:4','ode')",
+    )
     assert "bits/dim" in done.stdout and "ddim" in done.stdout
+    assert str(folder / "report.html") in done.stdout.splitlines()[-1]
     return folder
 
 
@@ -78,6 +83,7 @@ def test_bare_job_leaves_all_it_promises(trained: Path) -> None:
     assert results["likelihood"]["bin_width"] == 2 / 16 and results["likelihood"]["samples"] == 20
     assert results["likelihood"]["smallest_time"] == 1e-5 and results["samples"]["ddim"]["smallest_time"] == 1e-3
     assert results["evaluation"]["held_out_loss"]["ema"] > 0
+    assert {"compare.json", "compare.csv", "compare.md", "report.html"} <= {path.name for path in trained.iterdir()}
     assert list((trained / "tensorboard").iterdir()) and list((trained / "checkpoints").iterdir())
     assert json.loads((trained / "config.json").read_text())["training"]["steps"] == 40
 

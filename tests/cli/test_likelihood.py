@@ -379,7 +379,11 @@ def test_continuous_vectors(warm: Warm, tmp_path: Path) -> None:
         *("--config", "vpsde_toy2d", *TINY, "--device", "cpu", "--workdir", tmp_path, *LOOSE),
         *("--config.training.steps=20", "--config.sampling.gallery=('ddim:2',)", "--config.sampling.num_samples=4"),
         *("--config.likelihood.num_samples=5", "--config.likelihood.figures=('ode','elbo','vlb')"),
+        *("--config.compare.samplers=('ddim',)", "--config.compare.steps=(2,)", "--config.compare.bootstraps=3"),
     )
+    compared = json.loads((tmp_path / "compare.json").read_text())
+    assert compared["protocol"]["features"]["network"] == "values" and "energy" in compared["cells"][0]["values"]
+    assert compared["likelihood"].keys() == {"ode", "elbo", "vlb"}
     rows, found = rows_of(tmp_path), summary_of(tmp_path)
     assert {row["space"] for row in found["figures"].values()} == {"a density of continuous vectors"}
     assert (
@@ -480,6 +484,10 @@ def test_latents(warm: Warm, trained: Path, tmp_path: Path) -> None:
     assert (found["pairs"], found["temperatures"], found["smallest_time"]) == (2, [0.5, 1.0], 1e-5)
     assert 0.0 < found["round_trip_rms"] <= found["round_trip_worst"] < 1e-2 and 0.5 < found["latent_rms"] < 2.0
     assert f"4 samples encoded and decoded: rms error {found['round_trip_rms']:.1e}" in text
+    alike = found["reconstruction"]
+    assert alike["rmse"]["value"] < 1.0 and alike["ssim"]["value"] > 0.99
+    assert alike["psnr"]["value"] is None or alike["psnr"]["value"] > 48.0
+    assert "rmse: " in text and "ssim: " in text
     shown = {}
     for name, columns in (("round_trip", 4), ("interpolation", 3), ("temperature", 2)):
         with Image.open(folder / "latents" / f"{name}.png") as image:

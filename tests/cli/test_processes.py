@@ -37,6 +37,9 @@ FLAGS = (
     "--config.sampling.gallery=('ddim:10','ddpm:10')",
     "--config.sampling.num_samples=40",
     "--config.sampling.batch_size=8",
+    "--config.compare.samplers=('ddim','ddpm')",
+    "--config.compare.steps=(4,)",
+    "--config.compare.bootstraps=3",
     "--config.likelihood.num_samples=20",
     "--config.likelihood.batch_size=4",
     "--config.likelihood.probes=1",
@@ -121,6 +124,7 @@ def test_two_processes_go_on_where_one_stopped(alone: Path, tmp_path: Path) -> N
 def test_samples_bits_and_evaluation_of_two_processes_are_those_of_one(alone: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(alone, tmp_path / "both"))
     shutil.rmtree(folder / "likelihood")
+    shutil.rmtree(folder / "compare")
     for old in folder.glob("samples_*"):
         old.unlink()
     launched(*FLAGS, "--workdir", folder)
@@ -130,6 +134,11 @@ def test_samples_bits_and_evaluation_of_two_processes_are_those_of_one(alone: Pa
             np.testing.assert_array_equal(a["images"], b["images"])
     mine, theirs = (json.loads((place / "results.json").read_text()) for place in (alone, folder))
     assert mine["evaluation"] == theirs["evaluation"]
+    figures = [
+        [cell["values"] for cell in json.loads((place / "compare.json").read_text())["cells"]]
+        for place in (alone, folder)
+    ]
+    assert figures[0] == figures[1] and figures[0][0]["flow_distance"]["value"] > 0
     assert mine["likelihood"]["bits_per_dim"] == theirs["likelihood"]["bits_per_dim"]
     rows = [(place / "likelihood" / "test.csv").read_text().splitlines() for place in (alone, folder)]
     columns = rows[0][0].split(",")

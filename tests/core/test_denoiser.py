@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import sde_diffusion as sd
-from sde_diffusion.denoiser import INPUT_SCALES, LABELS, moments
+from sde_diffusion.denoiser import INPUT_SCALES, LABELS, WatchedDenoiser, moments
 from sde_diffusion.errors import UserError
 from sde_diffusion.kernel import match
 from sde_diffusion.prediction import PREDICTIONS
@@ -312,6 +312,26 @@ class WithVariance(nn.Module):
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         return torch.cat([x, x.tanh()], dim=1)
+
+
+def test_watching() -> None:
+    """Every evaluation of a short sampling; of a long one every second, fourth, ... and always the last."""
+    x = torch.randn(5, 2, generator=generator(1), dtype=torch.float64)
+    grid = sd.make_grid(sd.VPSDE(), 10, "logsnr")
+    watched = WatchedDenoiser(MIXTURE.denoiser(), 3, most=64)
+    out = sd.sample(watched, x=x, grid=grid, sampler="ddim").x
+    assert [one.index for one in watched.seen] == list(range(10))
+    assert watched.seen[0].x.equal(x[:3]) and watched.seen[-1].x0_hat.equal(out[:3])
+    for one, node in zip(watched.seen, grid.nodes, strict=True):
+        assert one.kernel.alpha == node.kernel.alpha
+        assert one.x0_hat.allclose(MIXTURE.denoiser()(one.x, node.kernel))
+    for steps in (11, 12, 40, 100):
+        long = WatchedDenoiser(MIXTURE.denoiser(), 3, most=10)
+        out = sd.sample(long, x=x, grid=sd.make_grid(sd.VPSDE(), steps, "logsnr"), sampler="ddim").x
+        found = [one.index for one in long.seen]
+        assert found == [*range(0, steps - 1, long.stride), steps - 1] or found == list(range(0, steps, long.stride))
+        assert 5 <= len(found) <= 10 and found[-1] == steps - 1
+        assert long.seen[-1].x0_hat.equal(out[:3])
 
 
 def test_a_learned_variance_goes_through_every_wrapper() -> None:

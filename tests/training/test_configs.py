@@ -56,6 +56,8 @@ def test_every_configuration_builds(name: str) -> None:
         grid = build.grid(config, spec.process, steps, sampler)
         assert grid.steps == steps and float(grid.times[0]) == 1.0
         build.rehearse(config, sampler, steps, options)
+    for trial in build.trials(config):
+        build.rehearse(config, trial.sampler, trial.grid_steps, trial.options)
 
 
 def test_all_named_configurations_are_there() -> None:
@@ -217,6 +219,51 @@ def test_gallery_options_may_hold_commas() -> None:
     config = config_of("base")
     config.sampling.gallery = ("lms:5:order=2,start=a,b,final_order=None",)
     assert build.gallery(config) == [("lms", 5, {"order": 2, "start": "a,b", "final_order": None})]
+
+
+def test_trials_are_samplers_by_budgets() -> None:
+    """Steps in an entry stand in for the budgets; tolerances for both, unless they are given."""
+    config = config_of("base")
+    config.compare.samplers = ("ddim", "ddim::eta=1", "pc:7", "ode", "ode::rtol=1e-3", "ddim")
+    config.compare.steps = (2, 4)
+    found = [(trial.label, trial.steps, trial.options) for trial in build.trials(config)]
+    assert found == [
+        ("ddim", 2, {}),
+        ("ddim", 4, {}),
+        ("ddim eta=1.0", 2, {"eta": 1.0}),
+        ("ddim eta=1.0", 4, {"eta": 1.0}),
+        ("pc", 7, {}),
+        *(("ode", None, {"rtol": at, "atol": at}) for at in SAMPLER_TABLE["ode"].tolerances),
+        ("ode rtol=0.001", None, {"rtol": 1e-3}),
+    ]
+    assert [trial.grid_steps for trial in build.trials(config)] == [2, 4, 2, 4, 7, 2, 2, 2, 2, 2]
+
+
+def test_adaptive_samplers_have_tolerances() -> None:
+    for name, entry in SAMPLER_TABLE.items():
+        assert bool(entry.tolerances) == ("adaptive" in entry.order)
+        assert not entry.tolerances or {"rtol", "atol"} <= sampler_options(name).keys()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("steps", (5, 0), "compare.steps must be whole numbers of at least 1, got 0"),
+        ("steps", (), "compare.steps is empty"),
+        ("samplers", ("dimm",), "did you mean 'ddim'"),
+        ("metrics", ("fretchet",), "did you mean 'frechet'"),
+        ("features", "clasifier", "did you mean 'classifier'"),
+        ("split", "tests", "did you mean 'test'"),
+        ("guidance", (-1.0,), "a guidance weight is 0"),
+        ("flow_rtol", 0.0, "compare.flow_rtol must be positive"),
+        ("bootstraps", 0, "compare.bootstraps must be at least 1"),
+    ],
+)
+def test_comparisons_that_are_refused(key: str, value: object, says: str) -> None:
+    config = config_of("base")
+    config.compare[key] = value
+    with pytest.raises(sd.UserError, match=says):
+        build.check(config)
 
 
 @pytest.mark.parametrize("process", build.PROCESS_BUILDERS)

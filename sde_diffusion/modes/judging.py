@@ -1,0 +1,181 @@
+"""How the samples of a comparison are judged: figures in the features of a network, beside the same real samples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ml_collections import ConfigDict
+from torch import Tensor
+
+from sde_diffusion.data import Dataset, Source
+from sde_diffusion.data.dataset import stratified
+from sde_diffusion.metrics.distances import METRICS, Judging, Score, judge
+from sde_diffusion.metrics.extraction import eight_bits
+from sde_diffusion.metrics.features import Extractor, Features, as_samples, extractor
+from sde_diffusion.metrics.inception import inception
+from sde_diffusion.metrics.moments import MOMENTS, moment_errors
+from sde_diffusion.metrics.references import reference
+from sde_diffusion.modes.batch import samples_of, stored
+from sde_diffusion.modes.cells import Cell
+from sde_diffusion.modes.folder import write_json
+from sde_diffusion.modes.subjects import Subject
+from sde_diffusion.noise import seeded
+from sde_diffusion.oracles import GaussianMixture
+from sde_diffusion.records import digest
+from sde_diffusion.report.likelihood import summary
+
+NOISE_STREAM = 16
+IMAGE_METRICS = (
+    "frechet",
+    "kid",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "inception_score",
+    "sliced_wasserstein",
+    "nearest",
+)
+VECTOR_METRICS = ("sliced_wasserstein", "energy", "nearest")
+FLOW = {
+    "title": "Distance to the converged flow",
+    "better": "lower",
+    "scale": "log",
+    "source": "rms over the first samples, in model units, to the probability flow solved to compare.flow_rtol",
+}
+LOGARITHMIC = ("frechet", "sliced_wasserstein", "energy", *MOMENTS)
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """How samples are judged: by which figures, in the features of which network, beside which real samples."""
+
+    names: tuple[str, ...]
+    extractor: Extractor
+    real: Features
+    truth: GaussianMixture | None
+    judging: Judging
+    protocol: Mapping[str, Any]
+
+    def scores(self, samples: np.ndarray, classes: tuple[int, ...] = ()) -> dict[str, Score]:
+        """The figures of samples as they are stored; classes: those that they were drawn for."""
+        features, judging = self.extractor(samples), replace(self.judging, strata=classes)
+        exact = {}
+        if self.truth is not None:
+            exact = moment_errors(features.values, self.truth.mean.flatten(), self.truth.covariance, judging)
+        return {**exact, **judge(self.names, features, self.real, judging)}
+
+    @property
+    def described(self) -> dict[str, dict[str, str]]:
+        """What each figure is, in the order of the report."""
+        moments = {
+            name: {"title": title, "better": "lower", "scale": "log", "source": "to the exact one"}
+            for name, title in (MOMENTS if self.truth is not None else {}).items()
+        }
+        judged = {
+            name: {
+                "title": METRICS[name].title,
+                "better": METRICS[name].better,
+                "scale": "log" if name in LOGARITHMIC else "linear",
+                "source": METRICS[name].source,
+            }
+            for name in self.names
+        }
+        return {**moments, **judged, "flow_distance": FLOW}
+
+
+def bench(config: ConfigDict, subject: Subject, source: Source, device: torch.device) -> Bench:
+    """How the samples of a subject are judged. Raises UserError for features that the data do not allow."""
+    settings = config.compare
+    cache = cache_folder(config)
+    chosen = (
+        inception(Path(settings.inception).expanduser(), device)
+        if settings.inception
+        else extractor(settings.features, source, cache, device)
+    )
+    real = as_samples(real_split(config, source))
+    names = tuple(settings.metrics) or (VECTOR_METRICS if source.levels is None else IMAGE_METRICS)
+    found = reference(chosen, real, cache, source.title)
+    if not settings.metrics and found.logits is None:
+        names = tuple(name for name in names if METRICS[name].needs != "logits")
+    judging = Judging(bootstraps=settings.bootstraps, seed=config.seed)
+    protocol = {
+        "metrics": list(names),
+        "reference": {
+            "data": source.title,
+            "split": settings.split if subject.truth is None else "exact samples",
+            "samples": len(real),
+            "digest": digest(np.ascontiguousarray(real).tobytes()),
+        },
+        "features": {
+            "network": chosen.name,
+            "dims": chosen.dims,
+            "weights_digest": chosen.digest,
+            "preprocessing": chosen.preprocessing,
+        },
+        "rounding": "to the nearest of 256 levels, 0..255" if source.levels else "none",
+        "judging": {name: value for name, value in asdict(judging).items() if name != "strata"},
+        "flow": {"samples": settings.flow_samples, "rtol": settings.flow_rtol},
+        "versions": {name: version(name) for name in ("torchmetrics", "scipy")},
+    }
+    return Bench(names, chosen, found, subject.truth, judging, protocol)
+
+
+def cache_folder(config: ConfigDict) -> Path:
+    """Where classifiers and reference statistics are kept."""
+    import pooch
+
+    return Path(config.compare.cache or pooch.os_cache("sde_diffusion")).expanduser() / "metrics"
+
+
+def flow_distance(ends: np.ndarray, flow: Tensor) -> Score:
+    """sqrt(mean |x - x_flow|^2 / D) over pairs of samples; the interval is Student's, of the mean square."""
+    count = min(len(ends), len(flow))
+    squares = (torch.from_numpy(ends[:count]) - flow[:count]).double().square().flatten(1).mean(1)
+    found = summary(squares.numpy())
+    low, high = found.interval or (found.mean, found.mean)
+    return Score(*(max(value, 0.0) ** 0.5 for value in (found.mean, low, high)))
+
+
+def scored(cell: Cell, bench: Bench, flow: Tensor) -> dict[str, Any]:
+    """The figures of a cell's samples, kept beside them."""
+    path = cell.place / f"scores-{digest(bench.protocol)}.json"
+    if not path.is_file():
+        scores = {**bench.scores(cell.samples(), cell.classes), "flow_distance": flow_distance(cell.ends, flow)}
+        write_json(path, {name: asdict(score) for name, score in scores.items()})
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def real_split(config: ConfigDict, source: Source) -> Dataset:
+    """The real samples that figures compare with, as generated ones are stored. Raises UserError for a stream."""
+    return eight_bits(source, config.compare.reference_samples or source.size or 0)
+
+
+def baselines(bench: Bench, config: ConfigDict, subject: Subject, source: Source) -> list[dict[str, Any]]:
+    """What the figures are of real samples and of noise: what there is to reach, and where all begins."""
+    real, model = real_split(config, source), subject.model
+    picked = stratified(real, len(real) // 2)
+    left = torch.ones(len(real), dtype=torch.bool)
+    left[picked] = False
+    one, other = (as_samples(real.select(part)) for part in (picked, left.nonzero()[:, 0]))
+    count = config.sampling.num_samples
+    noise = torch.randn((count, *model.shape), generator=seeded(config.seed, stream=NOISE_STREAM))
+    noisy = samples_of(stored(model.transform, noise, model.labels(range(count))))
+    rows = {
+        f"one half of the real samples beside the other ({len(one):,} each)": (
+            replace(bench, real=bench.extractor(other)).scores(one)
+        ),
+        f"Gaussian noise ({count:,})": bench.scores(noisy),
+    }
+    return [
+        {"label": label, "values": {name: asdict(score) for name, score in scores.items()}}
+        for label, scores in rows.items()
+    ]

@@ -1,0 +1,86 @@
+"""What samplers are compared on: a network under its weights, or a closed-form model; and real samples beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from ml_collections import ConfigDict
+
+from sde_diffusion import build
+from sde_diffusion.checkpoint import Checkpoint, checkpoint_at, with_average
+from sde_diffusion.data import Dataset, DataTransform, Source
+from sde_diffusion.engine import Engine
+from sde_diffusion.errors import UserError
+from sde_diffusion.modes.folder import trained_network
+from sde_diffusion.modes.sampling import Model, trained_model
+from sde_diffusion.noise import seeded
+from sde_diffusion.oracles import GaussianMixture
+
+REAL_STREAM = 15
+ORACLE_SAMPLES = 10_000
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model that samplers are compared on, its name beside others, and its exact distribution where it is known."""
+
+    name: str
+    model: Model
+    truth: GaussianMixture | None = None
+
+
+def subjects(config: ConfigDict, folder: Path, engine: Engine) -> tuple[ConfigDict, list[Subject], Source]:
+    """What samplers are compared on, and the real samples that figures compare with.
+
+    With them the configuration whose process and model are those of the network.
+    """
+    if config.oracle.kind:
+        return config, *oracle_subject(config)
+    config, newest = trained_network(config, folder, engine)
+    settings = config.compare
+    found = []
+    for step in settings.checkpoints or (newest.step,):
+        for weights in settings.weights or (config.sampling.weights,):
+            for guidance in settings.guidance or (config.sampling.guidance,):
+                own = config.copy_and_resolve_references()
+                own.sampling.update(weights=weights, guidance=float(guidance))
+                trained = newest if step == newest.step else checkpoint_at(folder, step)
+                trained = with_average(trained, folder, weights)
+                name = ", ".join(
+                    [weights]
+                    + [f"step {step:,}"] * (len(settings.checkpoints) > 1)
+                    + [f"guidance {guidance:g}"] * (len(settings.guidance) > 1)
+                )
+                found.append(Subject(name, trained_model(own, trained, engine.device)))
+    return config, found, real_samples(config, newest)
+
+
+def real_samples(config: ConfigDict, trained: Checkpoint) -> Source:
+    """The split that figures compare with. Raises UserError for data of another shape than the network's."""
+    source: Source = getattr(build.data(config), config.compare.split)
+    if source.shape != trained.spec.shape:
+        raise UserError(
+            f"{source.title} has samples of shape {list(source.shape)}, and the network makes those of "
+            f"{list(trained.spec.shape)}"
+        )
+    return source
+
+
+def oracle_subject(config: ConfigDict) -> tuple[list[Subject], Source]:
+    """A closed-form model under the configuration's process, and exact samples of it."""
+    mixture = build.ORACLES[config.oracle.kind](config.oracle)
+    title = f"{config.oracle.kind} of {len(mixture.weights)} Gaussians in {mixture.means[0].numel()} dimensions"
+    exact = mixture.sample(
+        max(config.sampling.num_samples, ORACLE_SAMPLES), generator=seeded(config.seed, stream=REAL_STREAM)
+    )
+    model = Model(
+        lambda labels: mixture.denoiser(),
+        build.process(config),
+        mixture.shape,
+        DataTransform(None),
+        protocol={"data": title, "oracle": config.oracle.to_dict(), "clip": config.sampling.clip},
+        dtype=torch.float64,
+    )
+    return [Subject("exact", model, mixture)], Dataset(exact.float(), None, None, (), title)

@@ -1,0 +1,436 @@
+"""Charts of a comparison, as Altair specifications: for the page (with Vega) and as PNG files (with vl_convert).
+
+Specifications carry no colours: those of light and of dark paper are configurations, so that a page changes between
+them without another specification. A label has one colour and one shape everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sde_diffusion.errors import UserError, choose
+from sde_diffusion.report.cells import (
+    AGREEMENT,
+    MISSING,
+    Cell,
+    Estimate,
+    Report,
+    capital,
+    estimate,
+    finite,
+    labels,
+    milliseconds,
+    missing,
+    name,
+    number,
+    steps,
+    subjects,
+)
+from sde_diffusion.report.front import pareto, sign
+
+if TYPE_CHECKING:
+    import altair as alt
+
+Spec = dict[str, Any]
+
+COSTS: dict[str, str] = {"nfe": "evaluations of the network", "milliseconds": "milliseconds a sample"}
+
+PALETTE = {
+    "blue": ("#3157bc", "#5bb7fb"),
+    "orange": ("#cc7246", "#ffa25b"),
+    "teal": ("#168886", "#a2f7eb"),
+    "rose": ("#a72e5d", "#c85a6f"),
+    "olive": ("#736c15", "#e2f088"),
+    "lilac": ("#9582b3", "#b8a7cd"),
+    "wine": ("#74000a", "#f5bfba"),
+    "sky": ("#4990e8", "#9fd4fc"),
+    "green": ("#235e39", "#88ca87"),
+    "plum": ("#512656", "#bf77c9"),
+    "indigo": ("#2e2388", "#868fef"),
+    "purple": ("#6d4384", "#8e76a1"),
+}
+"""Colours on light and on dark paper, spread in OKLab (Ottosson 2020) as they look to any colour vision."""
+
+SHAPES = {
+    "circle": "M-0.9,0A0.9,0.9,0,1,1,0.9,0A0.9,0.9,0,1,1,-0.9,0Z",
+    "square": "M-0.8,-0.8H0.8V0.8H-0.8Z",
+    "triangle": "M0,-1L0.98,0.78H-0.98Z",
+    "diamond": "M0,-1.12L0.92,0L0,1.12L-0.92,0Z",
+    "plus": "M-0.34,-1H0.34V-0.34H1V0.34H0.34V1H-0.34V0.34H-1V-0.34H-0.34Z",
+    "wedge": "M0,1L0.98,-0.78H-0.98Z",
+    "star": "M0,-1.15L0.34,-0.36L1.14,-0.32L0.52,0.2L0.72,1L0,0.56L-0.72,1L-0.52,0.2L-1.14,-0.32L-0.34,-0.36Z",
+}
+"""Outlines in a box of about [-1, 1]^2, for Vega and for SVG alike: 7 beside 12 colours, so that 84 labels differ."""
+
+DASHES = ((1, 0), (5, 3), (1.5, 3), (9, 3, 1.5, 3))
+"""Of the lines of one subject after another, where there are several."""
+
+CROSS = "M-0.7,-0.7L0.7,0.7M-0.7,0.7L0.7,-0.7"
+"""What failed."""
+
+INK = {False: ("#1c2126", "#666e77", "#e6e6e1"), True: ("#e9e8e4", "#9ba3ac", "#2b3137")}
+"""On light and on dark paper: of text, of what is said in passing, of lines that only guide."""
+PAPER = {False: "#ffffff", True: "#15181b"}
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+
+def colour(index: int, dark: bool = False) -> str:
+    """The colour of the label with this index."""
+    return list(PALETTE.values())[index % len(PALETTE)][dark]
+
+
+def shape(index: int) -> str:
+    """The outline of the label with this index."""
+    return list(SHAPES.values())[index % len(SHAPES)]
+
+
+def dash(index: int) -> list[float]:
+    """The dashes of the subject with this index."""
+    return list(DASHES[index % len(DASHES)])
+
+
+def theme(report: Report, dark: bool = False) -> Spec:
+    """The Vega-Lite configuration of charts on light or on dark paper."""
+    ink, muted, line = INK[dark]
+    count = len(labels(report))
+    return {
+        "background": "transparent",
+        "font": FONT,
+        "range": {
+            "category": [colour(i, dark) for i in range(count)],
+            "symbol": [shape(i) for i in range(count)],
+        },
+        "view": {"stroke": None},
+        "axis": {
+            "domain": False,
+            "ticks": False,
+            "grid": True,
+            "gridColor": line,
+            "labelColor": muted,
+            "labelFontSize": 12,
+            "labelPadding": 8,
+            "titleColor": muted,
+            "titleFontSize": 12,
+            "titleFontWeight": "normal",
+            "titlePadding": 12,
+        },
+        "title": {
+            "anchor": "start",
+            "color": muted,
+            "fontSize": 12,
+            "fontWeight": "normal",
+            "frame": "group",
+            "offset": 14,
+        },
+        "legend": {
+            "labelColor": ink,
+            "labelFontSize": 12,
+            "title": None,
+            "symbolSize": 90,
+            "rowPadding": 6,
+            "offset": 28,
+        },
+        "style": {
+            "ring": {"color": ink, "strokeWidth": 1.4},
+            "baseline": {"color": muted, "strokeWidth": 1, "strokeDash": [5, 4]},
+            "band": {"color": muted, "fillOpacity": 0.12},
+            "note": {"color": muted, "fontSize": 11.5},
+            "guide": {
+                "color": muted,
+                "strokeOpacity": 0.6,
+                "strokeWidth": 1.2,
+                "strokeDash": [1, 4],
+                "strokeCap": "round",
+            },
+        },
+    }
+
+
+def ticks(low: float, high: float, log: bool = True) -> list[float]:
+    """Numbers for an axis from low to high: 1, 2 or 5 times powers of ten; of a long logarithmic axis powers alone."""
+    if log and high > 4.0 * low:
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        if high < 2000.0 * low:
+            found = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+        else:
+            every = max(1, round(len(powers) / 7))
+            found = [10.0**power for power in powers if power % every == 0]
+    else:
+        rough = (high - low) / 5.0
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = min((digit * power for digit in (1, 2, 5, 10)), key=lambda step: abs(math.log(step / rough)))
+        found = [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return [float(f"{x:.6g}") for x in found if low <= x <= high]
+
+
+def extent(values: Sequence[float], ends: Sequence[float], log: bool) -> tuple[float, float]:
+    """An axis around values and the ends of their intervals, with a margin.
+
+    On a logarithmic axis an end may be anywhere: those that lie beyond three times or a third of all values are cut.
+    """
+    low, high = min(values), max(values)
+    if log:
+        seen = [end for end in ends if low / 3.0 <= end <= 3.0 * high]
+        low, high = min([low, *seen]), max([high, *seen])
+        pad = max((high / low) ** 0.06, 1.1)
+        return low / pad, high * pad
+    low, high = min([low, *ends]), max([high, *ends])
+    pad = 0.06 * ((high - low) or abs(high) or 1.0)
+    return low - pad, high + pad
+
+
+def told(report: Report, cell: Cell, metric: str) -> dict[str, str]:
+    """What the tooltip tells of a cell."""
+    found, spent = estimate(cell, metric), milliseconds(cell)
+    title = report["metrics"].get(metric, {}).get("title", metric)
+    return {
+        "sampler": name(report, cell),
+        title: str(found) if found else missing(cell, metric) or MISSING,
+        "evaluations": str(cell.get("nfe") or MISSING),
+        "steps": steps(cell),
+        "time": MISSING if spent is None else f"{number(spent)} ms a sample",
+        **{key: str(cell.get(key) or MISSING) for key in ("noise", "order", "samples")},
+    }
+
+
+def rows_of(report: Report, metric: str) -> list[dict[str, Any]]:
+    """A row for each cell: what is drawn of it, by which cost it is on the front, and what is told of it."""
+    cells: Sequence[Cell] = report["cells"]
+    better = report["metrics"].get(metric, {}).get("better", "lower")
+    rows: list[dict[str, Any]] = []
+    for cell in cells:
+        found = estimate(cell, metric) or Estimate(math.nan)
+        drawn = {"nfe": finite(cell.get("nfe")), "milliseconds": milliseconds(cell), "value": finite(found.value)}
+        ends = {"low": found.low, "high": found.high, "failed": bool(cell.get("failed"))}
+        named = {"label": cell["label"], "subject": cell.get("subject", "")}
+        texts = {f"told_{i}": text for i, text in enumerate(told(report, cell, metric).values())}
+        rows.append({**named, **drawn, **ends, **texts})
+    for cost in COSTS:
+        points = [tuple(math.nan if row[key] is None else row[key] for key in (cost, "value")) for row in rows]
+        front = pareto([(c, v) for c, v in points], better)
+        for index, row in enumerate(rows):
+            row[f"front_{cost}"] = index in front
+    return rows
+
+
+def drawable(row: Mapping[str, Any], cost: str, log: bool) -> bool:
+    """Whether a row has a place on the axes."""
+    return row[cost] is not None and row["value"] is not None and (row["value"] > 0 or not log)
+
+
+def baselines(report: Report, metric: str, log: bool, values: Sequence[float]) -> list[dict[str, Any]]:
+    """The baselines of a metric that are no worse than every one of these values: others would squeeze them."""
+    s = sign(report["metrics"][metric].get("better", "lower"))
+    found = [(baseline["label"], estimate(baseline, metric)) for baseline in report.get("baselines", [])]
+    return [
+        {"value": e.value, "low": e.low, "high": e.high, "text": label}
+        for label, e in found
+        if e and (e.value > 0 or not log) and s * e.value <= max(s * value for value in values)
+    ]
+
+
+def quality(report: Report, metric: str, cost: str = "nfe") -> alt.LayerChart:
+    """A metric against what it costs: each label over its budgets, with intervals; the Pareto front is ringed.
+
+    Raises UserError for an unknown metric or cost, and for a metric of which no cell has a value to draw.
+    """
+    import altair as alt
+
+    about = choose("metric", metric, report["metrics"])
+    choose("cost", cost, COSTS)
+    better, log = about.get("better", "lower"), about.get("scale") == "log"
+    wanted = {"lower": "lower is better", "higher": "higher is better", "real": "nearer to real data is better"}[better]
+    axes = Axes.of(report, metric, cost, log)
+    ring = (
+        axes.drawn()
+        .transform_filter(f"datum.front_{cost}")
+        .mark_point(style="ring", shape="circle", size=230, aria=False)
+        .encode(axes.x(), axes.y(), opacity=faint(1.0))
+    )
+    below: list[alt.Chart] = []
+    if marks := baselines(report, metric, log, axes.values):
+        data = alt.Chart(alt.InlineData(values=marks))
+        low, high = axes.y("low"), alt.Y2("high:Q")
+        below = [
+            data.transform_filter("isValid(datum.high)").mark_rect(style="band", clip=True).encode(y=low, y2=high),
+            data.mark_rule(style="baseline").encode(axes.y()),
+            # Beyond the rule, as seen from the cells, there is room.
+            data.mark_text(style="note", align="left", baseline="middle", dx=2, dy=11 * sign(better)).encode(
+                axes.y(), x=alt.value(0), text="text:N"
+            ),
+        ]
+    return axes.chart(f"{capital(about.get('title', metric))}, {wanted}", [*below, ring])
+
+
+def agreement(report: Report) -> alt.LayerChart:
+    """The distance to the converged flow over the evaluations, beside the slopes of orders 1, 2 and 3.
+
+    Raises UserError where no cell has a distance to draw.
+    """
+    import altair as alt
+
+    axes = Axes.of(report, AGREEMENT, "nfe", log=True)
+    first, highest = min(row["nfe"] for row in axes.rows if drawable(row, "nfe", True)), max(axes.values)
+    lines = []
+    for order in (1, 2, 3):
+        last = min(axes.right, first * (highest / axes.bottom / 2.0) ** (1.0 / order))
+        lines += [
+            {"nfe": first, "value": highest, "text": "", "order": order},
+            {"nfe": last, "value": highest * (first / last) ** order, "text": f"order {order}", "order": order},
+        ]
+    data = alt.Chart(alt.InlineData(values=lines)).encode(axes.x(), axes.y(), detail="order:N")
+    slopes = data.mark_line(style="guide", clip=True, aria=False)
+    names = data.mark_text(style="note", align="right", baseline="middle", dx=-10, dy=5).encode(text="text:N")
+    return axes.chart("Distance to the converged flow", [slopes, names])
+
+
+def faint(opacity: float) -> Any:
+    """An opacity that nearly vanishes while the page points at another label."""
+    import altair as alt
+
+    return alt.condition("focus == '' || datum.label == focus", alt.value(opacity), alt.value(opacity / 8))
+
+
+@dataclass(frozen=True, eq=False)
+class Axes:
+    """The cells' rows of a metric, and the axes that they all fit on whichever labels are shown."""
+
+    report: Report
+    metric: str
+    cost: str
+    log: bool
+    rows: list[dict[str, Any]]
+    values: list[float]
+    left: float
+    right: float
+    bottom: float
+    top: float
+
+    @classmethod
+    def of(cls, report: Report, metric: str, cost: str, log: bool) -> Axes:
+        rows = rows_of(report, metric)
+        shown = [row for row in rows if drawable(row, cost, log)]
+        if not shown:
+            raise UserError(
+                f"no cell has a value of {metric!r} to draw; measure another metric, or leave this chart out"
+            )
+        values = [row["value"] for row in shown]
+        marks = baselines(report, metric, log, values) if metric in report["metrics"] else []
+        ends = [row[key] for row in [*shown, *marks] for key in ("low", "high") if row[key] is not None]
+        costs = extent([row[cost] for row in shown], [], log=True)
+        height = extent([*values, *(mark["value"] for mark in marks)], ends, log)
+        return cls(report, metric, cost, log, rows, values, *costs, *height)
+
+    def x(self) -> alt.X:
+        import altair as alt
+
+        scale = alt.Scale(type="log", domain=[self.left, self.right], nice=False)
+        values = ticks(self.left, self.right)
+        axis = alt.Axis(title=COSTS[self.cost], values=values, format="~g", labelOverlap="greedy", grid=False)
+        return alt.X(f"{self.cost}:Q", scale=scale, axis=axis)
+
+    def y(self, field: str = "value") -> alt.Y:
+        import altair as alt
+
+        domain = [self.bottom, self.top]
+        scale = (
+            alt.Scale(type="log", domain=domain, nice=False)
+            if self.log
+            else alt.Scale(domain=domain, nice=False, zero=False)
+        )
+        values = ticks(self.bottom, self.top, self.log)
+        return alt.Y(
+            f"{field}:Q", scale=scale, axis=alt.Axis(title=None, values=values, format="~g", labelOverlap="greedy")
+        )
+
+    def placed(self) -> alt.Chart:
+        """Rows that have a cost."""
+        import altair as alt
+
+        return alt.Chart().transform_filter(f"isValid(datum.{self.cost})")
+
+    def drawn(self) -> alt.Chart:
+        """Rows that have a place on the axes."""
+        return self.placed().transform_filter("datum.value > 0" if self.log else "isValid(datum.value)")
+
+    def chart(self, title: str, below: Sequence[alt.Chart]) -> alt.LayerChart:
+        """Lines, intervals, points and failures of all cells over what lies below them.
+
+        The page sets the parameters shown and subjects (what is drawn) and focus (what is not faint).
+        """
+        import altair as alt
+
+        names, several = labels(self.report), subjects(self.report)
+        hue = alt.Color("label:N", scale=alt.Scale(domain=names))
+        form = alt.Shape("label:N", scale=alt.Scale(domain=names))
+        titles = told(self.report, self.report["cells"][0], self.metric)
+        tooltip = [alt.Tooltip(f"told_{i}", type="nominal", title=title) for i, title in enumerate(titles)]
+
+        lines = (
+            self.drawn()
+            .mark_line(strokeWidth=1.6, clip=True, aria=False)
+            .encode(self.x(), self.y(), hue, detail="subject:N", order=f"{self.cost}:Q", opacity=faint(0.75))
+        )
+        if len(several) > 1:
+            dashes = alt.Scale(domain=several, range=[dash(i) for i in range(len(several))])
+            lines = lines.encode(strokeDash=alt.StrokeDash("subject:N", scale=dashes))
+        intervals = (
+            self.drawn()
+            .transform_filter("isValid(datum.high)")
+            .transform_calculate(bottom=f"max(datum.low, {self.bottom})")
+            .mark_rule(strokeWidth=1.2, clip=True, aria=False)
+            .encode(self.x(), self.y("bottom"), alt.Y2("high:Q"), hue, opacity=faint(0.5))
+        )
+        points = (
+            self.drawn()
+            .mark_point(filled=True, size=75)
+            .encode(self.x(), self.y(), hue, form, opacity=faint(1.0), tooltip=tooltip)
+        )
+        failures = (
+            self.placed()
+            .transform_filter("datum.failed")
+            .mark_point(shape=CROSS, size=70, strokeWidth=1.6)
+            .encode(self.x(), hue, y=alt.value(2), opacity=faint(1.0), tooltip=tooltip)
+        )
+        return alt.LayerChart(
+            layer=[lines, intervals, *below, points, failures],
+            data=alt.InlineData(values=self.rows),
+            transform=[
+                alt.FilterTransform("indexof(shown, datum.label) >= 0 && indexof(subjects, datum.subject) >= 0")
+            ],
+            params=[
+                alt.VariableParameter(name="shown", value=names),
+                alt.VariableParameter(name="subjects", value=several),
+                alt.VariableParameter(name="focus", value=""),
+            ],
+            title=alt.Title(title, limit=alt.expr("width")),
+            width="container",
+            height="container",
+        )
+
+
+def chart_png(chart: alt.LayerChart, dark: bool = False) -> bytes:
+    """A chart as a PNG file of 1600 x 960 pixels or so, with its legend, and without a browser."""
+    import vl_convert
+
+    spec = specification(chart)
+    report_labels = {"cells": [{"label": label} for label in parameter(spec, "shown")]}
+    config = {**theme(report_labels, dark), "background": PAPER[dark], "padding": 24}
+    return vl_convert.vegalite_to_png({**spec, "width": 640, "height": 400, "config": config}, scale=2)
+
+
+def specification(chart: alt.LayerChart) -> Spec:
+    """The Vega-Lite specification of a chart, without a configuration or an address.
+
+    It is not checked against the schema, which would take most of the time; a test does that.
+    """
+    spec = chart.to_dict(validate=False)
+    return {key: value for key, value in spec.items() if key not in {"config", "$schema"}}
+
+
+def parameter(spec: Spec, name: str) -> Any:
+    """The value of a parameter of a specification."""
+    return next(entry["value"] for entry in spec["params"] if entry["name"] == name)

@@ -1,0 +1,150 @@
+"""A comparison as text: a table for the screen, CSV for other programs, Markdown for a repository."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from sde_diffusion.report.cells import (
+    MISSING,
+    Cell,
+    Estimate,
+    Report,
+    estimate,
+    finite,
+    flat,
+    milliseconds,
+    missing,
+    number,
+    steps,
+    subjects,
+    words,
+)
+from sde_diffusion.report.recommendation import recommend
+from sde_diffusion.report.table import table
+from sde_diffusion.report.templating import environment
+
+
+def with_error(found: Estimate | None) -> str:
+    """`1.84 +- 0.11`: the value and half its interval."""
+    if found is None:
+        return "-"
+    return number(found.value) if found.half is None else f"{number(found.value)} +- {number(found.half, 2)}"
+
+
+def seconds(cell: Cell) -> str:
+    """What all samples of a cell took."""
+    found = finite((cell.get("timing") or {}).get("seconds"))
+    return "-" if found is None else number(found)
+
+
+def reasons(report: Report) -> list[str]:
+    """Why values are missing: a sentence for each reason, with the labels or, of some of a label's, the cells."""
+    whole: dict[str, set[str]] = {}
+    found: dict[tuple[str, str], set[str]] = {}
+    for cell in report["cells"]:
+        whole.setdefault(cell["label"], set()).add(cell["id"])
+        lacking = [metric for metric in report["metrics"] if estimate(cell, metric) is None]
+        if cell.get("failed"):
+            found.setdefault(("failed", cell["failed"]), set()).add(cell["id"])
+            continue
+        for reason in dict.fromkeys(missing(cell, metric) for metric in lacking):
+            metrics = [metric for metric in lacking if missing(cell, metric) == reason]
+            found.setdefault((f"no {words(metrics)}", reason or "no reason was given"), set()).add(cell["id"])
+    sentences = []
+    for (what, reason), ids in found.items():
+        named = [label for label, of in whole.items() if of <= ids]
+        named += [cell["id"] for cell in report["cells"] if cell["id"] in ids and cell["label"] not in named]
+        sentences.append(f"{words(named)}: {what}: {reason}")
+    return sentences
+
+
+def comparison_rows(report: Report) -> list[dict[str, str]]:
+    """A row of text for each cell: its label, its subject if there are several, its cost and its metrics."""
+    several = len(subjects(report)) > 1
+    return [
+        {
+            "sampler": cell["label"] + ("  (failed)" if cell.get("failed") else ""),
+            **({"subject": str(cell.get("subject", ""))} if several else {}),
+            "steps": steps(cell),
+            "nfe": str(cell.get("nfe") or "-"),
+            **{metric: with_error(estimate(cell, metric)) for metric in report["metrics"]},
+            "seconds": seconds(cell),
+        }
+        for cell in report["cells"]
+    ]
+
+
+def to_the_right(rows: Sequence[dict[str, str]], texts: Sequence[str]) -> list[dict[str, str]]:
+    """Rows whose columns other than `texts` are padded to end together, their headers too."""
+    widths = {key: max(len(row[key]) for row in [{key: key}, *rows]) for key in rows[0]}
+    return [
+        {
+            key if key in texts else key.rjust(widths[key]): cell if key in texts else cell.rjust(widths[key])
+            for key, cell in row.items()
+        }
+        for row in rows
+    ]
+
+
+def comparison_table(report: Report) -> str:
+    """All cells as lines of aligned columns, and below them why values are missing."""
+    if not report["cells"]:
+        return "no cells"
+    rows = to_the_right(comparison_rows(report), ("sampler", "subject"))
+    return "\n".join([table(rows), *([""] if (why := reasons(report)) else []), *why])
+
+
+def comparison_csv(report: Report) -> str:
+    """All cells as CSV, a row each; numbers in full, and nothing where there is none."""
+    metrics = [f"{metric}{end}" for metric in report["metrics"] for end in ("", "_low", "_high")]
+    told = ["id", "sampler", "label", "subject", "noise", "order", "steps", "nfe", "samples"]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, [*told, *metrics, "seconds", "milliseconds_per_sample", "failed", "reason"])
+    writer.writeheader()
+    for cell in report["cells"]:
+        row = {key: cell.get(key) for key in told}
+        row |= {
+            "seconds": finite((cell.get("timing") or {}).get("seconds")),
+            "milliseconds_per_sample": milliseconds(cell),
+        }
+        why = []
+        for metric in report["metrics"]:
+            if found := estimate(cell, metric):
+                row |= {metric: found.value, f"{metric}_low": found.low, f"{metric}_high": found.high}
+            elif (reason := missing(cell, metric)) and not cell.get("failed"):
+                why.append(f"{metric}: {reason}")
+        writer.writerow({**row, "failed": cell.get("failed") or "", "reason": "; ".join(why)})
+    return buffer.getvalue()
+
+
+def comparison_markdown(report: Report) -> str:
+    """The recommendation, all cells, what is missing, bits/dim, the protocol and the warnings, as Markdown."""
+    template = environment().get_template("comparison.md.j2")
+    return template.render(
+        report=report,
+        recommendation=report.get("recommendation") or recommend(report),
+        rows=comparison_rows(report),
+        reasons=reasons(report),
+        likelihood=likelihood_rows(report),
+        protocol=flat(report.get("protocol", {})),
+        reference=flat(report.get("reference", {})),
+    )
+
+
+def likelihood_rows(report: Report) -> list[dict[str, str]]:
+    """A row of text for each estimate of bits/dim."""
+    return [
+        {
+            "estimate": {"ode": "probability flow", "elbo": "variational bound"}.get(kind, kind),
+            "bits/dim": f"{found['bits_per_dim']:.4f}",
+            "standard error": f"{found['standard_error']:.4f}"
+            if finite(found.get("standard_error")) is not None
+            else MISSING,
+            "interval": "[{:.4f}, {:.4f}]".format(*found["interval"]) if found.get("interval") else MISSING,
+            **{key.replace("_", " "): str(found.get(key) or MISSING) for key in ("space", "nfe", "smallest_time")},
+        }
+        for kind, found in (report.get("likelihood") or {}).items()
+        if finite(found.get("bits_per_dim")) is not None
+    ]

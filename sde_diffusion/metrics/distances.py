@@ -49,6 +49,10 @@ from sde_diffusion.noise import randn, seeded
 __all__ = ["METRICS", "Judging", "Metric", "Score", "judge"]
 
 
+ALONE = {"sync_on_compute": False}
+"""What torchmetrics is told lest it wait for other processes, which have not the same samples to judge."""
+
+
 class _Given(nn.Module):
     """A feature network for torchmetrics that takes features and passes them on."""
 
@@ -71,7 +75,7 @@ def frechet(samples: Features, real: Features, judging: Judging) -> Score:
     for what, rows in (("samples", x), ("real samples", y)):
         if len(rows) <= dims:
             raise UserError(f"{len(rows)} {what} have no covariance of {dims} features: {dims + 1} are needed")
-    metric = torchmetrics("image.fid").FrechetInceptionDistance(_Given(dims), reset_real_features=False)
+    metric = torchmetrics("image.fid").FrechetInceptionDistance(_Given(dims), reset_real_features=False, **ALONE)
     metric.update(y, real=True)
 
     def distance(rows: Tensor) -> float:
@@ -95,7 +99,7 @@ def kid(samples: Features, real: Features, judging: Judging) -> Score:
     module = torchmetrics("image.kid")
     subsets = min(judging.subsets, max(LEAST, math.ceil(max(len(x), len(y)) / size)))  # by then each sample is in one
     with contained(judging.seed):
-        metric = module.KernelInceptionDistance(_Given(x.shape[1]), subsets=subsets, subset_size=size)
+        metric = module.KernelInceptionDistance(_Given(x.shape[1]), subsets=subsets, subset_size=size, **ALONE)
         metric.update(y, real=True)
         metric.update(x, real=False)
         mean, std = (found.item() for found in metric.compute())
@@ -114,7 +118,7 @@ def inception_score(samples: Features, real: Features, judging: Judging) -> Scor
     logits = samples.logits
     assert logits is not None  # as the metric needs them
     with contained(judging.seed):
-        metric = torchmetrics("image.inception").InceptionScore(_Given(logits.shape[1]), splits=1)
+        metric = torchmetrics("image.inception").InceptionScore(_Given(logits.shape[1]), splits=1, **ALONE)
 
         def score(rows: Tensor) -> float:
             metric.reset()

@@ -642,15 +642,22 @@ class Trial:
 
 
 def trials(config: ConfigDict) -> list[Trial]:
-    """Every sampler of compare.samplers at every budget. Raises UserError for an entry that `chosen` refuses."""
-    settings = config.compare
+    """Every sampler of compare.samplers at every budget.
+
+    Raises UserError for an entry that `chosen` refuses, and for steps of a sampler with step sizes of its own.
+    """
     found: dict[tuple[str, int | None, str], Trial] = {}
-    for entry in map(partial(chosen, "compare.samplers"), settings.samplers):
-        given = () if {"rtol", "atol"} & entry.options.keys() else samplers.SAMPLER_TABLE[entry.sampler].tolerances
-        adaptive = bool(samplers.SAMPLER_TABLE[entry.sampler].tolerances)
+    for entry in map(partial(chosen, "compare.samplers"), config.compare.samplers):
+        tolerances = samplers.SAMPLER_TABLE[entry.sampler].tolerances
+        adaptive = bool(tolerances) and entry.options.get("method") not in FIXED_STEPS
+        if adaptive and entry.steps:
+            raise UserError(
+                f"compare.samplers: {entry.sampler} has step sizes of its own; it takes tolerances in place of "
+                f"{entry.steps} steps, as in {entry.sampler}::rtol=1e-3"
+            )
+        given = () if not adaptive or {"rtol", "atol"} & entry.options.keys() else tolerances
         sweep = [{**entry.options, "rtol": at, "atol": at} for at in given] or [entry.options]
-        budgets = [None] if adaptive else [entry.steps] if entry.steps else settings.steps
-        for steps in budgets:
+        for steps in [None] if adaptive else [entry.steps] if entry.steps else config.compare.steps:
             for options in sweep:
                 found[entry.label, steps, str(options)] = Trial(entry.sampler, entry.label, steps, options)
     return list(found.values())

@@ -176,18 +176,18 @@ class Metric:
     needs: str = "features"
 
 
-_KYNKAANNIEMI, _NAEEM = "Kynkaanniemi et al. 2019", "Naeem et al. 2020"
+_KYNKAANNIEMI, _NAEEM = "Kynkäänniemi et al. 2019", "Naeem et al. 2020"
 
 METRICS: dict[str, Metric] = {
-    "frechet": Metric(frechet, "Frechet distance", "lower", "Heusel et al. 2017"),
-    "kid": Metric(kid, "kernel distance", "lower", "Binkowski et al. 2018"),
+    "frechet": Metric(frechet, "Fréchet distance", "lower", "Heusel et al. 2017"),
+    "kid": Metric(kid, "kernel distance", "lower", "Bińkowski et al. 2018"),
     "inception_score": Metric(inception_score, "Inception Score", "higher", "Salimans et al. 2016", "logits"),
     "precision": Metric(neighbours.precision, "precision", "higher", _KYNKAANNIEMI),
     "recall": Metric(neighbours.recall, "recall", "higher", _KYNKAANNIEMI),
     "density": Metric(neighbours.density, "density", "higher", _NAEEM),
     "coverage": Metric(neighbours.coverage, "coverage", "higher", _NAEEM),
     "sliced_wasserstein": Metric(sliced_wasserstein, "sliced Wasserstein distance", "lower", "Bonneel et al. 2015"),
-    "energy": Metric(energy, "energy distance", "lower", "Szekely & Rizzo 2013"),
+    "energy": Metric(energy, "energy distance", "lower", "Székely & Rizzo 2013"),
     "nearest": Metric(neighbours.nearest, "distance to the nearest real sample", "real", "after Meehan et al. 2020"),
     "copies": Metric(neighbours.copies, "share of copies", "real", "after Meehan et al. 2020"),
 }

@@ -29,9 +29,9 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.files import FolderLock, write_aside
 from sde_diffusion.likelihood import log_likelihood
 from sde_diffusion.metrics_log import Board
-from sde_diffusion.modes.cells import Cell, converged, film_frames
+from sde_diffusion.modes.cells import Cell, film_frames
 from sde_diffusion.modes.folder import write_json
-from sde_diffusion.modes.judging import Bench, baselines, bench, scored
+from sde_diffusion.modes.judging import Bench, baselines, bench, figures_of, split_of
 from sde_diffusion.modes.likelihood import likelihood
 from sde_diffusion.modes.sampling import made_by
 from sde_diffusion.modes.subjects import Subject, subjects
@@ -97,7 +97,10 @@ def warned(config: ConfigDict, source: Source, bench: Bench) -> list[str]:
 
 
 def flow_bits(config: ConfigDict, folder: Path, engine: Engine, subject: Subject) -> dict[str, Any]:
-    """Bits/dim of the network: those of results.json if they are of these weights, or else computed now."""
+    """Bits/dim of the network: those of results.json if they are of these weights, or computed now where they can be.
+
+    Those of other weights or checkpoints than the run's usual ones are a matter of --mode likelihood.
+    """
 
     def known() -> dict[str, Any]:
         path = folder / "results.json"
@@ -105,8 +108,8 @@ def flow_bits(config: ConfigDict, folder: Path, engine: Engine, subject: Subject
         mine = found.get("weights_digest") == subject.model.protocol["weights_digest"]
         return found if mine and found.get("split") in ("train", "test") else {}
 
-    found = engine.on_main(known)
-    if not found and config.compare.likelihood:
+    found, usual = engine.on_main(known), not (config.compare.weights or config.compare.checkpoints)
+    if not found and config.compare.likelihood and usual:
         likelihood(config, folder, engine)
         found = engine.on_main(known)
     kept = ("bits_per_dim", "standard_error", "interval", "space", "nfe", "smallest_time")
@@ -137,21 +140,21 @@ def compare(config: ConfigDict, folder: Path, engine: Engine) -> None:
     trials = build.trials(config)
     if not trials:
         raise everyones(UserError("compare.samplers is empty; name some, as in --samplers ddim,dpmpp_2m,pc"))
-    config, models, source = subjects(config, folder, engine)
+    config, models, splits = subjects(config, folder, engine)
     place, judges = folder / "compare", list[Bench]()
     cells = [Cell.of(config, subject, trial, place) for subject in models for trial in trials]
     with ExitStack() as held:
 
         def prepare() -> None:
             held.enter_context(FolderLock(place, "compared"))
-            judges.append(bench(config, models[0], source, engine.device))
+            judges.append(bench(config, models[0], splits, engine.device))
 
         engine.on_main(prepare)
         rows = [row_of(config, engine, cell, judges, f"{i} of {len(cells)}") for i, cell in enumerate(cells, 1)]
         truth = models[0].truth
         bits = exact_bits(config, models[0], truth) if truth else flow_bits(config, folder, engine, models[0])
         if engine.main:
-            report = whole_report(config, models, source, judges[0], rows, bits, engine)
+            report = whole_report(config, models, split_of(config, splits), judges[0], rows, bits, engine)
             write_report(folder, report, cells)
 
 
@@ -164,9 +167,7 @@ def row_of(config: ConfigDict, engine: Engine, cell: Cell, judges: Sequence[Benc
     told = f"{trial.label}{f', {trial.steps} steps' if trial.steps else ''} ({place})"
     try:
         cell.draw(config, engine, told)
-        return engine.on_main(
-            lambda: cell_row(cell, scored(cell, judges[0], converged(config, cell.subject, cell.place.parent)))
-        )
+        return engine.on_main(lambda: cell_row(cell, figures_of(config, cell, judges[0])))
     except UserError as error:
         warnings.warn(f"{told} fails: {error}", stacklevel=2)
         return cell_row(cell, {}, str(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -14,22 +15,23 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from sde_diffusion.data import Dataset, Source
+from sde_diffusion.data import Dataset, Source, Splits
 from sde_diffusion.data.dataset import stratified
+from sde_diffusion.errors import UserError
 from sde_diffusion.metrics.distances import METRICS, Judging, Score, judge
 from sde_diffusion.metrics.extraction import eight_bits
 from sde_diffusion.metrics.features import Extractor, Features, as_samples, extractor
 from sde_diffusion.metrics.inception import inception
 from sde_diffusion.metrics.moments import MOMENTS, moment_errors
 from sde_diffusion.metrics.references import reference
+from sde_diffusion.metrics.scores import scored
 from sde_diffusion.modes.batch import samples_of, stored
-from sde_diffusion.modes.cells import Cell
+from sde_diffusion.modes.cells import Cell, converged
 from sde_diffusion.modes.folder import write_json
 from sde_diffusion.modes.subjects import Subject
 from sde_diffusion.noise import seeded
 from sde_diffusion.oracles import GaussianMixture
 from sde_diffusion.records import digest
-from sde_diffusion.report.likelihood import summary
 
 NOISE_STREAM = 16
 IMAGE_METRICS = (
@@ -91,14 +93,14 @@ class Bench:
         return {**moments, **judged, "flow_distance": FLOW}
 
 
-def bench(config: ConfigDict, subject: Subject, source: Source, device: torch.device) -> Bench:
+def bench(config: ConfigDict, subject: Subject, splits: Splits, device: torch.device) -> Bench:
     """How the samples of a subject are judged. Raises UserError for features that the data do not allow."""
-    settings = config.compare
+    settings, source = config.compare, split_of(config, splits)
     cache = cache_folder(config)
     chosen = (
         inception(Path(settings.inception).expanduser(), device)
         if settings.inception
-        else extractor(settings.features, source, cache, device)
+        else extractor(settings.features, splits.train, cache, device)
     )
     real = as_samples(real_split(config, source))
     names = tuple(settings.metrics) or (VECTOR_METRICS if source.levels is None else IMAGE_METRICS)
@@ -136,21 +138,30 @@ def cache_folder(config: ConfigDict) -> Path:
 
 
 def flow_distance(ends: np.ndarray, flow: Tensor) -> Score:
-    """sqrt(mean |x - x_flow|^2 / D) over pairs of samples; the interval is Student's, of the mean square."""
+    """r = sqrt(mean |x - x_flow|^2 / D) over pairs of samples; its standard error is that of r^2 over 2 r."""
     count = min(len(ends), len(flow))
     squares = (torch.from_numpy(ends[:count]) - flow[:count]).double().square().flatten(1).mean(1)
-    found = summary(squares.numpy())
-    low, high = found.interval or (found.mean, found.mean)
-    return Score(*(max(value, 0.0) ** 0.5 for value in (found.mean, low, high)))
+    distance = float(squares.mean().sqrt())
+    return scored(distance, float(squares.std() / math.sqrt(count) / (2.0 * distance)) if distance else math.nan, 0.0)
 
 
-def scored(cell: Cell, bench: Bench, flow: Tensor) -> dict[str, Any]:
+def figures_of(config: ConfigDict, cell: Cell, bench: Bench) -> dict[str, Any]:
     """The figures of a cell's samples, kept beside them."""
     path = cell.place / f"scores-{digest(bench.protocol)}.json"
     if not path.is_file():
-        scores = {**bench.scores(cell.samples(), cell.classes), "flow_distance": flow_distance(cell.ends, flow)}
+        scores = bench.scores(cell.samples(), cell.classes)
+        try:
+            scores["flow_distance"] = flow_distance(cell.ends, converged(config, cell.subject, cell.place.parent))
+        except UserError as error:  # the flow cannot be solved
+            scores["flow_distance"] = Score(None, reason=str(error))
         write_json(path, {name: asdict(score) for name, score in scores.items()})
     found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def split_of(config: ConfigDict, splits: Splits) -> Source:
+    """The split that figures compare with."""
+    found: Source = getattr(splits, config.compare.split)
     return found
 
 

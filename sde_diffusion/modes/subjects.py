@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from sde_diffusion import build
 from sde_diffusion.checkpoint import Checkpoint, checkpoint_at, with_average
-from sde_diffusion.data import Dataset, DataTransform, Source
+from sde_diffusion.data import Dataset, DataTransform, Splits
 from sde_diffusion.engine import Engine
 from sde_diffusion.errors import UserError
 from sde_diffusion.modes.folder import trained_network
@@ -31,7 +31,7 @@ class Subject:
     truth: GaussianMixture | None = None
 
 
-def subjects(config: ConfigDict, folder: Path, engine: Engine) -> tuple[ConfigDict, list[Subject], Source]:
+def subjects(config: ConfigDict, folder: Path, engine: Engine) -> tuple[ConfigDict, list[Subject], Splits]:
     """What samplers are compared on, and the real samples that figures compare with.
 
     With them the configuration whose process and model are those of the network.
@@ -57,18 +57,18 @@ def subjects(config: ConfigDict, folder: Path, engine: Engine) -> tuple[ConfigDi
     return config, found, real_samples(config, newest)
 
 
-def real_samples(config: ConfigDict, trained: Checkpoint) -> Source:
-    """The split that figures compare with. Raises UserError for data of another shape than the network's."""
-    source: Source = getattr(build.data(config), config.compare.split)
-    if source.shape != trained.spec.shape:
+def real_samples(config: ConfigDict, trained: Checkpoint) -> Splits:
+    """The configuration's data. Raises UserError for data of another shape than the network's."""
+    splits = build.data(config)
+    if splits.train.shape != trained.spec.shape:
         raise UserError(
-            f"{source.title} has samples of shape {list(source.shape)}, and the network makes those of "
+            f"{splits.train.title} has samples of shape {list(splits.train.shape)}, and the network makes those of "
             f"{list(trained.spec.shape)}"
         )
-    return source
+    return splits
 
 
-def oracle_subject(config: ConfigDict) -> tuple[list[Subject], Source]:
+def oracle_subject(config: ConfigDict) -> tuple[list[Subject], Splits]:
     """A closed-form model under the configuration's process, and exact samples of it."""
     mixture = build.ORACLES[config.oracle.kind](config.oracle)
     title = f"{config.oracle.kind} of {len(mixture.weights)} Gaussians in {mixture.means[0].numel()} dimensions"
@@ -83,4 +83,5 @@ def oracle_subject(config: ConfigDict) -> tuple[list[Subject], Source]:
         protocol={"data": title, "oracle": config.oracle.to_dict(), "clip": config.sampling.clip},
         dtype=torch.float64,
     )
-    return [Subject("exact", model, mixture)], Dataset(exact.float(), None, None, (), title)
+    real = Dataset(exact.float(), None, None, (), title)
+    return [Subject("exact", model, mixture)], Splits(real, real)

@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 
 from sde_diffusion.report.cells import (
+    AGREEMENT,
     MISSING,
     Cell,
     Estimate,
@@ -24,6 +25,9 @@ from sde_diffusion.report.cells import (
 from sde_diffusion.report.recommendation import recommend
 from sde_diffusion.report.table import table
 from sde_diffusion.report.templating import environment
+
+ON_SCREEN = 3
+"""Metrics that there is room for on a screen, beside the distance to the flow."""
 
 
 def with_error(found: Estimate | None) -> str:
@@ -60,8 +64,8 @@ def reasons(report: Report) -> list[str]:
     return sentences
 
 
-def comparison_rows(report: Report) -> list[dict[str, str]]:
-    """A row of text for each cell: its label, its subject if there are several, its cost and its metrics."""
+def comparison_rows(report: Report, metrics: Sequence[str]) -> list[dict[str, str]]:
+    """A row of text for each cell: its label, its subject if there are several, its cost and some metrics."""
     several = len(subjects(report)) > 1
     return [
         {
@@ -69,7 +73,7 @@ def comparison_rows(report: Report) -> list[dict[str, str]]:
             **({"subject": str(cell.get("subject", ""))} if several else {}),
             "steps": steps(cell),
             "nfe": str(cell.get("nfe") or "-"),
-            **{metric: with_error(estimate(cell, metric)) for metric in report["metrics"]},
+            **{metric: with_error(estimate(cell, metric)) for metric in metrics},
             "seconds": seconds(cell),
         }
         for cell in report["cells"]
@@ -89,17 +93,19 @@ def to_the_right(rows: Sequence[dict[str, str]], texts: Sequence[str]) -> list[d
 
 
 def comparison_table(report: Report) -> str:
-    """All cells as lines of aligned columns, and below them why values are missing."""
+    """All cells as lines of aligned columns, with the first metrics, and below them why values are missing."""
     if not report["cells"]:
         return "no cells"
-    rows = to_the_right(comparison_rows(report), ("sampler", "subject"))
+    shown = [metric for metric in report["metrics"] if metric != AGREEMENT][:ON_SCREEN]
+    shown += [metric for metric in report["metrics"] if metric == AGREEMENT]
+    rows = to_the_right(comparison_rows(report, shown), ("sampler", "subject"))
     return "\n".join([table(rows), *([""] if (why := reasons(report)) else []), *why])
 
 
 def comparison_csv(report: Report) -> str:
     """All cells as CSV, a row each; numbers in full, and nothing where there is none."""
     metrics = [f"{metric}{end}" for metric in report["metrics"] for end in ("", "_low", "_high")]
-    told = ["id", "sampler", "label", "subject", "noise", "order", "steps", "nfe", "samples"]
+    told = ["id", "sampler", "label", "subject", "noise", "order", "steps", "tolerance", "nfe", "samples"]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, [*told, *metrics, "seconds", "milliseconds_per_sample", "failed", "reason"])
     writer.writeheader()
@@ -125,7 +131,7 @@ def comparison_markdown(report: Report) -> str:
     return template.render(
         report=report,
         recommendation=report.get("recommendation") or recommend(report),
-        rows=comparison_rows(report),
+        rows=comparison_rows(report, list(report["metrics"])),
         reasons=reasons(report),
         likelihood=likelihood_rows(report),
         protocol=flat(report.get("protocol", {})),

@@ -224,7 +224,7 @@ def test_gallery_options_may_hold_commas() -> None:
 def test_trials_are_samplers_by_budgets() -> None:
     """Steps in an entry stand in for the budgets; tolerances for both, unless they are given."""
     config = config_of("base")
-    config.compare.samplers = ("ddim", "ddim::eta=1", "pc:7", "ode", "ode::rtol=1e-3", "ddim")
+    config.compare.samplers = ("ddim", "ddim::eta=1", "pc:7", "ode", "ode::rtol=1e-3", "ode:3:method=rk4", "ddim")
     config.compare.steps = (2, 4)
     found = [(trial.label, trial.steps, trial.options) for trial in build.trials(config)]
     assert found == [
@@ -235,8 +235,9 @@ def test_trials_are_samplers_by_budgets() -> None:
         ("pc", 7, {}),
         *(("ode", None, {"rtol": at, "atol": at}) for at in SAMPLER_TABLE["ode"].tolerances),
         ("ode rtol=0.001", None, {"rtol": 1e-3}),
+        ("ode method=rk4", 3, {"method": "rk4"}),
     ]
-    assert [trial.grid_steps for trial in build.trials(config)] == [2, 4, 2, 4, 7, 2, 2, 2, 2, 2]
+    assert [trial.grid_steps for trial in build.trials(config)] == [2, 4, 2, 4, 7, 2, 2, 2, 2, 2, 3]
 
 
 def test_adaptive_samplers_have_tolerances() -> None:
@@ -251,6 +252,7 @@ def test_adaptive_samplers_have_tolerances() -> None:
         ("steps", (5, 0), "compare.steps must be whole numbers of at least 1, got 0"),
         ("steps", (), "compare.steps is empty"),
         ("samplers", ("dimm",), "did you mean 'ddim'"),
+        ("samplers", ("ode:5",), "ode has step sizes of its own; it takes tolerances in place of 5 steps"),
         ("metrics", ("fretchet",), "did you mean 'frechet'"),
         ("features", "clasifier", "did you mean 'classifier'"),
         ("split", "tests", "did you mean 'test'"),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sde_diffusion.metrics.scores import Judging, Score, bootstrapped
 
-MOMENTS = {"mean_error": "error of the mean", "covariance_error": "error of the covariance"}
+MOMENTS = {"covariance_error": "error of the covariance", "mean_error": "error of the mean"}
 """Their names and titles."""
 
 
@@ -28,6 +28,6 @@ def moment_errors(samples: Tensor, mean: Tensor, covariance: Tensor, judging: Ju
 
     count, dims = samples.shape
     return {
-        "mean_error": bootstrapped(of_mean, samples, judging, count * dims, 0.0),
         "covariance_error": bootstrapped(of_covariance, samples, judging, count * dims**2, 0.0),
+        "mean_error": bootstrapped(of_mean, samples, judging, count * dims, 0.0),
     }

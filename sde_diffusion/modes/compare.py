@@ -81,12 +81,12 @@ def cell_row(cell: Cell, values: Mapping[str, Any], failed: str = "") -> dict[st
 def warned(config: ConfigDict, source: Source, bench: Bench) -> list[str]:
     """What a reader must know before comparing these figures with others."""
     count, found = config.sampling.num_samples, []
-    if count < FEW:
+    if count < FEW and "frechet" in bench.names:
         found.append(
             f"{count:,} samples a cell are fewer than {FEW:,}: a Fréchet distance of so few is biased upwards, so that "
             "these figures compare with one another, not with those of other numbers of samples"
         )
-    if source.levels and bench.extractor.name != "inception":
+    if source.levels and "frechet" in bench.names and bench.extractor.name != "inception":
         found.append(
             f"the features are those of the network {bench.extractor.name!r}, so a Fréchet distance here is not the "
             "FID of papers, which is by Inception"

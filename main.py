@@ -185,7 +185,11 @@ def apply_flags(config: ConfigDict) -> None:
         config.seed = FLAGS.seed
     if FLAGS.device is not None:
         config.device = FLAGS.device
-    if FLAGS.mode == "all" and (FLAGS.sampler is not None or FLAGS.steps is not None or FLAGS.option):
+    if (
+        FLAGS.mode == "all"
+        and not config.oracle.kind
+        and (FLAGS.sampler is not None or FLAGS.steps is not None or FLAGS.option)
+    ):
         options = ",".join(f"{name}={value}" for name, value in sampling.options.items())
         sampling.gallery = (f"{sampling.sampler}:{sampling.steps}" + (f":{options}" if options else ""),)
         config.compare.samplers = ()  # one sampler is what is asked for
@@ -196,7 +200,7 @@ def apply_lists(config: ConfigDict) -> None:
 
     Raises UserError for several values where another mode takes one, and for steps that are no whole numbers.
     """
-    compares = FLAGS.mode == "compare"
+    compares = FLAGS.mode == "compare" or (FLAGS.mode == "all" and bool(config.oracle.kind))
     if compares and (FLAGS.sampler is not None or FLAGS.option):
         raise UserError("--mode compare takes --samplers NAME[:[STEPS][:OPTION=VALUE,...]],..., not --sampler")
     if FLAGS.steps is not None:

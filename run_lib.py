@@ -39,7 +39,9 @@ def everything(config: ConfigDict, folder: Path, engine: Engine) -> None:
     print(table(rows))
     evaluate(config, folder, engine)
     print(f"wrote samples_<sampler>.png, .npz and .json, and results.json, to {folder}")
-    if config.compare.samplers:
+    if config.compare.samplers and config.data.storage == "streaming":
+        print("a stream has no comparison: its real samples are not all at hand; --mode compare tells what can be done")
+    elif config.compare.samplers:
         compare(config, folder, engine)
 
 

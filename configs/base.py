@@ -155,11 +155,11 @@ def get_config() -> ConfigDict:
     compare.weights = ()  # "ema", "raw", ...; () for sampling.weights
     compare.checkpoints = ()  # steps of stored checkpoints; () for the newest
     compare.guidance = ()  # weights; () for sampling.guidance
-    compare.metrics = ()  # keys of sde_diffusion.metrics.METRICS, the one that decides first; () for the usual ones
+    compare.metrics = ()  # keys of sde_diffusion.metrics.METRICS, the one that decides first; () for usual ones
     compare.features = "auto"  # a key of sde_diffusion.metrics.EXTRACTORS; "auto" takes what suits the data
     compare.inception = ""  # file of Inception's weights; "" for those in the cache of torch-fidelity
     compare.split = "train"  # or "test": the real samples that metrics compare with
-    compare.reference_samples = 0  # of them; 0 for all
+    compare.reference_samples = 0  # of them; 0 for all, but 50,000 at most
     compare.bootstraps = 100  # resamplings for each interval
     compare.shown = 10  # samples in the rows and films of the report
     compare.flow_samples = 64  # samples whose distance to the converged flow is measured

@@ -285,6 +285,13 @@ def _check_compare(config: ConfigDict) -> None:
         raise UserError(
             f"compare.inception is a file of Inception's weights, and compare.features={settings.features!r}"
         )
+    if config.oracle.kind and config.oracle.dims < 2:
+        raise UserError(f"oracle.dims must be at least 2, got {config.oracle.dims}")
+    idle = [key for key in ("weights", "checkpoints", "guidance") if settings[key]]
+    if config.oracle.kind and idle:
+        raise UserError(
+            f"compare.{idle[0]} is of networks, and oracle.kind={config.oracle.kind!r} is a closed-form model"
+        )
     if not settings.flow_rtol > 0.0:
         raise UserError(f"compare.flow_rtol must be positive, got {settings.flow_rtol}")
     trials(config)

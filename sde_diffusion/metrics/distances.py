@@ -104,10 +104,11 @@ def kid(samples: Features, real: Features, judging: Judging) -> Score:
         metric.update(x, real=False)
         mean, std = (found.item() for found in metric.compute())
     generator = seeded(judging.seed, stream=SUBSET_STREAM)
-    x, y = (points[torch.randperm(len(points), generator=generator)[:size]] for points in (x, y))
+    rows, others = (torch.randperm(len(points), generator=generator)[:size] for points in (x, y))
+    x, y = x[rows], y[others]
     among = module.poly_kernel(x, x).fill_diagonal_(0.0)
     towards = module.poly_kernel(x, y).mean(1)
-    counts = judging.multiplicities(size, size**2)
+    counts = judging.of(rows).multiplicities(size, size**2)
     pairs = size**2 - counts.square().sum(1)
     resampled = ((counts @ among) * counts).sum(1) / pairs - 2 * counts @ towards / size
     return scored(mean, math.hypot(spread(resampled) * math.sqrt(size / len(samples.values)), std / math.sqrt(subsets)))

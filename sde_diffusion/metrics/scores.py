@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -67,6 +67,10 @@ class Judging:
             least, value = lowest.get(field.name, 1), getattr(self, field.name)
             if not value >= least:
                 raise UserError(f"{field.name} must be at least {least}, got {value}")
+
+    def of(self, rows: Tensor) -> Judging:
+        """The same for some of the samples."""
+        return replace(self, strata=tuple(self.strata[i] for i in rows.tolist()) if self.strata else ())
 
     def rounds(self, cost: float) -> int:
         """How many resamples there will be, where one takes `cost` multiply-adds."""

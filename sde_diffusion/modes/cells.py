@@ -4,7 +4,8 @@ A cell has a folder of its own, named after all that its samples depend on, so t
 a kill costs no more than the batch that was being drawn:
 
     samples_<sampler>.npz and .json   the samples and their protocol, with the calls of the network and the seconds
-    film.npz                          what the sampler asked and was told about the first samples, and where they ended
+    film.npz                          what the sampler asked and was told about the first samples
+    ends-<first>.npy                  where samples ended in model space, for the distance to the converged flow
     scores-<digest>.json              the figures of these samples, under one protocol of judging
 """
 
@@ -31,11 +32,13 @@ from sde_diffusion.engine import Engine
 from sde_diffusion.files import sha256_of, write_aside
 from sde_diffusion.kernel import match
 from sde_diffusion.modes.batch import samples_of, stored
-from sde_diffusion.modes.sampling import Drawing, Drawn, Model, draw, made_by, sampling_protocol
+from sde_diffusion.modes.sampling import Drawing, Drawn, Model, draw, in_words, made_by, sampling_protocol
 from sde_diffusion.modes.subjects import Subject
 from sde_diffusion.records import digest
 from sde_diffusion.shards import Shards
 
+NUMERICS = 1
+"""Raised when a sampler's samples become others, so that kept cells are not mixed with new ones."""
 FRAMES = 25
 POINTS = 2000
 """Of a film: frames at most, and points where samples are vectors, which are shown as a density."""
@@ -59,6 +62,8 @@ class Cell:
         protocol = {
             **sampling_protocol(config, model, trial.sampler, grid, trial.options),
             "samples": count,
+            "numerics": NUMERICS,
+            "kept": {"shown": config.compare.shown, "flow_samples": config.compare.flow_samples},
             # Calls are counted for whole batches, which end with their slowest sample.
             **({} if trial.steps else {"batch_size": config.sampling.batch_size}),
         }
@@ -82,13 +87,12 @@ class Cell:
 
     @property
     def whole(self) -> bool:
-        """Whether its samples and its film are there, as they were written."""
-        if not (self.manifest.is_file() and self.film.is_file()):
+        """Whether its samples, its film and its ends are there, as they were written."""
+        if not self.manifest.is_file():
             return False
-        files = json.loads(self.manifest.read_text())["files"]
+        files = {name: file["sha256"] for name, file in self.made()["files"].items()} | self.made()["beside"]
         return all(
-            (self.place / name).is_file() and sha256_of(self.place / name) == file["sha256"]
-            for name, file in files.items()
+            (self.place / name).is_file() and sha256_of(self.place / name) == sha256 for name, sha256 in files.items()
         )
 
     def draw(self, config: ConfigDict, engine: Engine, told: str) -> None:
@@ -97,8 +101,8 @@ class Cell:
             return
         model, trial, settings = self.subject.model, self.trial, config.sampling
         shards = Shards(self.place, trial.sampler, self.protocol)
-        if engine.on_main(lambda: not self.film.is_file()):
-            # The film is written before the first shard: without it nothing else is of use.
+        if engine.on_main(lambda: self.manifest.exists() or not self.film.is_file()):
+            # The film is written before the first shard: without it, or damaged, nothing else is of use.
             engine.on_main(lambda: shutil.rmtree(self.place, ignore_errors=True))
         drawing = Drawing(
             model,
@@ -110,16 +114,24 @@ class Cell:
             self.count,
             settings.batch_size,
             watch=POINTS if model.transform.levels is None else config.compare.shown,
-            keep=partial(write_film, self.film, model, config.compare.flow_samples),
+            keep=partial(self._keep, config.compare.flow_samples),
         )
         drawing.carry_out(engine, told)
         engine.on_main(lambda: self._finish(shards, engine))
+
+    def _keep(self, ends: int, indices: range, drawn: Drawn) -> None:
+        """Store what is wanted beside the samples of a batch."""
+        if indices.start == 0:
+            write_film(self.film, self.subject.model, drawn)
+        if indices.start < ends:
+            write_array(self.place / f"ends-{indices.start:08d}.npy", drawn.x[: ends - indices.start].numpy())
 
     def _finish(self, shards: Shards, engine: Engine) -> None:
         notes = shards.notes(self.count)
         seconds = sum(note["seconds"] for note in notes)
         made = {**made_by(engine), "nfe": max(note["nfe"] for note in notes), "seconds": round(seconds, 4)}
-        shards.finish(self.count, {**self.protocol, **made})
+        beside = {path.name: sha256_of(path) for path in (self.film, *self._ends())}
+        shards.finish(self.count, {**self.protocol, **made, "beside": beside})
 
     def made(self) -> dict[str, Any]:
         """Its manifest: the protocol, the machine, the calls of the network and the seconds of its samples."""
@@ -137,15 +149,24 @@ class Cell:
         labels = self.subject.model.labels(range(self.count))
         return () if labels is None else tuple(labels.tolist())
 
+    def _ends(self) -> list[Path]:
+        return sorted(self.place.glob("ends-*.npy"))
+
     @property
     def ends(self) -> np.ndarray:
         """Where the first samples ended, in model space, [n, *D]."""
-        with np.load(self.film, allow_pickle=False) as arrays:
-            return arrays["ends"]
+        return np.concatenate([np.load(path, allow_pickle=False) for path in self._ends()])
 
 
-def write_film(path: Path, model: Model, ends: int, drawn: Drawn) -> None:
-    """Store what a sampler asked and was told about the first samples, as it is shown, and where `ends` of them ended.
+def write_array(path: Path, array: np.ndarray) -> None:
+    """An array as an .npy file, whole or not at all."""
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    write_aside(path, content.getvalue())
+
+
+def write_film(path: Path, model: Model, drawn: Drawn) -> None:
+    """Store what a sampler asked and was told about the first samples, as it is shown.
 
     x is divided by the standard deviation that it would have if the data's were 1.
     """
@@ -172,7 +193,6 @@ def write_film(path: Path, model: Model, ends: int, drawn: Drawn) -> None:
         x=np.stack([shown_as(in_view(seen[i])) for i in picked]),
         x0_hat=np.stack([shown_as(seen[i].x0_hat) for i in picked]),
         captions=np.array([caption(seen[i]) for i in picked]),
-        ends=drawn.x[:ends].numpy(),
     )
     write_aside(path, content.getvalue())
 
@@ -182,15 +202,21 @@ def converged(config: ConfigDict, subject: Subject, folder: Path) -> Tensor:
     settings, model = config.compare, subject.model
     options = {"rtol": settings.flow_rtol, "atol": settings.flow_rtol}
     grid = build.grid(config, model.sde, 2, "ode")
-    protocol = {**sampling_protocol(config, model, "ode", grid, options), "samples": settings.flow_samples}
+    protocol = {
+        **sampling_protocol(config, model, "ode", grid, options),
+        "samples": settings.flow_samples,
+        "numerics": NUMERICS,
+    }
     path = folder / f"flow-{digest(protocol)}.npy"
-    if path.is_file():
-        return torch.from_numpy(np.load(path, allow_pickle=False))
-    found = draw(model, "ode", grid, config.seed, range(settings.flow_samples), options).x
-    content = io.BytesIO()
-    np.save(content, found.numpy(), allow_pickle=False)
-    write_aside(path, content.getvalue())
-    return found
+    if not path.is_file():
+        size = config.sampling.batch_size
+        with in_words("the converged flow", size):
+            pieces = [
+                draw(model, "ode", grid, config.seed, range(first, min(first + size, settings.flow_samples)), options).x
+                for first in range(0, settings.flow_samples, size)
+            ]
+        write_array(path, torch.cat(pieces).numpy())
+    return torch.from_numpy(np.load(path, allow_pickle=False))
 
 
 def film_frames(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:

@@ -27,13 +27,14 @@ from sde_diffusion.data import DataTransform, Source
 from sde_diffusion.engine import Engine, everyones
 from sde_diffusion.errors import UserError
 from sde_diffusion.files import FolderLock, write_aside
+from sde_diffusion.grids import make_grid
 from sde_diffusion.likelihood import log_likelihood
 from sde_diffusion.metrics_log import Board
 from sde_diffusion.modes.cells import Cell, film_frames
 from sde_diffusion.modes.folder import write_json
 from sde_diffusion.modes.judging import Bench, baselines, bench, figures_of, split_of
 from sde_diffusion.modes.likelihood import likelihood
-from sde_diffusion.modes.sampling import made_by
+from sde_diffusion.modes.sampling import draw, made_by
 from sde_diffusion.modes.subjects import Subject, subjects
 from sde_diffusion.noise import seeded
 from sde_diffusion.oracles import GaussianMixture
@@ -80,12 +81,13 @@ def cell_row(cell: Cell, values: Mapping[str, Any], failed: str = "") -> dict[st
 
 def warned(config: ConfigDict, source: Source, bench: Bench) -> list[str]:
     """What a reader must know before comparing these figures with others."""
-    count, found = config.sampling.num_samples, []
-    if count < FEW and "frechet" in bench.names:
-        found.append(
-            f"{count:,} samples a cell are fewer than {FEW:,}: a Fréchet distance of so few is biased upwards, so that "
-            "these figures compare with one another, not with those of other numbers of samples"
-        )
+    found = []
+    for count, what in ((config.sampling.num_samples, "samples a cell"), (len(bench.real.values), "real samples")):
+        if count < FEW:
+            found.append(
+                f"{count:,} {what} are fewer than {FEW:,}: distances of so few are biased upwards, so that these "
+                "figures compare with one another, not with those of other numbers of samples"
+            )
     if source.levels and "frechet" in bench.names and bench.extractor.name != "inception":
         found.append(
             f"the features are those of the network {bench.extractor.name!r}, so a Fréchet distance here is not the "
@@ -106,14 +108,18 @@ def flow_bits(config: ConfigDict, folder: Path, engine: Engine, subject: Subject
         path = folder / "results.json"
         found = json.loads(path.read_text()).get("likelihood", {}) if path.exists() else {}
         mine = found.get("weights_digest") == subject.model.protocol["weights_digest"]
-        return found if mine and found.get("split") in ("train", "test") else {}
+        return found if mine and found.get("split") == "test" else {}
 
     found, usual = engine.on_main(known), not (config.compare.weights or config.compare.checkpoints)
-    if not found and config.compare.likelihood and usual:
-        likelihood(config, folder, engine)
+    if not found and config.compare.likelihood and usual and config.likelihood.split == "test":
+        try:
+            likelihood(config, folder, engine)
+        except UserError as error:  # the report is worth more than this table of it
+            warnings.warn(f"there are no bits/dim in the report: {error}", stacklevel=2)
         found = engine.on_main(known)
     kept = ("bits_per_dim", "standard_error", "interval", "space", "nfe", "smallest_time")
-    return {name: {key: row.get(key) for key in kept} for name, row in found.get("figures", {}).items()}
+    shared = {key: found.get(key) for key in ("data", "split", "samples", "given", "weights", "checkpoint_step")}
+    return {name: {key: row.get(key) for key in kept} | shared for name, row in found.get("figures", {}).items()}
 
 
 def exact_bits(config: ConfigDict, subject: Subject, truth: GaussianMixture) -> dict[str, Any]:
@@ -140,6 +146,8 @@ def compare(config: ConfigDict, folder: Path, engine: Engine) -> None:
     trials = build.trials(config)
     if not trials:
         raise everyones(UserError("compare.samplers is empty; name some, as in --samplers ddim,dpmpp_2m,pc"))
+    if config.sampling.num_samples < 2:
+        raise everyones(UserError("a comparison needs two samples a cell at least: --num_samples 500"))
     config, models, splits = subjects(config, folder, engine)
     place, judges = folder / "compare", list[Bench]()
     cells = [Cell.of(config, subject, trial, place) for subject in models for trial in trials]
@@ -150,12 +158,20 @@ def compare(config: ConfigDict, folder: Path, engine: Engine) -> None:
             judges.append(bench(config, models[0], splits, engine.device))
 
         engine.on_main(prepare)
+        for subject in models:
+            warm_up(subject)
         rows = [row_of(config, engine, cell, judges, f"{i} of {len(cells)}") for i, cell in enumerate(cells, 1)]
         truth = models[0].truth
         bits = exact_bits(config, models[0], truth) if truth else flow_bits(config, folder, engine, models[0])
         if engine.main:
-            report = whole_report(config, models, split_of(config, splits), judges[0], rows, bits, engine)
+            report = whole_report(config, models, split_of(config, splits), judges[0], rows, bits, engine, place)
             write_report(folder, report, cells)
+
+
+def warm_up(subject: Subject) -> None:
+    """One evaluation, so that the first cell's time has no start of a GPU and no compilation in it."""
+    model = subject.model
+    draw(model, "ddim", make_grid(model.sde, 1, "logsnr"), 0, range(1), {})
 
 
 def row_of(config: ConfigDict, engine: Engine, cell: Cell, judges: Sequence[Bench], place: str) -> dict[str, Any]:
@@ -181,8 +197,9 @@ def whole_report(
     rows: Sequence[Mapping[str, Any]],
     bits: Mapping[str, Any],
     engine: Engine,
+    place: Path,
 ) -> dict[str, Any]:
-    """The report as plain values. All that depends on the clock is under "timing"."""
+    """The report as plain values; the clock decides what is under "timing", and which sampler is called the fastest."""
     model = models[0].model
     title = f"{model.protocol['data']} under {type(model.sde).__name__}"
     subjects_named = ", ".join(subject.name for subject in models)
@@ -193,7 +210,7 @@ def whole_report(
         f"{config.sampling.num_samples:,} samples a cell; weights: {subjects_named}",
         "metrics": judge.described,
         "cells": list(rows),
-        "baselines": baselines(judge, config, models[0], source),
+        "baselines": baselines(judge, config, models[0], source, place),
         "reference": judge.protocol["reference"],
         "likelihood": dict(bits),
         "protocol": {

@@ -18,8 +18,9 @@ from torch import Tensor
 from sde_diffusion.data import Dataset, Source, Splits
 from sde_diffusion.data.dataset import stratified
 from sde_diffusion.errors import UserError
+from sde_diffusion.files import write_aside
 from sde_diffusion.metrics.distances import METRICS, Judging, Score, judge
-from sde_diffusion.metrics.extraction import eight_bits
+from sde_diffusion.metrics.extraction import MOST, eight_bits
 from sde_diffusion.metrics.features import Extractor, Features, as_samples, extractor
 from sde_diffusion.metrics.inception import inception
 from sde_diffusion.metrics.moments import MOMENTS, moment_errors
@@ -28,12 +29,15 @@ from sde_diffusion.metrics.scores import scored
 from sde_diffusion.modes.batch import samples_of, stored
 from sde_diffusion.modes.cells import Cell, converged
 from sde_diffusion.modes.folder import write_json
+from sde_diffusion.modes.sampling import in_words
 from sde_diffusion.modes.subjects import Subject
 from sde_diffusion.noise import seeded
 from sde_diffusion.oracles import GaussianMixture
 from sde_diffusion.records import digest
 
 NOISE_STREAM = 16
+NUMERICS = 1
+"""Raised when a figure of the same samples becomes another, so that kept ones are not mixed with new ones."""
 IMAGE_METRICS = (
     "frechet",
     "kid",
@@ -102,7 +106,8 @@ def bench(config: ConfigDict, subject: Subject, splits: Splits, device: torch.de
         if settings.inception
         else extractor(settings.features, splits.train, cache, device)
     )
-    real = as_samples(real_split(config, source))
+    held = real_split(config, source)
+    real = as_samples(held, len(held))
     names = tuple(settings.metrics) or (VECTOR_METRICS if source.levels is None else IMAGE_METRICS)
     found = reference(chosen, real, cache, source.title)
     if not settings.metrics and found.logits is None:
@@ -110,6 +115,7 @@ def bench(config: ConfigDict, subject: Subject, splits: Splits, device: torch.de
     judging = Judging(bootstraps=settings.bootstraps, seed=config.seed)
     protocol = {
         "metrics": list(names),
+        "numerics": NUMERICS,
         "reference": {
             "data": source.title,
             "split": settings.split if subject.truth is None else "exact samples",
@@ -146,17 +152,29 @@ def flow_distance(ends: np.ndarray, flow: Tensor) -> Score:
 
 
 def figures_of(config: ConfigDict, cell: Cell, bench: Bench) -> dict[str, Any]:
-    """The figures of a cell's samples, kept beside them."""
-    path = cell.place / f"scores-{digest(bench.protocol)}.json"
-    if not path.is_file():
+    """The figures of a cell's samples, kept beside them. Raises UserError where there is too little memory for them."""
+    path = cell.place / f"scores-{digest({**bench.protocol, 'files': cell.made()['files']})}.json"
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+    with in_words("judging", cell.count):
         scores = bench.scores(cell.samples(), cell.classes)
-        try:
-            scores["flow_distance"] = flow_distance(cell.ends, converged(config, cell.subject, cell.place.parent))
-        except UserError as error:  # the flow cannot be solved
-            scores["flow_distance"] = Score(None, reason=str(error))
-        write_json(path, {name: asdict(score) for name, score in scores.items()})
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    try:
+        scores["flow_distance"] = flow_distance(cell.ends, converged(config, cell.subject, cell.place.parent))
+    except UserError as error:  # the flow cannot be solved, or not now
+        return plain_scores({**scores, "flow_distance": Score(None, reason=str(error))})
+    write_json(path, plain_scores(scores))
+    return plain_scores(scores)
+
+
+def plain_scores(scores: Mapping[str, Score]) -> dict[str, Any]:
+    """Figures as plain values; what is not finite is none."""
+    return {
+        name: {
+            key: value if not isinstance(value, float) or math.isfinite(value) else None for key, value in row.items()
+        }
+        for name, row in ((name, asdict(score)) for name, score in scores.items())
+    }
 
 
 def split_of(config: ConfigDict, splits: Splits) -> Source:
@@ -167,26 +185,28 @@ def split_of(config: ConfigDict, splits: Splits) -> Source:
 
 def real_split(config: ConfigDict, source: Source) -> Dataset:
     """The real samples that figures compare with, as generated ones are stored. Raises UserError for a stream."""
-    return eight_bits(source, config.compare.reference_samples or source.size or 0)
+    return eight_bits(source, config.compare.reference_samples or MOST)
 
 
-def baselines(bench: Bench, config: ConfigDict, subject: Subject, source: Source) -> list[dict[str, Any]]:
-    """What the figures are of real samples and of noise: what there is to reach, and where all begins."""
-    real, model = real_split(config, source), subject.model
-    picked = stratified(real, len(real) // 2)
+def baselines(bench: Bench, config: ConfigDict, subject: Subject, source: Source, folder: Path) -> list[dict[str, Any]]:
+    """What the figures are of real samples and of noise: what there is to reach, and where all begins; kept."""
+    count, model = config.sampling.num_samples, subject.model
+    path = folder / f"baselines-{digest({**bench.protocol, 'samples': count})}.json"
+    if path.is_file():
+        kept: list[dict[str, Any]] = json.loads(path.read_text())
+        return kept
+    real = real_split(config, source)
+    picked = stratified(real, min(count, len(real) // 2))
     left = torch.ones(len(real), dtype=torch.bool)
     left[picked] = False
-    one, other = (as_samples(real.select(part)) for part in (picked, left.nonzero()[:, 0]))
-    count = config.sampling.num_samples
+    some, others = (as_samples(real.select(part), len(real)) for part in (picked, left.nonzero()[:, 0]))
     noise = torch.randn((count, *model.shape), generator=seeded(config.seed, stream=NOISE_STREAM))
     noisy = samples_of(stored(model.transform, noise, model.labels(range(count))))
-    rows = {
-        f"one half of the real samples beside the other ({len(one):,} each)": (
-            replace(bench, real=bench.extractor(other)).scores(one)
-        ),
-        f"Gaussian noise ({count:,})": bench.scores(noisy),
+    beside = replace(bench, real=bench.extractor(others))
+    scores = {
+        f"{len(some):,} real samples beside {len(others):,} others": beside.scores(some),
+        f"{count:,} of Gaussian noise": bench.scores(noisy),
     }
-    return [
-        {"label": label, "values": {name: asdict(score) for name, score in scores.items()}}
-        for label, scores in rows.items()
-    ]
+    found = [{"label": label, "values": plain_scores(row)} for label, row in scores.items()]
+    write_aside(path, json.dumps(found).encode())
+    return found

@@ -206,7 +206,7 @@ def in_words(sampler: str, count: int) -> Iterator[None]:
 class Drawing:
     """The first `count` samples of one sampler, on their way into shards, `size` at once.
 
-    keep: is given what was drawn for the samples from 0 on, of `watch` of which each evaluation is kept.
+    keep: is given each batch before it is stored; of the first `watch` samples each evaluation is kept.
     """
 
     model: Model
@@ -218,7 +218,7 @@ class Drawing:
     count: int
     size: int
     watch: int = 0
-    keep: Callable[[Drawn], None] = lambda drawn: None
+    keep: Callable[[range, Drawn], None] = lambda indices, drawn: None
 
     def carry_out(self, engine: Engine, told: str) -> int:
         """Draw what is not stored yet; how many samples that were.
@@ -243,8 +243,7 @@ class Drawing:
                     )
                 arrays = stored(self.model.transform, drawn.x, drawn.labels)
                 seconds = time.perf_counter() - started
-                if indices.start == 0:
-                    self.keep(drawn)
+                self.keep(indices, drawn)
                 self.shards.write(indices, arrays, {"nfe": drawn.nfe, "seconds": seconds})
 
         with progress(len(mine) * self.grid.steps, "step", told, visible=engine.main) as bar:

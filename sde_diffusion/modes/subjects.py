@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from sde_diffusion import build
 from sde_diffusion.checkpoint import Checkpoint, checkpoint_at, with_average
 from sde_diffusion.data import Dataset, DataTransform, Splits
-from sde_diffusion.engine import Engine
+from sde_diffusion.engine import Engine, everyones
 from sde_diffusion.errors import UserError
 from sde_diffusion.modes.folder import trained_network
 from sde_diffusion.modes.sampling import Model, trained_model
@@ -37,9 +37,17 @@ def subjects(config: ConfigDict, folder: Path, engine: Engine) -> tuple[ConfigDi
     With them the configuration whose process and model are those of the network.
     """
     if config.oracle.kind:
-        return config, *oracle_subject(config)
+        return config, *oracle_subject(config, engine.device)
     config, newest = trained_network(config, folder, engine)
     settings = config.compare
+    made = [name for name in settings.weights if name not in newest.weights and settings.checkpoints]
+    if made:
+        raise everyones(
+            UserError(
+                f"compare.weights: {made[0]!r} was made after the training and is the same for all checkpoints; leave "
+                "compare.checkpoints empty"
+            )
+        )
     found = []
     for step in settings.checkpoints or (newest.step,):
         for weights in settings.weights or (config.sampling.weights,):
@@ -68,7 +76,7 @@ def real_samples(config: ConfigDict, trained: Checkpoint) -> Splits:
     return splits
 
 
-def oracle_subject(config: ConfigDict) -> tuple[list[Subject], Splits]:
+def oracle_subject(config: ConfigDict, device: torch.device) -> tuple[list[Subject], Splits]:
     """A closed-form model under the configuration's process, and exact samples of it."""
     mixture = build.ORACLES[config.oracle.kind](config.oracle)
     title = f"{config.oracle.kind} of {len(mixture.weights)} Gaussians in {mixture.means[0].numel()} dimensions"
@@ -76,10 +84,11 @@ def oracle_subject(config: ConfigDict) -> tuple[list[Subject], Splits]:
         max(config.sampling.num_samples, ORACLE_SAMPLES), generator=seeded(config.seed, stream=REAL_STREAM)
     )
     model = Model(
-        lambda labels: mixture.denoiser(),
+        lambda labels: build.sampling_denoiser(config, mixture.denoiser()),
         build.process(config),
         mixture.shape,
         DataTransform(None),
+        device=device,
         protocol={"data": title, "oracle": config.oracle.to_dict(), "clip": config.sampling.clip},
         dtype=torch.float64,
     )

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sde_diffusion.report.front import SIGN
+
 Report = Mapping[str, Any]
 """compare.json as read: title, metrics, cells, baselines, likelihood, protocol, warnings, recommendation."""
 Cell = Mapping[str, Any]
@@ -92,8 +94,13 @@ def measured(report: Report) -> list[str]:
 
 
 def primary(report: Report) -> str | None:
-    """The first metric of quality, by which samplers are recommended."""
-    return next((metric for metric in report["metrics"] if metric != AGREEMENT), None)
+    """The first metric of quality that ranks, by which samplers are recommended."""
+    return next((metric for metric in report["metrics"] if metric != AGREEMENT and ranks(report, metric)), None)
+
+
+def ranks(report: Report, metric: str) -> bool:
+    """Whether a lower or a higher value of a metric is better."""
+    return report["metrics"][metric].get("better", "lower") in SIGN
 
 
 def number(value: float, digits: int = 3) -> str:

@@ -26,6 +26,7 @@ from sde_diffusion.report.cells import (
     missing,
     name,
     number,
+    ranks,
     steps,
     subjects,
 )
@@ -203,14 +204,16 @@ def rows_of(report: Report, metric: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for cell in cells:
         found = estimate(cell, metric) or Estimate(math.nan)
-        drawn = {"nfe": finite(cell.get("nfe")), "milliseconds": milliseconds(cell), "value": finite(found.value)}
+        # A cell that failed has no evaluations; its cross is where its steps are.
+        spent = cell.get("steps") if cell.get("failed") and cell.get("nfe") is None else cell.get("nfe")
+        drawn = {"nfe": finite(spent), "milliseconds": milliseconds(cell), "value": finite(found.value)}
         ends = {"low": found.low, "high": found.high, "failed": bool(cell.get("failed"))}
         named = {"label": cell["label"], "subject": cell.get("subject", "")}
         texts = {f"told_{i}": text for i, text in enumerate(told(report, cell, metric).values())}
         rows.append({**named, **drawn, **ends, **texts})
     for cost in COSTS:
         points = [tuple(math.nan if row[key] is None else row[key] for key in (cost, "value")) for row in rows]
-        front = pareto([(c, v) for c, v in points], better)
+        front = pareto([(c, v) for c, v in points], better) if ranks(report, metric) else []
         for index, row in enumerate(rows):
             row[f"front_{cost}"] = index in front
     return rows
@@ -222,13 +225,21 @@ def drawable(row: Mapping[str, Any], cost: str, log: bool) -> bool:
 
 
 def baselines(report: Report, metric: str, log: bool, values: Sequence[float]) -> list[dict[str, Any]]:
-    """The baselines of a metric that are no worse than every one of these values: others would squeeze them."""
-    s = sign(report["metrics"][metric].get("better", "lower"))
-    found = [(baseline["label"], estimate(baseline, metric)) for baseline in report.get("baselines", [])]
+    """The baselines of a metric that are no worse than every one of these values: others would squeeze them.
+
+    Of a metric that ranks nothing, the first one, which is of real data.
+    """
+    if ranks(report, metric):
+        s = sign(report["metrics"][metric].get("better", "lower"))
+        worst = max(s * value for value in values)
+    else:
+        s, worst = 0.0, 0.0
+    chosen = report.get("baselines", [])[: None if s else 1]
+    found = [(baseline["label"], estimate(baseline, metric)) for baseline in chosen]
     return [
         {"value": e.value, "low": e.low, "high": e.high, "text": label}
         for label, e in found
-        if e and (e.value > 0 or not log) and s * e.value <= max(s * value for value in values)
+        if e and (e.value > 0 or not log) and s * e.value <= worst
     ]
 
 
@@ -242,7 +253,7 @@ def quality(report: Report, metric: str, cost: str = "nfe") -> alt.LayerChart:
     about = choose("metric", metric, report["metrics"])
     choose("cost", cost, COSTS)
     better, log = about.get("better", "lower"), about.get("scale") == "log"
-    wanted = {"lower": "lower is better", "higher": "higher is better", "real": "nearer to real data is better"}[better]
+    wanted = {"lower": "lower is better", "higher": "higher is better", "real": "best where real data have it"}[better]
     axes = Axes.of(report, metric, cost, log)
     ring = (
         axes.drawn()
@@ -258,9 +269,13 @@ def quality(report: Report, metric: str, cost: str = "nfe") -> alt.LayerChart:
             data.transform_filter("isValid(datum.high)").mark_rect(style="band", clip=True).encode(y=low, y2=high),
             data.mark_rule(style="baseline").encode(axes.y()),
             # Beyond the rule, as seen from the cells, there is room.
-            data.mark_text(style="note", align="left", baseline="middle", dx=2, dy=11 * sign(better)).encode(
-                axes.y(), x=alt.value(0), text="text:N"
-            ),
+            data.mark_text(
+                style="note",
+                align="left",
+                baseline="middle",
+                dx=2,
+                dy=11 * (sign(better) if ranks(report, metric) else 1),
+            ).encode(axes.y(), x=alt.value(0), text="text:N"),
         ]
     return axes.chart(f"{capital(about.get('title', metric))}, {wanted}", [*below, ring])
 

@@ -26,6 +26,7 @@ from sde_diffusion.report.recommendation import recommend
 from sde_diffusion.report.table import table
 from sde_diffusion.report.templating import environment
 
+TOLD_OF_BITS = ("space", "samples", "nfe", "smallest_time")
 ON_SCREEN = 3
 """Metrics that there is room for on a screen, beside the distance to the flow."""
 
@@ -149,7 +150,7 @@ def likelihood_rows(report: Report) -> list[dict[str, str]]:
             if finite(found.get("standard_error")) is not None
             else MISSING,
             "interval": "[{:.4f}, {:.4f}]".format(*found["interval"]) if found.get("interval") else MISSING,
-            **{key.replace("_", " "): str(found.get(key) or MISSING) for key in ("space", "nfe", "smallest_time")},
+            **{key.replace("_", " "): str(found.get(key) or MISSING) for key in TOLD_OF_BITS},
         }
         for kind, found in (report.get("likelihood") or {}).items()
         if finite(found.get("bits_per_dim")) is not None

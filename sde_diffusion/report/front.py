@@ -11,8 +11,9 @@ Point = tuple[float, float]
 """What a run costs and what it reaches."""
 Interval = tuple[float, float]
 
-SIGN = {"lower": 1.0, "higher": -1.0, "real": -1.0}
-"""What a value is multiplied with so that less is better. Measures of likeness to real data count as "higher"."""
+SIGN = {"lower": 1.0, "higher": -1.0}
+"""What a value is multiplied with so that less is better. Of measures that are best where real data have them, "real",
+neither less nor more is better: they rank nothing."""
 TOLERANCE = 0.05
 """Values that differ by this part of the best are as good, whatever their intervals say."""
 

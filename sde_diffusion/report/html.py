@@ -27,6 +27,7 @@ from sde_diffusion.report.cells import (
     milliseconds,
     name,
     number,
+    ranks,
     steps,
     subjects,
 )
@@ -235,6 +236,8 @@ def table_rows(report: Report) -> list[dict[str, Any]]:
     """Every cell with what each column shows of it, and with what it is sorted by."""
     best = {}
     for metric, about in report["metrics"].items():
+        if not ranks(report, metric):
+            continue
         s = sign(about.get("better", "lower"))
         found = [s * e.value for cell in report["cells"] if (e := estimate(cell, metric))]
         best[metric] = s * min(found, default=math.nan)
@@ -256,7 +259,7 @@ def table_rows(report: Report) -> list[dict[str, Any]]:
                     {
                         "value": number(e.value) if e else MISSING,
                         "half": number(e.half, 2) if e and e.half is not None else "",
-                        "best": e is not None and e.value == best[metric],
+                        "best": e is not None and e.value == best.get(metric),
                     }
                     for metric, e in values.items()
                 ],

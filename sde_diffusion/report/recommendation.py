@@ -46,7 +46,7 @@ def recommend(report: Report) -> dict[str, Any]:
     """
     metric = primary(report)
     if metric is None:
-        return nothing(metric, "No metric was measured")
+        return nothing(metric, "No metric that ranks samplers was measured")
     cells = [(cell, estimate(cell, metric)) for cell in report["cells"] if finite(cell.get("nfe")) is not None]
     candidates = [(cell, found) for cell, found in cells if found]
     if not candidates:

@@ -237,7 +237,8 @@ root, how = sys.argv[1:]
 signal.signal(signal.SIGTERM, lambda *_: None)
 train = load_splits("folder", DataOptions(root=root, storage="mapped")).train
 stream = batches(train, 8, seed=0, workers=2)
-next(stream)
+for _ in range(2):  # one of each worker, so that both are up
+    next(stream)
 children = open(f"/proc/self/task/{os.getpid()}/children").read()
 print(children, flush=True)
 if how == "signalled":

@@ -6,8 +6,6 @@ import copy
 import json
 from typing import Any
 
-import pytest
-
 from sde_diffusion.report.recommendation import recommend, round_numbers
 from tests.report.synthetic import EMPTY, FAILED
 
@@ -108,10 +106,17 @@ def test_without_shared_budgets_round_numbers_are_taken() -> None:
     assert round_numbers(3, 90) == [5, 10, 20, 50, 100] and round_numbers(1, 1) == [1]
 
 
-@pytest.mark.parametrize("better", ["higher", "real"])
-def test_higher_may_be_better(better: str) -> None:
-    found = recommend(small(("a", 10, 0.8, (0.7, 0.9)), ("b", 10, 0.75, None), ("c", 10, 0.5, None), better=better))
+def test_higher_may_be_better() -> None:
+    found = recommend(small(("a", 10, 0.8, (0.7, 0.9)), ("b", 10, 0.75, None), ("c", 10, 0.5, None), better="higher"))
     assert found["knee"]["label"] == "a" and found["budgets"][0]["within"] == ["b"]
+
+
+def test_what_is_best_where_real_data_have_it_ranks_nothing(report: dict[str, Any]) -> None:
+    """Neither the samples farthest from all real ones nor those that copy them are recommended."""
+    found = recommend(small(("a", 10, 0.8, None), ("b", 10, 9.0, None), better="real"))
+    assert found["budgets"] == [] and "No metric that ranks samplers" in found["sentences"][0]
+    report["metrics"] = {"entropy": report["metrics"]["entropy"], **report["metrics"]}
+    assert recommend(report)["metric"] == "frechet"
 
 
 def test_one_cell() -> None:
@@ -127,7 +132,9 @@ def test_nothing_finite_is_said_and_not_raised() -> None:
         assert found["sentences"] == ["No run has a finite value of error, so that no sampler can be recommended."]
     only = small(("a", 10, 1.0, None))
     only["metrics"] = {}
-    assert recommend(only)["sentences"] == ["No metric was measured, so that no sampler can be recommended."]
+    assert recommend(only)["sentences"] == [
+        "No metric that ranks samplers was measured, so that no sampler can be recommended."
+    ]
 
 
 def test_holes_do_not_matter(report: dict[str, Any]) -> None:

@@ -67,14 +67,13 @@ def test_a_film_shows_x_in_units_of_its_spread(tmp_path: Path) -> None:
     x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     seen = [Seen(3 * i, kernel.sigma * x, 0.1 * i + 0 * x, kernel) for i, kernel in enumerate(kernels)]
     model = Model(lambda labels: sd.EmpiricalDenoiser(x), sde, (2,), DataTransform(None))
-    write_film(tmp_path / "film.npz", model, 4, Drawn(x, None, 7, seen))
+    write_film(tmp_path / "film.npz", model, Drawn(x, None, 7, seen))
     with np.load(tmp_path / "film.npz") as film:
         for shown, kernel in zip(film["x"], kernels, strict=True):
             sigma = float(kernel.sigma)
             np.testing.assert_allclose(shown, x.numpy() * sigma / np.sqrt(1.0 + sigma**2), rtol=1e-5)
         np.testing.assert_allclose(film["x0_hat"][2], 0.2, rtol=1e-6)
         assert film["captions"][1].startswith("evaluation 4 of 7, log-SNR")
-        assert np.array_equal(film["ends"], x[:4].numpy())
 
 
 def test_a_classifier_knows_nothing_of_the_test_split(tmp_path: Path) -> None:
@@ -82,7 +81,7 @@ def test_a_classifier_knows_nothing_of_the_test_split(tmp_path: Path) -> None:
     config = config_of("vpsde_digits")
     config.compare.cache = str(tmp_path)
     config.compare.bootstraps = 2
-    (subject,), _ = oracle_subject(config_of("oracle_gmm"))
+    (subject,), _ = oracle_subject(config_of("oracle_gmm"), torch.device("cpu"))
     stamps = []
     for split in ("train", "test"):
         config.compare.split = split

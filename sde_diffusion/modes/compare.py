@@ -34,7 +34,7 @@ from sde_diffusion.modes.cells import Cell, film_frames
 from sde_diffusion.modes.folder import write_json
 from sde_diffusion.modes.judging import Bench, baselines, bench, figures_of, split_of
 from sde_diffusion.modes.likelihood import likelihood
-from sde_diffusion.modes.sampling import draw, made_by
+from sde_diffusion.modes.sampling import draw, in_words, made_by
 from sde_diffusion.modes.subjects import Subject, subjects
 from sde_diffusion.noise import seeded
 from sde_diffusion.oracles import GaussianMixture
@@ -171,7 +171,8 @@ def compare(config: ConfigDict, folder: Path, engine: Engine) -> None:
 def warm_up(subject: Subject) -> None:
     """One evaluation, so that the first cell's time has no start of a GPU and no compilation in it."""
     model = subject.model
-    draw(model, "ddim", make_grid(model.sde, 1, "logsnr"), 0, range(1), {})
+    with suppress(UserError), in_words("a first evaluation", 1):  # which the cells will tell of
+        draw(model, "ddim", make_grid(model.sde, 1, "logsnr"), 0, range(1), {})
 
 
 def row_of(config: ConfigDict, engine: Engine, cell: Cell, judges: Sequence[Bench], place: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -202,11 +203,16 @@ def baselines(bench: Bench, config: ConfigDict, subject: Subject, source: Source
     some, others = (as_samples(real.select(part), len(real)) for part in (picked, left.nonzero()[:, 0]))
     noise = torch.randn((count, *model.shape), generator=seeded(config.seed, stream=NOISE_STREAM))
     noisy = samples_of(stored(model.transform, noise, model.labels(range(count))))
-    beside = replace(bench, real=bench.extractor(others))
-    scores = {
-        f"{len(some):,} real samples beside {len(others):,} others": beside.scores(some),
-        f"{count:,} of Gaussian noise": bench.scores(noisy),
-    }
+    try:
+        with in_words("judging", count):
+            beside = replace(bench, real=bench.extractor(others))
+            scores = {
+                f"{len(some):,} real samples beside {len(others):,} others": beside.scores(some),
+                f"{count:,} of Gaussian noise": bench.scores(noisy),
+            }
+    except UserError as error:  # the report is worth more than what stands beside its cells
+        warnings.warn(f"there is nothing to compare the figures with: {error}", stacklevel=2)
+        return []
     found = [{"label": label, "values": plain_scores(row)} for label, row in scores.items()]
     write_aside(path, json.dumps(found).encode())
     return found

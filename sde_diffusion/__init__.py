@@ -25,9 +25,11 @@ from sde_diffusion.latents import RoundTrip, decode, encode, interpolate, round_
 from sde_diffusion.likelihood import LogLikelihood, bits_per_dim, log_likelihood
 from sde_diffusion.losses import denoising_score_matching, hybrid_loss, variational_loss
 from sde_diffusion.noise import sample_generators
+from sde_diffusion.noise_sources import NOISES, BrownianNoise, GivenNoise, NoiseSource, WhiteNoise
 from sde_diffusion.ode import SOLVERS, integrate
 from sde_diffusion.oracles import EmpiricalDenoiser, GaussianMixture
-from sde_diffusion.samplers import SAMPLERS, Sample, ddim_inversion, sample
+from sde_diffusion.priors import PRIORS, GaussianPrior, Prior, ProcessPrior
+from sde_diffusion.samplers import SAMPLERS, Sample, ddim_inversion, edit, sample
 from sde_diffusion.sde import (
     EDM,
     PROCESSES,
@@ -46,7 +48,9 @@ __all__ = [
     "DEQUANTIZERS",
     "EDM",
     "GRIDS",
+    "NOISES",
     "PRECONDITIONERS",
+    "PRIORS",
     "PROCESSES",
     "SAMPLERS",
     "SDE",
@@ -55,6 +59,7 @@ __all__ = [
     "VESDE",
     "VPSDE",
     "Bound",
+    "BrownianNoise",
     "ClippedDenoiser",
     "ConditionedDenoiser",
     "CosineVPSDE",
@@ -65,12 +70,17 @@ __all__ = [
     "DiscreteVP",
     "EmpiricalDenoiser",
     "GaussianMixture",
+    "GaussianPrior",
+    "GivenNoise",
     "GuidedDenoiser",
     "Kernel",
     "LogLikelihood",
     "LogitNormal",
     "NetworkDenoiser",
     "NetworkSpec",
+    "NoiseSource",
+    "Prior",
+    "ProcessPrior",
     "RangeDenoiser",
     "RectifiedFlow",
     "RoundTrip",
@@ -79,11 +89,13 @@ __all__ = [
     "TimeGrid",
     "Uniform",
     "UserError",
+    "WhiteNoise",
     "bits_per_dim",
     "ddim_inversion",
     "decode",
     "denoising_score_matching",
     "discretized_gaussian",
+    "edit",
     "elbo",
     "encode",
     "eps",

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sde_diffusion.errors import UserError, choose
 from sde_diffusion.kernel import Kernel, match
@@ -261,14 +262,27 @@ class NetworkDenoiser:
         home = self.spec.process.kernel(t)
         # The two ratios agree inside the home's range; outside it the larger part of x is the one to preserve.
         ratio = torch.where(kernel.alpha > kernel.sigma, home.alpha / kernel.alpha, home.sigma / kernel.sigma)
-        x_home = match(ratio, x) * x
-        label = self._label(self.spec.process, t)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        x_home = match(ratio, wide) * wide
+        own = self._dtype or wide.dtype
+        out, fraction = VARIANCES[self.spec.variance](
+            self.net(self._input_scale(x_home, home).to(own), self._clock(t, x, own), **conditioning)
+        )
+        x0_hat = to_x0(self.spec.prediction, out.to(wide.dtype), x_home, home)
+        return x0_hat.to(x.dtype), fraction if fraction is None else fraction.to(x.dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype | None:
+        """The dtype of the network's parameters, None where it has none."""
+        return next((p.dtype for p in self.net.parameters() if p.is_floating_point()), None)
+
+    def _clock(self, t: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """c_noise [B], in float32 at least: 16 bits cannot tell a thousand levels apart."""
+        label, wide = self._label(self.spec.process, t), torch.promote_types(dtype, torch.float32)
         if label.ndim:
-            label = label.to(device=x.device, dtype=x.dtype, non_blocking=True)
-        else:  # filled in on the device, which waits for no copy
-            label = torch.full((len(x),), float(label), device=x.device, dtype=x.dtype)
-        out, fraction = VARIANCES[self.spec.variance](self.net(self._input_scale(x_home, home), label, **conditioning))
-        return to_x0(self.spec.prediction, out, x_home, home), fraction
+            return label.to(wide).to(device=x.device, non_blocking=True)
+        # Filled in on the device, which waits for no copy.
+        return torch.full((len(x),), float(label), device=x.device, dtype=wide)
 
     def _check_classes(self, labels: Tensor | None) -> None:
         """Raises UserError for classes that the network does not have; on a GPU, where looking would wait, nothing."""
@@ -315,6 +329,24 @@ class CountingDenoiser(_Wrapper):
     def moments(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> tuple[Tensor, Tensor | None]:
         self.nfe += 1
         return moments(self.denoiser, x, kernel, **conditioning)
+
+
+class CheckpointedDenoiser(_Wrapper):
+    """Computes each evaluation again in the backward pass, in place of keeping what it needs (Chen et al. 2016).
+
+    Memory then holds x and x0_hat of every step, and the inside of one evaluation at a time. The global random state
+    is left alone, so that a denoiser must not draw from it.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser = denoiser
+
+    def moments(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> tuple[Tensor, Tensor | None]:
+        def again(x: Tensor) -> tuple[Tensor, Tensor | None]:
+            return moments(self.denoiser, x, kernel, **conditioning)
+
+        found: tuple[Tensor, Tensor | None] = checkpoint(again, x, use_reentrant=False, preserve_rng_state=False)
+        return found
 
 
 @dataclass(frozen=True, eq=False)

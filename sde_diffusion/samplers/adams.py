@@ -40,7 +40,7 @@ from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.errors import UserError, choose
 from sde_diffusion.grids import Node, TimeGrid
 from sde_diffusion.kernel import Kernel, combine
-from sde_diffusion.noise import Generators, randn
+from sde_diffusion.noise_sources import NoiseSource
 from sde_diffusion.samplers.march import Coefficients, OnStep, Table, as_table, ignore_step
 from sde_diffusion.sde import SDE
 
@@ -199,7 +199,7 @@ def multistep(
     denoiser: Denoiser,
     x: Tensor,
     grid: TimeGrid,
-    generator: Generators,
+    noise: NoiseSource,
     on_step: OnStep | None,
     *,
     order: int,
@@ -234,6 +234,6 @@ def multistep(
             x = runge_kutta_step(denoiser, grid.sde, nodes[index], nodes[index + 1], x, x0_hat)
             continue
         earlier = list(islice(history, 1, orders[index]))
-        noise = [randn(x.shape, generator, like=x)] if method.eta else []
-        x = combine(row, x, x0_hat, *earlier, *noise)
+        drawn = [noise(index, nodes[index], nodes[index + 1], x)] if method.eta else []
+        x = combine(row, x, x0_hat, *earlier, *drawn)
     return x

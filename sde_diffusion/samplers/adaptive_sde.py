@@ -25,9 +25,9 @@ from torch import Tensor
 
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.errors import NotFinite, UserError
-from sde_diffusion.grids import TimeGrid
+from sde_diffusion.grids import Node, TimeGrid
 from sde_diffusion.kernel import combine, match
-from sde_diffusion.noise import Generators, fresh, randn
+from sde_diffusion.noise_sources import FRESH_NOISE, NoiseSource
 from sde_diffusion.samplers.march import OnStep
 from sde_diffusion.sde import SDE
 
@@ -53,7 +53,7 @@ def adaptive_sde(
     x: Tensor,
     grid: TimeGrid,
     *,
-    generator: Generators = None,
+    noise: NoiseSource = FRESH_NOISE,
     on_step: OnStep | None = None,
     rtol: float = 0.02,
     atol: float = 0.0078,
@@ -68,7 +68,6 @@ def adaptive_sde(
     """
     if not (rtol > 0 and atol > 0):
         raise UserError(f"rtol and atol must be positive, got {rtol} and {atol}")
-    generator = fresh(generator)
     start, end = float(grid.times[0]), float(grid.times[-1])
     t = torch.full((len(x),), start, dtype=torch.float64)
     proposal = torch.full_like(t, FIRST_STEP)
@@ -86,11 +85,12 @@ def adaptive_sde(
         size = torch.minimum(proposal, torch.where(bridged, known, t - end)).clamp_max(t - end)
         share = torch.where(bridged, size / known.clamp_min(1e-300), 0.0)
         spread = (size * (1.0 - share)).sqrt()
-        motion = combine((share, spread), rest, randn(x.shape, generator, like=x))
         t_next = torch.where(size >= t - end, end, t - size)
+        now, next = (Node(at, grid.sde.kernel(at)) for at in (t, t_next))
+        motion = combine((share, spread), rest, noise(nfe // 2 - 1, now, next, x))
         first, second = improved_step(denoiser, grid.sde, t, t_next, x, motion)
-        scale = torch.maximum(first.abs(), before.abs()).mul_(rtol).clamp_min_(atol)
-        error = ((first - second) / scale).flatten(1).square().mean(1).sqrt().double().cpu()
+        scale = torch.maximum(first.detach().abs(), before.detach().abs()).mul_(rtol).clamp_min_(atol)
+        error = ((first - second) / scale).detach().flatten(1).square().mean(1).sqrt().cpu().double()
         if bool(error.isnan().any()):
             raise NotFinite(f"the reverse SDE is not a number at t = {float(t.max()):.4g}: check the model's output")
         accept = error <= 1.0

@@ -34,7 +34,7 @@ from sde_diffusion.denoiser import CheckedDenoiser, Denoiser, moments
 from sde_diffusion.errors import UserError, choose
 from sde_diffusion.grids import Node, TimeGrid
 from sde_diffusion.kernel import Kernel, combine
-from sde_diffusion.noise import Generators, randn
+from sde_diffusion.noise_sources import FRESH_NOISE, NoiseSource
 from sde_diffusion.samplers.march import Coefficients, OnStep, as_table, ignore_step, march, table
 from sde_diffusion.sde import SDE
 
@@ -77,12 +77,12 @@ def ancestral(
     x: Tensor,
     grid: TimeGrid,
     *,
-    generator: Generators = None,
+    noise: NoiseSource = FRESH_NOISE,
     on_step: OnStep | None = None,
     variance: str = "beta",
 ) -> Tensor:
     """Ancestral sampling of any process; one evaluation a step, stochastic. variance: "beta" or "posterior"."""
-    return march(partial(ancestral_row, variance=variance), denoiser, x, grid, generator, on_step)
+    return march(partial(ancestral_row, variance=variance), denoiser, x, grid, noise, on_step)
 
 
 def ddpm(
@@ -90,7 +90,7 @@ def ddpm(
     x: Tensor,
     grid: TimeGrid,
     *,
-    generator: Generators = None,
+    noise: NoiseSource = FRESH_NOISE,
     on_step: OnStep | None = None,
     variance: str = "posterior",
 ) -> Tensor:
@@ -100,25 +100,25 @@ def ddpm(
     """
     choose("variance", variance, dict.fromkeys([*VARIANCES, "learned"]))
     if variance == "learned":
-        return _with_learned_variance(denoiser, x, grid, generator, on_step)
-    return march(partial(ancestral_row, variance=variance), denoiser, x, grid, generator, on_step)
+        return _with_learned_variance(denoiser, x, grid, noise, on_step)
+    return march(partial(ancestral_row, variance=variance), denoiser, x, grid, noise, on_step)
 
 
 def _with_learned_variance(
-    denoiser: Denoiser, x: Tensor, grid: TimeGrid, generator: Generators, on_step: OnStep | None
+    denoiser: Denoiser, x: Tensor, grid: TimeGrid, noise: NoiseSource, on_step: OnStep | None
 ) -> Tensor:
     """DDPM with the standard deviation s_posterior^(1 - fraction) s_beta^fraction of every element."""
     notify = on_step or ignore_step
     now, next = grid.levels[:-1], grid.levels[1:]
     means = as_table(ancestral_row(grid.sde, now, next)[:2])
     log_stds = as_table(tuple(0.5 * of(now.kernel, next.kernel).log() for of in VARIANCES.values()))
-    for index, (node, mean, (beta, posterior)) in enumerate(zip(grid.nodes, means, log_stds)):
+    for index, ((node, after), mean, (beta, posterior)) in enumerate(zip(grid.pairs(), means, log_stds)):
         x0_hat, fraction = moments(denoiser, x, node.kernel)
         if fraction is None:
             raise UserError("variance='learned' needs a network that learned it; choose 'posterior' or 'beta'")
         notify(index, node, x, x0_hat)
         std = torch.exp(posterior + (beta - posterior) * fraction)
-        x = combine(mean, x, x0_hat).addcmul_(std, randn(x.shape, generator, like=x))
+        x = combine(mean, x, x0_hat).addcmul_(std, noise(index, node, after, x))
     return x
 
 
@@ -127,14 +127,14 @@ def ddim(
     x: Tensor,
     grid: TimeGrid,
     *,
-    generator: Generators = None,
+    noise: NoiseSource = FRESH_NOISE,
     on_step: OnStep | None = None,
     eta: float = 0.0,
 ) -> Tensor:
     """DDIM; one evaluation a step, order 1 for eta = 0, where no noise is drawn; eta = 1 is DDPM. x: [B, *D]."""
     check_eta(eta)
     row = partial(ddim_row, eta=eta) if eta else ddim_flow_row
-    return march(row, denoiser, x, grid, generator, on_step)
+    return march(row, denoiser, x, grid, noise, on_step)
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from torch import Tensor
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.errors import UserError
 from sde_diffusion.grids import Node, TimeGrid
-from sde_diffusion.noise import Generators
+from sde_diffusion.noise_sources import FRESH_NOISE, NoiseSource
 from sde_diffusion.samplers.march import Coefficients, OnStep, march
 from sde_diffusion.sde import SDE
 
@@ -44,11 +44,11 @@ def euler_maruyama(
     x: Tensor,
     grid: TimeGrid,
     *,
-    generator: Generators = None,
+    noise: NoiseSource = FRESH_NOISE,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Euler-Maruyama on the reverse SDE; one evaluation a step, stochastic, weak order 1. x: [B, *D]."""
-    return march(euler_maruyama_row, denoiser, x, grid, generator, on_step)
+    return march(euler_maruyama_row, denoiser, x, grid, noise, on_step)
 
 
 def ito(
@@ -56,7 +56,7 @@ def ito(
     x: Tensor,
     grid: TimeGrid,
     *,
-    generator: Generators = None,
+    noise: NoiseSource = FRESH_NOISE,
     on_step: OnStep | None = None,
     stochasticity: float = 0.5,
 ) -> Tensor:
@@ -67,4 +67,4 @@ def ito(
     if not stochasticity >= 0:
         raise UserError(f"stochasticity must be 0 (the flow) or more, 1 being the reverse SDE, got {stochasticity}")
     row = partial(euler_maruyama_row, level=stochasticity) if stochasticity else euler_row
-    return march(row, denoiser, x, grid, generator, on_step)
+    return march(row, denoiser, x, grid, noise, on_step)

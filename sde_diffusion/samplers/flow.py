@@ -27,7 +27,7 @@ from sde_diffusion.errors import UserError
 from sde_diffusion.flow import transport
 from sde_diffusion.grids import Node, TimeGrid
 from sde_diffusion.kernel import combine
-from sde_diffusion.noise import Generators, randn
+from sde_diffusion.noise_sources import FRESH_NOISE, NoiseSource
 from sde_diffusion.samplers.euler_maruyama import euler_row
 from sde_diffusion.samplers.march import Coefficients, OnStep, as_table, ignore_step, march
 from sde_diffusion.sde import SDE
@@ -66,11 +66,11 @@ def euler(
     x: Tensor,
     grid: TimeGrid,
     *,
-    generator: Generators = None,
+    noise: NoiseSource = FRESH_NOISE,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Euler's method on the flow; one evaluation a step, deterministic, order 1. x: [B, *D]."""
-    return march(euler_row, denoiser, x, grid, generator, on_step)
+    return march(euler_row, denoiser, x, grid, noise, on_step)
 
 
 def heun(
@@ -78,7 +78,7 @@ def heun(
     x: Tensor,
     grid: TimeGrid,
     *,
-    generator: Generators = None,
+    noise: NoiseSource = FRESH_NOISE,
     on_step: OnStep | None = None,
     stages: int = 2,
     churn: float = 0.0,
@@ -111,7 +111,8 @@ def heun(
     for index, (ahead, full) in enumerate(zip(as_table(ahead_row), as_table(full_row))):
         if raise_table:
             scale, std = raise_table[index]
-            x = combine((scale, std), x, randn(x.shape, generator, like=x)) if std > 0 else scale * x
+            drawn = [noise(index, grid.nodes[index], targets[index], x)] if std > 0 else []
+            x = combine((scale, std)[: 1 + len(drawn)], x, *drawn)
         x0_hat = denoiser(x, nodes[index].kernel)
         notify(index, nodes[index], x, x0_hat)
         x_next = combine(ahead, x, x0_hat)
@@ -126,7 +127,7 @@ def ode(
     x: Tensor,
     grid: TimeGrid,
     *,
-    generator: Generators = None,
+    noise: NoiseSource = FRESH_NOISE,
     on_step: OnStep | None = None,
     method: str = "per_sample",
     rtol: float = 1e-5,

@@ -33,7 +33,7 @@ from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.errors import UserError, choose
 from sde_diffusion.grids import Node, TimeGrid
 from sde_diffusion.kernel import CLEAN, Kernel, combine
-from sde_diffusion.noise import Generators, fresh, randn
+from sde_diffusion.noise_sources import FRESH_NOISE, NoiseSource
 from sde_diffusion.samplers.ancestral import ancestral_row, ddim_flow_row
 from sde_diffusion.samplers.euler_maruyama import euler_maruyama_row
 from sde_diffusion.samplers.march import Coefficients, OnStep, Row, ignore_step, table
@@ -110,7 +110,7 @@ def pc(
     x: Tensor,
     grid: TimeGrid,
     *,
-    generator: Generators = None,
+    noise: NoiseSource = FRESH_NOISE,
     on_step: OnStep | None = None,
     predictor: str = "reverse_diffusion",
     corrector: str = "annealed",
@@ -130,7 +130,7 @@ def pc(
         raise UserError(
             f"corrector_steps must be at least 0 and snr_target positive, got {corrector_steps} and {snr_target}"
         )
-    generator, notify = fresh(generator), on_step or ignore_step
+    notify = on_step or ignore_step
     nodes, levels = grid.nodes, grid.levels.kernel
     transitions = [*levels[:-1].after(levels[1:]).unbind(), levels[-1].after(CLEAN)]
     for index, (now, transition) in enumerate(zip(nodes, transitions)):
@@ -139,9 +139,9 @@ def pc(
             x0_hat = denoiser(x, now.kernel)
             if repeat == 0 and not is_last:
                 notify(index, now, x, x0_hat)
-            noise = randn(x.shape, generator, like=x)
-            size = step_size(x, x0_hat, noise, now.kernel, transition, snr_target, measure)
-            x = langevin_step(x, x0_hat, noise, now.kernel, size)
+            drawn = noise(index, now, now, x)
+            size = step_size(x, x0_hat, drawn, now.kernel, transition, snr_target, measure)
+            x = langevin_step(x, x0_hat, drawn, now.kernel, size)
         if is_last:
             break
         terms = [x]
@@ -150,7 +150,7 @@ def pc(
             if corrector_steps == 0:
                 notify(index, now, *terms)
         if len(rows[index]) == 3:
-            terms.append(randn(x.shape, generator, like=x))
+            terms.append(noise(index, now, nodes[index + 1], x))
         x = combine(rows[index], *terms)
     return x
 
@@ -160,7 +160,7 @@ def annealed_langevin(
     x: Tensor,
     grid: TimeGrid,
     *,
-    generator: Generators = None,
+    noise: NoiseSource = FRESH_NOISE,
     on_step: OnStep | None = None,
     langevin_steps: int = 16,
     snr_target: float = 0.22,
@@ -175,7 +175,7 @@ def annealed_langevin(
         denoiser,
         x,
         grid,
-        generator=generator,
+        noise=noise,
         on_step=on_step,
         predictor="carry",
         corrector="annealed",

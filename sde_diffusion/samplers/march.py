@@ -20,7 +20,7 @@ from torch import Tensor
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.grids import Node, TimeGrid
 from sde_diffusion.kernel import combine
-from sde_diffusion.noise import Generators, randn
+from sde_diffusion.noise_sources import NoiseSource
 from sde_diffusion.sde import SDE
 
 OnStep = Callable[[int, Node, Tensor, Tensor], None]
@@ -51,13 +51,13 @@ def table(row: Row, grid: TimeGrid) -> Table:
 
 
 def march(
-    row: Row, denoiser: Denoiser, x: Tensor, grid: TimeGrid, generator: Generators, on_step: OnStep | None
+    row: Row, denoiser: Denoiser, x: Tensor, grid: TimeGrid, noise: NoiseSource, on_step: OnStep | None
 ) -> Tensor:
     """Every update of a sampler with one evaluation a step, [B, *D]."""
     notify = on_step or ignore_step
-    for index, (node, coefficients) in enumerate(zip(grid.nodes, table(row, grid))):
+    for index, ((node, after), coefficients) in enumerate(zip(grid.pairs(), table(row, grid))):
         x0_hat = denoiser(x, node.kernel)
         notify(index, node, x, x0_hat)
-        noise = [randn(x.shape, generator, like=x)] if len(coefficients) == 3 else []
-        x = combine(coefficients, x, x0_hat, *noise)
+        drawn = [noise(index, node, after, x)] if len(coefficients) == 3 else []
+        x = combine(coefficients, x, x0_hat, *drawn)
     return x

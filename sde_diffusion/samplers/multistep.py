@@ -19,7 +19,7 @@ from torch import Tensor, cat
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.errors import UserError, choose
 from sde_diffusion.grids import TimeGrid
-from sde_diffusion.noise import Generators
+from sde_diffusion.noise_sources import FRESH_NOISE, NoiseSource
 from sde_diffusion.samplers.adams import OUTPUTS, VARIABLES, Adams, Moments, check_orders, exact, multistep
 from sde_diffusion.samplers.march import OnStep
 
@@ -54,7 +54,7 @@ def dpmpp_2m(
     x: Tensor,
     grid: TimeGrid,
     *,
-    generator: Generators = None,
+    noise: NoiseSource = FRESH_NOISE,
     on_step: OnStep | None = None,
     order: int = 2,
     solver: str = "midpoint",
@@ -67,7 +67,7 @@ def dpmpp_2m(
     """
     check_orders("dpmpp_2m", order, 2, final_order)
     method = Adams(OUTPUTS["x0"], VARIABLES["logsnr"], choose("solver", solver, SOLVERS_2M))
-    return multistep(method, denoiser, x, grid, generator, on_step, order=order, final_order=final_order)
+    return multistep(method, denoiser, x, grid, noise, on_step, order=order, final_order=final_order)
 
 
 def dpmpp_3m(
@@ -75,7 +75,7 @@ def dpmpp_3m(
     x: Tensor,
     grid: TimeGrid,
     *,
-    generator: Generators = None,
+    noise: NoiseSource = FRESH_NOISE,
     on_step: OnStep | None = None,
     order: int = 3,
     solver: str = "exact",
@@ -89,7 +89,7 @@ def dpmpp_3m(
     """
     check_orders("dpmpp_3m", order, 3, final_order)
     method = Adams(OUTPUTS["x0"], VARIABLES["logsnr"], choose("solver", solver, SOLVERS_3M))
-    return multistep(method, denoiser, x, grid, generator, on_step, order=order, start=start, final_order=final_order)
+    return multistep(method, denoiser, x, grid, noise, on_step, order=order, start=start, final_order=final_order)
 
 
 def dpmpp_2m_sde(
@@ -97,7 +97,7 @@ def dpmpp_2m_sde(
     x: Tensor,
     grid: TimeGrid,
     *,
-    generator: Generators = None,
+    noise: NoiseSource = FRESH_NOISE,
     on_step: OnStep | None = None,
     order: int = 2,
     solver: str = "midpoint",
@@ -112,7 +112,7 @@ def dpmpp_2m_sde(
     if not eta >= 0:
         raise UserError(f"eta must be 0 (the flow) or more, 1 being the reverse SDE, got {eta}")
     method = Adams(OUTPUTS["x0"], VARIABLES["logsnr"], choose("solver", solver, SOLVERS_2M), eta)
-    return multistep(method, denoiser, x, grid, generator, on_step, order=order, final_order=final_order)
+    return multistep(method, denoiser, x, grid, noise, on_step, order=order, final_order=final_order)
 
 
 def unipc(
@@ -120,7 +120,7 @@ def unipc(
     x: Tensor,
     grid: TimeGrid,
     *,
-    generator: Generators = None,
+    noise: NoiseSource = FRESH_NOISE,
     on_step: OnStep | None = None,
     order: int = 2,
     b: str = "b2",
@@ -142,7 +142,7 @@ def unipc(
         denoiser,
         x,
         grid,
-        generator,
+        noise,
         on_step,
         order=order,
         start=start,
@@ -156,7 +156,7 @@ def deis(
     x: Tensor,
     grid: TimeGrid,
     *,
-    generator: Generators = None,
+    noise: NoiseSource = FRESH_NOISE,
     on_step: OnStep | None = None,
     order: int = 3,
     variable: str = "logsnr",
@@ -170,7 +170,7 @@ def deis(
     """
     check_orders("deis", order, 4, final_order)
     method = Adams(OUTPUTS["eps"], choose("variable", variable, VARIABLES))
-    return multistep(method, denoiser, x, grid, generator, on_step, order=order, start=start, final_order=final_order)
+    return multistep(method, denoiser, x, grid, noise, on_step, order=order, start=start, final_order=final_order)
 
 
 def lms(
@@ -178,7 +178,7 @@ def lms(
     x: Tensor,
     grid: TimeGrid,
     *,
-    generator: Generators = None,
+    noise: NoiseSource = FRESH_NOISE,
     on_step: OnStep | None = None,
     order: int = 4,
     start: str = "ramp",
@@ -191,4 +191,4 @@ def lms(
     """
     check_orders("lms", order, 4, final_order)
     method = Adams(OUTPUTS["eps"], VARIABLES["sigma"])
-    return multistep(method, denoiser, x, grid, generator, on_step, order=order, start=start, final_order=final_order)
+    return multistep(method, denoiser, x, grid, noise, on_step, order=order, start=start, final_order=final_order)

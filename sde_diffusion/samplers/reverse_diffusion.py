@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.grids import Node, TimeGrid
-from sde_diffusion.noise import Generators
+from sde_diffusion.noise_sources import FRESH_NOISE, NoiseSource
 from sde_diffusion.samplers.march import Coefficients, OnStep, march
 from sde_diffusion.sde import SDE
 
@@ -34,8 +34,8 @@ def reverse_diffusion(
     x: Tensor,
     grid: TimeGrid,
     *,
-    generator: Generators = None,
+    noise: NoiseSource = FRESH_NOISE,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """The reverse SDE in the forward process's own discretisation; one evaluation a step, stochastic. x: [B, *D]."""
-    return march(reverse_diffusion_row, denoiser, x, grid, generator, on_step)
+    return march(reverse_diffusion_row, denoiser, x, grid, noise, on_step)

@@ -17,7 +17,7 @@ from torch import Tensor
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.grids import Node, TimeGrid
 from sde_diffusion.kernel import Kernel, combine
-from sde_diffusion.noise import Generators, randn
+from sde_diffusion.noise_sources import FRESH_NOISE, NoiseSource
 from sde_diffusion.samplers.ancestral import check_eta, ddim_flow_row, ddim_row
 from sde_diffusion.samplers.march import OnStep, as_table, ignore_step
 from sde_diffusion.sde import SDE
@@ -35,7 +35,7 @@ def dpmpp_2s(
     x: Tensor,
     grid: TimeGrid,
     *,
-    generator: Generators = None,
+    noise: NoiseSource = FRESH_NOISE,
     on_step: OnStep | None = None,
     eta: float = 0.0,
 ) -> Tensor:
@@ -53,5 +53,5 @@ def dpmpp_2s(
         notify(index, node, x, x0_hat)
         x = combine(whole, x, denoiser(combine(half, x, x0_hat), between.kernel))
         if eta:
-            x.add_(randn(x.shape, generator, like=x), alpha=std)
+            x.add_(noise(index, node, grid.nodes[index + 1], x), alpha=std)
     return x

@@ -6,12 +6,10 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
@@ -203,12 +201,18 @@ class ReplayedNoise:
         return len(self.stored)
 
 
-def replay(monkeypatch: pytest.MonkeyPatch, stored: Tensor) -> ReplayedNoise:
-    """Let the samplers use stored noise."""
-    noise = ReplayedNoise(stored)
-    for module in ("march", "ancestral", "langevin", "flow", "singlestep", "adams"):
-        monkeypatch.setattr(import_module(f"sde_diffusion.samplers.{module}"), "randn", noise)
-    return noise
+class Replay:
+    """Stored normals [n, B, *D] as a sampler's source of noise, in their order of use; some may be left over."""
+
+    def __init__(self, stored: Tensor) -> None:
+        self.noise = ReplayedNoise(stored)
+
+    def __call__(self, step: int, now: Node, next: Node, like: Tensor) -> Tensor:
+        return self.noise(like.shape, None)
+
+    @property
+    def unused(self) -> int:
+        return self.noise.unused
 
 
 class Recording:

@@ -18,6 +18,7 @@ from torch import Tensor
 import sde_diffusion as sd
 from sde_diffusion.grids import Node
 from sde_diffusion.kernel import CLEAN, Kernel
+from sde_diffusion.noise_sources import FRESH_NOISE
 from sde_diffusion.prediction import to_x0
 from sde_diffusion.samplers.adams import OUTPUTS, VARIABLES, Adams, Moments, multistep
 from sde_diffusion.samplers.ancestral import ddim_flow_row
@@ -26,6 +27,7 @@ from tests.golden.reference import (
     DIMS,
     Arrays,
     Recording,
+    Replay,
     Trajectory,
     arrays,
     case_of,
@@ -33,7 +35,6 @@ from tests.golden.reference import (
     close,
     grid_of,
     mixture,
-    replay,
     singlestep,
     step,
 )
@@ -95,13 +96,14 @@ def test_model_output(dims: int, name: str) -> None:
 
 @both_dims
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("ddpm")])
-def test_ddpm(dims: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ddpm(dims: int, name: str) -> None:
     """fixed_small is the posterior variance, fixed_large beta, of the transitions between visited levels."""
     case, own, oracle = load(dims, name)
     variance = {"fixed_small": "posterior", "fixed_large": "beta"}[case["config"]["variance_type"]]
-    noise, visited = replay(monkeypatch, own["noise"]), Trajectory()
+    noise, visited = Replay(own["noise"]), Trajectory()
     out = sd.sample(
         model(case, oracle),
+        noise=noise,
         grid=sd.TimeGrid(PROCESS, PROCESS.times[own["timesteps"].long()]),
         sampler="ddpm",
         x=own["trajectory"][0],
@@ -118,16 +120,17 @@ def test_ddpm(dims: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @both_dims
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("ddim") and name not in EXPLICIT])
-def test_ddim(dims: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ddim(dims: int, name: str) -> None:
     """Every spacing is a grid of the visited levels; without set_alpha_to_one it ends at level 0."""
     case, own, oracle = load(dims, name)
     eta, to_clean = case["step_kwargs"]["eta"], case["config"].get("set_alpha_to_one", True)
     levels = own["timesteps"].long()
     levels = levels if to_clean else torch.cat([levels, torch.tensor([0])])
     visited = Trajectory()
-    noise = replay(monkeypatch, own["noise"]) if eta else None
+    noise = Replay(own["noise"] if eta else own["trajectory"][:0])
     out = sd.sample(
         model(case, oracle),
+        noise=noise,
         grid=sd.TimeGrid(PROCESS, PROCESS.times[levels]),
         sampler="ddim",
         x=own["trajectory"][0],
@@ -135,7 +138,7 @@ def test_ddim(dims: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         on_step=visited,
         eta=eta,
     )
-    assert out.nfe == case["steps"] and (noise is None or noise.unused == 1)
+    assert out.nfe == case["steps"] and noise.unused == (1 if eta else 0)
     close(visited.stacked(out.x), own["trajectory"])
 
 
@@ -248,13 +251,13 @@ SOLVERS: list[tuple[str, str, dict[str, Any]]] = [
 
 @both_dims
 @pytest.mark.parametrize(("name", "sampler", "options"), SOLVERS)
-def test_solver(dims: int, name: str, sampler: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_solver(dims: int, name: str, sampler: str, options: dict[str, Any]) -> None:
     """Every evaluation's input. With a corrector that is the state before its correction."""
     case, own, oracle = load(dims, name)
     (grid, finish), denoiser = solver_grid(own), Recording(oracle.denoiser())
-    noise = replay(monkeypatch, own["noise"]) if case["n_noise"] else None
-    out = sd.sample(denoiser, grid=grid, sampler=sampler, x=own["trajectory"][0], finish=finish, **options)
-    assert out.nfe == case["steps"] and (noise is None or noise.unused == 1)
+    noise = Replay(own["noise"] if case["n_noise"] else own["trajectory"][:0])
+    out = sd.sample(denoiser, grid=grid, sampler=sampler, x=own["trajectory"][0], finish=finish, noise=noise, **options)
+    assert out.nfe == case["steps"] and noise.unused == min(case["n_noise"], 1)
     close(torch.stack([*denoiser.inputs, out.x]), own["trajectory"])
 
 
@@ -265,7 +268,7 @@ def test_noise_prediction(dims: int, name: str, moments: Moments) -> None:
     case, own, oracle = load(dims, name)
     (grid, _), denoiser = solver_grid(own), Recording(oracle.denoiser())
     method, order = Adams(OUTPUTS["eps"], VARIABLES["logsnr"], moments), case["config"]["solver_order"]
-    x = multistep(method, denoiser, own["trajectory"][0], grid, None, None, order=order, final_order=1)
+    x = multistep(method, denoiser, own["trajectory"][0], grid, FRESH_NOISE, None, order=order, final_order=1)
     close(torch.stack([*denoiser.inputs, x]), own["trajectory"])
 
 
@@ -296,16 +299,14 @@ SIGMA_SPACE: list[tuple[str, str, dict[str, Any]]] = [
 
 @both_dims
 @pytest.mark.parametrize(("name", "sampler", "options"), SIGMA_SPACE)
-def test_sigma_space(
-    dims: int, name: str, sampler: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sigma_space(dims: int, name: str, sampler: str, options: dict[str, Any]) -> None:
     case, own, oracle = load(dims, name)
     process = sd.EDM(sigma_max=float(own["sigmas"][0]))
     sigmas = own["sigmas"].unique().flip(0)  # both stages of Heun have theirs
     grid, denoiser = grid_of(process, sigmas[:-1]), Recording(oracle.denoiser())
-    noise = replay(monkeypatch, own["noise"]) if case["n_noise"] else None
-    out = sd.sample(denoiser, grid=grid, sampler=sampler, x=own["trajectory"][0], **options)
-    assert out.nfe == len(own["timesteps"]) and (noise is None or noise.unused == 1)
+    noise = Replay(own["noise"] if case["n_noise"] else own["trajectory"][:0])
+    out = sd.sample(denoiser, grid=grid, sampler=sampler, x=own["trajectory"][0], noise=noise, **options)
+    assert out.nfe == len(own["timesteps"]) and noise.unused == min(case["n_noise"], 1)
     close(torch.stack([*denoiser.inputs, out.x]), own["trajectory"])
 
 
@@ -314,14 +315,13 @@ def test_sigma_space(
     ("name", "options"),
     [*((name, {}) for name in EULER), ("euler_ancestral_linspace", {"eta": 1.0})],
 )
-def test_same_samplers_in_vp(dims: int, name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_same_samplers_in_vp(dims: int, name: str, options: dict[str, Any]) -> None:
     """DDIM takes the same steps on alpha x, in the model's own process."""
     case, own, oracle = load(dims, name)
     (grid, _), denoiser = solver_grid(own), Recording(oracle.denoiser())
     alpha = grid.levels.kernel.alpha.reshape(-1, 1, 1, 1, 1)
-    if case["n_noise"]:
-        replay(monkeypatch, own["noise"])
-    out = sd.sample(denoiser, grid=grid, sampler="ddim", x=alpha[0] * own["trajectory"][0], **options)
+    noise = Replay(own["noise"] if case["n_noise"] else own["trajectory"][:0])
+    out = sd.sample(denoiser, grid=grid, sampler="ddim", x=alpha[0] * own["trajectory"][0], noise=noise, **options)
     close(torch.stack(denoiser.inputs) / alpha, own["trajectory"][:-1])
     close(out.x, own["trajectory"][-1])
 

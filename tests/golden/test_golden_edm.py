@@ -21,13 +21,13 @@ from tests.golden.reference import (
     DIMS,
     Arrays,
     Recording,
+    Replay,
     arrays,
     case_of,
     cases,
     close,
     grid_of,
     mixture,
-    replay,
     step,
 )
 
@@ -50,7 +50,7 @@ def check_evaluations(recorded: Recording, own: Arrays) -> None:
 
 @both_dims
 @pytest.mark.parametrize("name", NAMES)
-def test_sampler(dims: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampler(dims: int, name: str) -> None:
     """Its noise for a churned step is that of the step's number."""
     case, own, denoiser = load(dims, name)
     process = sd.EDM(case.get("sigma_min", 0.002), case.get("sigma_max", 80.0))
@@ -62,9 +62,9 @@ def test_sampler(dims: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         sigma = grid.levels.kernel.sigma
         churned = (sigma >= case["S_min"]) & (sigma <= case["S_max"])
         assert bool(churned.any()) and not bool(churned[-1])
-        noise = replay(monkeypatch, own["noise"][churned])
+        options["noise"] = Replay(own["noise"][churned])
     out = sd.sample(denoiser, grid=grid, sampler="heun", x=own["z"] * process.sigma_max, **options)
-    assert out.nfe == case["nfe"] and (not options or noise.unused == 0)
+    assert out.nfe == case["nfe"] and (not options or options["noise"].unused == 0)
     check_evaluations(denoiser, own)
     close(out.x, own["x"])
 

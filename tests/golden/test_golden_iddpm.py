@@ -24,6 +24,7 @@ from sde_diffusion.samplers.ancestral import VARIANCES, ancestral_row, ddim_flow
 from tests.golden.reference import (
     DIMS,
     Arrays,
+    Replay,
     ReplayedNoise,
     Trajectory,
     arrays,
@@ -32,7 +33,6 @@ from tests.golden.reference import (
     close,
     mixture,
     one_below,
-    replay,
     step,
     under,
 )
@@ -104,23 +104,23 @@ def test_mean(dims: int, name: str) -> None:
         close(step(partial(ancestral_row, variance=variance), process, now, next, own["xt"], x0_hat), own["p_mean"])
 
 
-def drawn(process: sd.DiscreteVP, denoiser: sd.Denoiser, level: int, x: Tensor, variance: str) -> Tensor:
+def drawn(process: sd.DiscreteVP, denoiser: sd.Denoiser, level: int, x: Tensor, variance: str, noise: Replay) -> Tensor:
     """One step of our sampler between two levels, or its last step, from level 0 to x0_hat."""
     levels = process.times[torch.tensor([level, level - 1] if level else [0])]
     grid, finish = TimeGrid(process, levels), "none" if level else "denoise"
-    return sd.sample(denoiser, grid=grid, sampler="ddpm", x=x, finish=finish, variance=variance).x
+    return sd.sample(denoiser, grid=grid, sampler="ddpm", x=x, finish=finish, variance=variance, noise=noise).x
 
 
 @both_dims
 @every_step
-def test_ddpm_step(dims: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ddpm_step(dims: int, name: str) -> None:
     """A draw, and the variance from one with unit noise."""
     case, own, process, denoiser = load(dims, "diffusion", name)
     for i, level in enumerate(own["t"].tolist()):
         one = slice(i, i + 1)
         x, noise = own["xt"][one], own["p_sample_noise"][one]
-        replayed = replay(monkeypatch, torch.stack([noise, torch.ones_like(x)]))
-        sample = partial(drawn, process, denoiser, level, x, OURS[case["model_var_type"]])
+        replayed = Replay(torch.stack([noise, torch.ones_like(x)]))
+        sample = partial(drawn, process, denoiser, level, x, OURS[case["model_var_type"]], replayed)
         close(sample(), own["p_sample"][one])
         if level:
             variance = (sample() - own["p_mean"][one]) ** 2
@@ -241,17 +241,17 @@ SAMPLERS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
 @both_dims
 @pytest.mark.parametrize("name", LOOPS)
 @pytest.mark.parametrize("loop", SAMPLERS)
-def test_loop(dims: int, name: str, loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loop(dims: int, name: str, loop: str) -> None:
     """Respacing is a grid of the retained levels; the source draws at step 0 too, and leaves it out."""
     case, own, process, denoiser = load(dims, "loops", name)
     sampler, noises, options = SAMPLERS[loop]
     if sampler == "ddpm":
         options = {"variance": OURS[case["model_var_type"]]}
-    noise = replay(monkeypatch, own[noises]) if noises else None
+    noise = Replay(own[noises] if noises else own["x_T"][:0])
     grid = TimeGrid(process, process.times[own["model_t"].long()])
     visited = Trajectory()
-    out = sd.sample(denoiser, grid=grid, sampler=sampler, x=own["x_T"], on_step=visited, **options)
-    assert out.nfe == case["num_timesteps"] and (noise is None or noise.unused == 1)
+    out = sd.sample(denoiser, grid=grid, sampler=sampler, x=own["x_T"], on_step=visited, noise=noise, **options)
+    assert out.nfe == case["num_timesteps"] and noise.unused == (1 if noises else 0)
     close(visited.stacked(out.x), torch.cat([own["x_T"][None], own[loop]]))
 
 

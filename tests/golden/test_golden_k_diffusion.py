@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
+from sde_diffusion.noise_sources import FRESH_NOISE
 from sde_diffusion.samplers.adams import OUTPUTS, VARIABLES, Adams, multistep
 from tests.golden.reference import (
     DIMS,
     Arrays,
+    Replay,
     Trajectory,
     arrays,
     cases,
@@ -26,7 +28,6 @@ from tests.golden.reference import (
     exact_then_published,
     grid_of,
     mixture,
-    replay,
     under,
 )
 
@@ -88,9 +89,7 @@ def test_deterministic(dims: int, spacing: str, name: str, sampler: str, options
 @both_dims
 @both_grids
 @pytest.mark.parametrize(("name", "sampler", "options"), STOCHASTIC)
-def test_stochastic(
-    dims: int, spacing: str, name: str, sampler: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stochastic(dims: int, spacing: str, name: str, sampler: str, options: dict[str, Any]) -> None:
     """Its noise for a churned step is that of the step's number; on_step sees the state after it is added."""
     own, grid, denoiser = load(dims, name, spacing)
     sigma, stored = grid.levels.kernel.sigma, own["noise"]
@@ -98,8 +97,8 @@ def test_stochastic(
         assert len(stored) == STEPS
         stored = stored[(sigma >= options["churn_min"]) & (sigma <= options["churn_max"])]
         assert 0 < len(stored) < STEPS and sigma[-1] < options["churn_min"]  # its last step is not churned either
-    noise = replay(monkeypatch, stored)
-    close(run(own, grid, denoiser, sampler, options), own["trajectory"])
+    noise = Replay(stored)
+    close(run(own, grid, denoiser, sampler, {**options, "noise": noise}), own["trajectory"])
     assert noise.unused == 0
 
 
@@ -109,7 +108,7 @@ def test_dpmpp_3m(dims: int, spacing: str) -> None:
     own, grid, denoiser = load(dims, "dpmpp_3m_sde_eta0", spacing)
     method, visited = Adams(OUTPUTS["x0"], VARIABLES["logsnr"], exact_then_published), Trajectory()
     start = own["z"] * grid.levels.kernel.sigma[0]
-    last = multistep(method, denoiser, start, grid, None, visited, order=3)
+    last = multistep(method, denoiser, start, grid, FRESH_NOISE, visited, order=3)
     close(torch.stack([*visited.x, last, denoiser(last, grid.nodes[-1].kernel)]), own["trajectory"])
 
 

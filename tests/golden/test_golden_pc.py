@@ -22,13 +22,13 @@ from sde_diffusion.kernel import Kernel
 from tests.golden.reference import (
     DIMS,
     Arrays,
+    Replay,
     SongProcess,
     Trajectory,
     arrays,
     cases,
     close,
     mixture,
-    replay,
     x0_from_score,
 )
 from tests.golden.test_golden_steps import corrector_step
@@ -113,12 +113,12 @@ class ScoreAtSongTimes:
 
 @both_dims
 @pytest.mark.parametrize("name", ["case0", "case4", "case9"])
-def test_pc(dims: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pc(dims: int, name: str) -> None:
     """Langevin with the batch's norms; the last predictor step, to clean data, is taken by hand."""
     case, vectors = load(dims, name)
     process = SongProcess.of(case)
     denoiser = ScoreAtSongTimes(mixture(vectors, dims).denoiser(), process, song_times(case))
-    noise = replay(monkeypatch, vectors[f"{name}_z"])
+    noise = Replay(vectors[f"{name}_z"])
     out = sd.sample(
         denoiser,
         grid=all_levels(process),
@@ -130,6 +130,7 @@ def test_pc(dims: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         corrector_steps=case["n_steps"],
         snr_target=case["snr"],
         norm="batch",
+        noise=noise,
     )
     last = 0 if case["predictor"] == "none" else 1
     assert noise.unused == last and out.nfe == case["true_model_calls"] - last
@@ -141,15 +142,15 @@ def test_pc(dims: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @both_dims
-def test_ancestral(dims: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ancestral(dims: int) -> None:
     """Ancestral sampling's mean on the last step, to clean data, is x0_hat: finish="denoise"."""
     name = "case5"
     case, vectors = load(dims, name)
     process = SongProcess.of(case)
     denoiser = ScoreAtSongTimes(mixture(vectors, dims).denoiser(), process, song_times(case))
-    noise = replay(monkeypatch, vectors[f"{name}_z"])
+    noise = Replay(vectors[f"{name}_z"])
     x = start(process, vectors, name)
-    out = sd.sample(denoiser, grid=all_levels(process), sampler="ancestral", x=x, variance="beta")
+    out = sd.sample(denoiser, grid=all_levels(process), sampler="ancestral", x=x, variance="beta", noise=noise)
     assert noise.unused == 1 and out.nfe == case["true_model_calls"]
     close(torch.stack(denoiser.inputs), vectors[f"{name}_model_inputs"])
     close(out.x, vectors[f"{name}_x"])
@@ -157,11 +158,11 @@ def test_ancestral(dims: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @both_dims
 @pytest.mark.parametrize(("name", "variance"), [("discrete0", "beta"), ("discrete1", "posterior")])
-def test_discrete_model(dims: int, name: str, variance: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_discrete_model(dims: int, name: str, variance: str) -> None:
     """With discrete labels the scores are those of the levels themselves: nothing is left to adapt."""
     case, vectors = load(dims, name)
     process = SongProcess.of(case)
-    visited, noise = Trajectory(), replay(monkeypatch, vectors[f"{name}_z"])
+    visited, noise = Trajectory(), Replay(vectors[f"{name}_z"])
     out = sd.sample(
         mixture(vectors, dims).denoiser(),
         grid=all_levels(process),
@@ -169,6 +170,7 @@ def test_discrete_model(dims: int, name: str, variance: str, monkeypatch: pytest
         x=start(process, vectors, name),
         on_step=visited,
         variance=variance,
+        noise=noise,
     )
     assert noise.unused == 1 and out.nfe == case["N"]
     close(torch.stack(visited.x), vectors[f"{name}_model_inputs"])

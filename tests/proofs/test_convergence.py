@@ -28,7 +28,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from itertools import pairwise
 
 import pytest
@@ -36,6 +35,7 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
+from sde_diffusion.grids import Node
 from tests.proofs.cases import MIXTURES, PROCESSES, ROWS, generator, quick_denoiser, run, slope
 
 STEPS = (200, 400, 800)
@@ -157,20 +157,14 @@ class Impulses:
     def __init__(self) -> None:
         self.draws = 0
 
-    def __call__(self, shape: torch.Size, generator: object, *, like: Tensor) -> Tensor:
+    def __call__(self, step: int, now: Node, next: Node, like: Tensor) -> Tensor:
         self.draws += 1
         noise = torch.zeros_like(like)
         noise[self.draws] = 1.0
         return noise
 
 
-MODULES = ("march", "langevin", "flow", "singlestep", "adams")
-"""The modules of samplers that draw noise."""
-
-
-def law_of(
-    row: str, process: str, steps: int, gaussian: sd.GaussianMixture, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Tensor, Tensor]:
+def law_of(row: str, process: str, steps: int, gaussian: sd.GaussianMixture) -> tuple[Tensor, Tensor]:
     """Mean and variance [d] of a sampler's result, started from the exact marginal of a single Gaussian."""
     grid = grid_of(process, steps + 1)
     draws = 2 * steps + 3
@@ -179,9 +173,8 @@ def law_of(
     std = (start.alpha**2 * gaussian.stds**2 + start.variance).sqrt()
     # Row 0 has no noise at all; the last row starts one standard deviation off.
     x = torch.cat([mean.expand(draws, -1), mean + std])
-    for module in MODULES:
-        monkeypatch.setattr(import_module(f"sde_diffusion.samplers.{module}"), "randn", impulses)
-    out = run(row, quick_denoiser(gaussian), grid=grid, x=x, finish="none", **ROWS[row].shrinking(steps)).x
+    options = {**ROWS[row].shrinking(steps), "noise": impulses}
+    out = run(row, quick_denoiser(gaussian), grid=grid, x=x, finish="none", **options).x
     assert 0 < impulses.draws < draws
     return out[0], (out[1:] - out[0]).square().sum(0)
 
@@ -192,13 +185,13 @@ GAUSSIANS = {dims: sd.GaussianMixture(mixture.means[:1], mixture.stds[:1], [1.0]
 @pytest.mark.parametrize("process", GRIDS)
 @pytest.mark.parametrize("dims", MIXTURES)
 @pytest.mark.parametrize("row", STOCHASTIC)
-def test_weak_order_on_a_gaussian(row: str, dims: int, process: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weak_order_on_a_gaussian(row: str, dims: int, process: str) -> None:
     gaussian, sizes = GAUSSIANS[dims], (50, 100, 200, 400)
     last = grid_of(process, 2).nodes[-1].kernel
     truth = last.alpha * gaussian.means[0], last.alpha**2 * gaussian.stds[0] ** 2 + last.variance
     found = []
     for steps in sizes:
-        mean, variance = law_of(row, process, steps, gaussian, monkeypatch)
+        mean, variance = law_of(row, process, steps, gaussian)
         found.append((float((mean - truth[0]).norm()), float((variance - truth[1]).norm())))
     for errors in zip(*found, strict=True):
         # An error at rounding level (a method that is exact for a Gaussian's mean) has no order to measure.
@@ -216,10 +209,10 @@ class Paths:
     """
 
     def __init__(self, noise: Tensor) -> None:
-        self.noise = iter(noise)
+        self.noise = list(noise)
 
-    def __call__(self, shape: torch.Size, generator: object, *, like: Tensor) -> Tensor:
-        return next(self.noise)
+    def __call__(self, step: int, now: Node, next: Node, like: Tensor) -> Tensor:
+        return self.noise.pop(0)
 
 
 WEAK_SIZES = (80, 160, 320)
@@ -241,7 +234,7 @@ def shared_noise(count: int, dims: int, draws: int) -> dict[int, Tensor]:
 @pytest.mark.parametrize("process", GRIDS)
 @pytest.mark.parametrize("dims", MIXTURES)
 @pytest.mark.parametrize("row", STOCHASTIC)
-def test_weak_order_on_a_mixture(row: str, dims: int, process: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weak_order_on_a_mixture(row: str, dims: int, process: str) -> None:
     """The moments of n and 2n steps differ by e (1 - 2^-p), those of 2n and 4n by 2^-p of it; p >= 0.8.
 
     What the two halves of the samples disagree about is left to the draws. That the limit is the truth is the moment
@@ -254,9 +247,7 @@ def test_weak_order_on_a_mixture(row: str, dims: int, process: str, monkeypatch:
     moments = []
     for steps in WEAK_SIZES:
         grid, paths = grid_of(process, steps + 1), Paths(noise[steps])
-        for module in MODULES:
-            monkeypatch.setattr(import_module(f"sde_diffusion.samplers.{module}"), "randn", paths)
-        x, options = grid.nodes[0].kernel.perturb(x0, first), ROWS[row].shrinking(steps)
+        x, options = grid.nodes[0].kernel.perturb(x0, first), {**ROWS[row].shrinking(steps), "noise": paths}
         out = run(row, quick_denoiser(mixture), grid=grid, x=x, finish="none", **options).x
         halves = [torch.cat([half.mean(0), half.T.cov().flatten()]) for half in out.chunk(2)]
         moments.append(torch.stack(halves))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -19,6 +18,7 @@ from torch import Tensor
 import sde_diffusion as sd
 from sde_diffusion.grids import Node
 from sde_diffusion.noise import randn
+from sde_diffusion.noise_sources import NoiseSource, WhiteNoise
 from tests.proofs.cases import MIXTURES, PROCESSES, ROWS, Denoise, generator, quick_denoiser, run
 from tests.proofs.test_moments import deviation
 
@@ -144,15 +144,10 @@ def test_one_dimension(row: str, process: str) -> None:
 # --- float32 ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All noise is drawn in float64 and cast."""
-
-    def cast(shape: tuple[int, ...], generator: torch.Generator, *, like: Tensor) -> Tensor:
-        return randn(shape, generator, dtype=torch.float64).to(like)
-
-    for module in ("march", "langevin", "flow", "singlestep", "adams", "ancestral", "adaptive_sde"):
-        monkeypatch.setattr(import_module(f"sde_diffusion.samplers.{module}"), "randn", cast)
+def same_noise(seed: int) -> NoiseSource:
+    """White noise that is drawn in float64 for every dtype."""
+    own = generator(seed)
+    return lambda step, now, next, like: randn(like.shape, own, dtype=torch.float64).to(like)
 
 
 def both_precisions(row: str, process: str, grid: sd.TimeGrid) -> tuple[sd.Sample, sd.Sample]:
@@ -160,13 +155,12 @@ def both_precisions(row: str, process: str, grid: sd.TimeGrid) -> tuple[sd.Sampl
     x = PROCESSES[process].prior_sample((16, 12), generator=generator(1), dtype=torch.float64)
     denoiser = MIXTURES[12].denoiser()
     double, single = (
-        run(row, denoiser, grid=grid, x=x.to(dtype), generator=generator(2)) for dtype in (torch.float64, torch.float32)
+        run(row, denoiser, grid=grid, x=x.to(dtype), noise=same_noise(2)) for dtype in (torch.float64, torch.float32)
     )
     assert double.x.dtype == torch.float64 and single.x.dtype == torch.float32
     return double, single
 
 
-@pytest.mark.usefixtures("same_noise")
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("row", [row for row in FIXED if row != "pc langevin"])
 def test_float32_is_within_1e4_of_float64(row: str, process: str) -> None:
@@ -176,7 +170,6 @@ def test_float32_is_within_1e4_of_float64(row: str, process: str) -> None:
     torch.testing.assert_close(single.x.double(), double.x, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.usefixtures("same_noise")
 @pytest.mark.parametrize("process", PROCESSES)
 def test_float32_of_the_langevin_corrector(process: str) -> None:
     """The same down to sigma/alpha = 0.05, where float32 can still tell the score of smooth data.
@@ -453,7 +446,7 @@ def test_no_step_waits_for_the_values_of_a_tensor(row: str) -> None:
 
     for norm in ["sample", "batch"] if row == "pc langevin" else [None]:
         named = options if norm is None else {**options, "norm": norm}
-        out = sampler(denoiser, x, grid_of("VPSDE", 6), generator=generator(0), **named)
+        out = sampler(denoiser, x, grid_of("VPSDE", 6), noise=WhiteNoise(generator(0)), **named)
         assert out.device.type == "meta" and out.shape == x.shape
     assert set(seen) == {"meta"}
 

@@ -74,9 +74,7 @@ class GivenNoise:
 
     def __call__(self, step: int, now: Node, next: Node, like: Tensor) -> Tensor:
         if self.used == len(self.tensors):
-            raise UserError(
-                f"the sampler draws noise more often than the {self.used} times that noise= has tensors for"
-            )
+            raise UserError(f"the sampler draws noise more often than {self.used} times, the tensors that noise= has")
         given = self.tensors[self.used]
         if given.shape != like.shape:
             raise UserError(
@@ -233,13 +231,13 @@ Noise = str | NoiseSource | Tensor | Sequence[Tensor]
 
 def noise_source(noise: Noise, generator: Generators) -> NoiseSource:
     """The source that `noise=` describes. Raises UserError for an unknown name, and for what is no source."""
+    if callable(noise):
+        return noise
     if isinstance(noise, str):
         return choose("noise", noise, NOISES)(generator)
-    if isinstance(noise, (Tensor, Sequence)):
+    if isinstance(noise, (Tensor, list, tuple)):
         return GivenNoise(noise)
-    if not callable(noise):
-        raise UserError(
-            f"noise= takes {', '.join(map(repr, NOISES))}, a function (step, now, next, like) -> normals, or tensors; "
-            f"got a {type(noise).__name__}"
-        )
-    return noise
+    raise UserError(
+        f"noise= takes {', '.join(map(repr, NOISES))}, a function (step, now, next, like) -> normals, or tensors; "
+        f"got a {type(noise).__name__}"
+    )

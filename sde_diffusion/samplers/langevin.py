@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from sde_diffusion.denoiser import Denoiser
@@ -80,7 +81,9 @@ CORRECTORS: dict[str, Callable[[Tensor, Tensor, Tensor, Kernel, Kernel, float, N
 def langevin_step(x: Tensor, x0_hat: Tensor, noise: Tensor, kernel: Kernel, size: Tensor) -> Tensor:
     """x + e score + sqrt(2 e) noise, [B, *D]."""
     pull = size / kernel.variance
-    return combine((1.0 - pull, pull * kernel.alpha, (2.0 * size).sqrt()), x, x0_hat, noise)
+    # A step of no size, such as one where alpha = 0, has a root without a derivative.
+    root = (2.0 * size).clamp_min(torch.finfo(size.dtype).tiny).sqrt()
+    return combine((1.0 - pull, pull * kernel.alpha, root), x, x0_hat, noise)
 
 
 def _stay(sde: SDE, now: Node, next: Node) -> Coefficients:

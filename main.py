@@ -3,6 +3,7 @@
     python main.py --config vpsde_digits                          train or resume, then sample, evaluate and compare
     python main.py --config vpsde_digits --mode sample --sampler pc --steps 1000 --num_samples 64 --seed 0
     python main.py --config vpsde_digits --mode sample --sampler dpmpp_2m --sampler.order 2 --grid karras --grid.rho 7
+    python main.py --config vpsde_digits --mode edit --input PICTURE --strength 0.5
     python main.py --config vpsde_digits --mode compare --samplers ddpm,ddim,pc,ode --steps 10,20,50,100
     python main.py --config oracle_gmm                            the same where the truth is known, without a network
     python main.py --config vpsde_digits --mode likelihood        bits/dim by the flow and by the bound
@@ -39,7 +40,8 @@ from sde_diffusion.guard import Preempted
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 MODE_NAMES = (
-    *("all", "train", "sample", "compare", "likelihood", "latents", "evaluate", "ema", "import", "export", "samplers"),
+    *("all", "train", "sample", "edit", "compare", "likelihood"),
+    *("latents", "evaluate", "ema", "import", "export", "samplers"),
 )
 NAMED_OPTIONS = {
     "sampler": "option",
@@ -59,7 +61,7 @@ flags.DEFINE_string(
     "mode",
     "all",
     f"What to do: {', '.join(MODE_NAMES)}. 'all' trains, samples, evaluates and compares; 'compare' puts samplers in "
-    "one report; 'samplers' lists samplers and grids; "
+    "one report; 'samplers' lists samplers and grids; 'edit' gives pictures noise and takes them back; "
     "'ema' makes averages of the weights of any length from the snapshots of a training; "
     "'import' takes a checkpoint of another code base, 'export' writes a folder of diffusers.",
 )
@@ -77,6 +79,8 @@ flags.DEFINE_string(
 flags.DEFINE_list("metrics", None, "compare: metrics with commas between them (compare.metrics).")
 flags.DEFINE_integer("num_samples", None, "How many samples to draw (sampling.num_samples).")
 flags.DEFINE_integer("seed", None, "The seed of training, samples and likelihoods (seed).")
+flags.DEFINE_string("input", None, "edit: a picture, a folder of them, or an .npz of images or samples (edit.input).")
+flags.DEFINE_float("strength", None, "edit: the share of the grid's steps that are taken, in (0, 1] (edit.strength).")
 flags.DEFINE_string("device", None, "cpu, cuda, ... (device).")
 flags.DEFINE_multi_string("option", [], "A sampler's option NAME=VALUE, also --sampler.NAME VALUE; may be repeated.")
 flags.DEFINE_string("grid", None, "The grid of noise levels (sampling.grid).")
@@ -165,6 +169,7 @@ def choose_named(section: ConfigDict, key: str, name: str | None, options: str, 
 def apply_flags(config: ConfigDict) -> None:
     """Write the short flags into the configuration."""
     from sde_diffusion import build
+    from sde_diffusion.grids import fixed_steps
 
     sampling = config.sampling
     with config.unlocked():
@@ -172,6 +177,9 @@ def apply_flags(config: ConfigDict) -> None:
         choose_named(sampling, "grid", FLAGS.grid, "grid_options", FLAGS.grid_option)
         sampling.options = ConfigDict(build.sampler_options(config))
         sampling.grid_options = ConfigDict(build.grid_options(config, sampling.sampler))
+        if FLAGS.steps is None:  # given sigmas, or a respacing, are as many steps as they are
+            kind = build.grid_kind(config, sampling.sampler)
+            sampling.steps = fixed_steps(kind, sampling.grid_options.to_dict()) or sampling.steps
         given = dict(map(build.option, FLAGS.network_option))
         config.model.options = ConfigDict({**config.model.options.to_dict(), **given})
         config.model.options = ConfigDict(build.model_options(config))
@@ -179,6 +187,7 @@ def apply_flags(config: ConfigDict) -> None:
         if FLAGS[flag].value is not None:
             config.importing[key] = FLAGS[flag].value
     apply_lists(config)
+    apply_edit(config)
     if FLAGS.num_samples is not None:
         sampling.num_samples = FLAGS.num_samples
     if FLAGS.seed is not None:
@@ -193,6 +202,16 @@ def apply_flags(config: ConfigDict) -> None:
         options = ",".join(f"{name}={value}" for name, value in sampling.options.items())
         sampling.gallery = (f"{sampling.sampler}:{sampling.steps}" + (f":{options}" if options else ""),)
         config.compare.samplers = ()  # one sampler is what is asked for
+
+
+def apply_edit(config: ConfigDict) -> None:
+    """Write the flags of an edit into the configuration. Raises UserError where another mode is asked for."""
+    for flag in ("input", "strength"):
+        if FLAGS[flag].value is None:
+            continue
+        if FLAGS.mode != "edit":
+            raise UserError(f"--{flag} is for --mode edit, and the mode is {FLAGS.mode!r}")
+        config.edit[flag] = FLAGS[flag].value
 
 
 def apply_lists(config: ConfigDict) -> None:

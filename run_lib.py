@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from sde_diffusion import build
 from sde_diffusion.engine import Engine
 from sde_diffusion.modes.compare import compare
+from sde_diffusion.modes.edit import edit
 from sde_diffusion.modes.evaluation import evaluate, post_hoc
 from sde_diffusion.modes.exchange import export_network, import_network
 from sde_diffusion.modes.folder import trained_network
@@ -49,6 +50,7 @@ MODES: dict[str, Callable[[ConfigDict, Path, Engine], None]] = {
     "all": everything,
     "train": train,
     "sample": sample,
+    "edit": edit,
     "likelihood": likelihood,
     "latents": latents,
     "evaluate": evaluate,

@@ -110,10 +110,17 @@ def get_config() -> ConfigDict:
     sampling.t_end = -1.0  # time of the last node; negative for the process's smallest sampling time
     sampling.guidance = 0.0  # classifier-free: weight w of x0_hat = (1 + w) x0_hat(x | c) - w x0_hat(x); 0 for none
     sampling.clip = False  # clip x0_hat to the range of the data
+    sampling.noise = "white"  # or "brownian": one path for each sample, which other numbers of steps follow too
+    sampling.prior = ""  # "process" lets a grid start where its SNR is above 0.1, from the noise of its first node
+    sampling.precision = "fp32"  # of the network's passes: or "bf16", "fp16"; the state is float32 always
     sampling.num_samples = 64
     sampling.batch_size = 500  # samples at once, and stored at once; does not change them
     sampling.format = "npz"  # one file; or "png", a folder of pictures; or "zip", archives of them
     sampling.weights = "ema"  # or "raw", or another average of the training or of --mode ema
+
+    config.edit = edit = ConfigDict()  # --mode edit: pictures with noise, and back
+    edit.input = ""  # a picture, a folder or an archive of them, or a .npz of images or samples
+    edit.strength = 0.0  # share of the steps that are taken, in (0, 1]; 0 for the grid as it is
 
     config.likelihood = likelihood = ConfigDict()
     likelihood.figures = ("ode", "elbo")  # keys of sde_diffusion.build.FIGURES: the flow, the discrete bound, "vlb"

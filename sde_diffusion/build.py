@@ -36,7 +36,7 @@ from sde_diffusion.data import (
     batches,
     load_splits,
 )
-from sde_diffusion.denoiser import VARIANCES, ClippedDenoiser, Denoiser, NetworkSpec
+from sde_diffusion.denoiser import VARIANCES, AutocastDenoiser, ClippedDenoiser, Denoiser, NetworkSpec
 from sde_diffusion.elbo import CDFS
 from sde_diffusion.ema import Exponential, Power, Profile
 from sde_diffusion.engine import PRECISIONS, SHARDINGS, Engine
@@ -52,6 +52,7 @@ from sde_diffusion.metrics.distances import METRICS
 from sde_diffusion.metrics.features import EXTRACTORS
 from sde_diffusion.metrics.reconstruction import RECONSTRUCTIONS
 from sde_diffusion.nets import NETWORKS
+from sde_diffusion.noise_sources import NOISES
 from sde_diffusion.ode import FIXED_STEPS, SOLVERS
 from sde_diffusion.oracles import GaussianMixture, drawn_mixture
 from sde_diffusion.samplers import SAMPLERS
@@ -132,6 +133,9 @@ _TABLES: tuple[tuple[str, str, str, Any], ...] = (
     ("sampling", "grid", "grid", {"auto": None, **GRIDS}),
     ("sampling", "format", "format", FORMATS),
     ("training", "precision", "precision", PRECISIONS),
+    ("sampling", "precision", "precision", PRECISIONS),
+    ("sampling", "noise", "noise", NOISES),
+    ("sampling", "prior", "prior of sampling.prior", {"": None, "process": None}),
     ("training", "sharding", "sharding", dict.fromkeys(SHARDINGS)),
     ("importing", "source", "source", SOURCES),
     ("likelihood", "split", "split", {"train": 0, "test": 0}),
@@ -547,7 +551,7 @@ _OPTION_TYPES: dict[type, tuple[tuple[type, ...], str]] = {
     float: ((float, int), "a number"),
     str: ((str,), "text"),
     NoneType: ((int, NoneType), "a whole number or None"),
-    tuple: ((tuple, list), "a list"),
+    tuple: ((tuple, list), "numbers with commas between them, such as 80,20,5"),
 }
 """The type of an option's default -> the types that the option takes, and their name."""
 
@@ -716,6 +720,16 @@ def rehearse(config: ConfigDict, sampler: str, steps: int, options: Mapping[str,
         generator=torch.Generator().manual_seed(0),
         **options,
     )
+
+
+AUTOCAST: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precision of a network's passes in sampling -> the dtype of torch.autocast; none for fp32."""
+
+
+def at_precision(config: ConfigDict, denoiser: Denoiser) -> Denoiser:
+    """The denoiser with its passes in sampling.precision."""
+    dtype = AUTOCAST.get(config.sampling.precision)
+    return AutocastDenoiser(denoiser, dtype) if dtype else denoiser
 
 
 def sampling_denoiser(config: ConfigDict, denoiser: Denoiser) -> Denoiser:

@@ -349,6 +349,19 @@ class CheckpointedDenoiser(_Wrapper):
         return found
 
 
+class AutocastDenoiser(_Wrapper):
+    """The denoiser's passes in 16 bits where torch.autocast says so; x and x0_hat stay as they are."""
+
+    def __init__(self, denoiser: Denoiser, dtype: torch.dtype) -> None:
+        self.denoiser = denoiser
+        self.dtype = dtype
+
+    def moments(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> tuple[Tensor, Tensor | None]:
+        with torch.autocast(x.device.type, dtype=self.dtype):
+            x0_hat, fraction = moments(self.denoiser, x, kernel, **conditioning)
+        return x0_hat.to(x.dtype), None if fraction is None else fraction.to(x.dtype)
+
+
 @dataclass(frozen=True, eq=False)
 class Seen:
     """What a sampler asked and was told in evaluation `index`: x, x0_hat [n, *D] and the kernel, on the CPU."""

@@ -28,6 +28,10 @@ These visit levels 0 .. T-1 of a discrete process, whose last level is the prior
                                  round(i (m-1)/(a-1)) for i = 0 .. a-1, or its first level where a = 1
                       "N"        one section: N levels, both ends included
 
+These are a person's own nodes, as many as there are steps, and take no t_end:
+
+    given           sigmas, of sigma/alpha, or times, descending: sigmas=(80, 20, 5, 1, 0.2)
+
 So leading and "ddimN" start below the prior's level, though sampling starts from the prior, and trailing ends above
 the first level: these are the published spacings. One step of strided, or of respaced without a string, is the last
 level, where linspace and leading in diffusers and iDDPM's "1" have the first.
@@ -44,7 +48,7 @@ sequence, and dynamic programming over i finds the minimum in O(n (T - n + 1)) o
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, islice, pairwise, repeat
@@ -286,6 +290,38 @@ def respaced(sde: SDE, steps: int, t_end: float, *, sections: str = "") -> Tenso
     return times[levels].flip(0)
 
 
+def _one_by_one(name: str, values: Sequence[float], steps: int) -> Tensor:
+    """A person's own values [steps], which must be positive and descend."""
+    found = torch.tensor([float(value) for value in values], dtype=torch.float64)
+    if not bool((found > 0.0).all() and found.isfinite().all() and (found.diff() < 0.0).all()):
+        raise UserError(f"{name} of a given grid are numbers above 0 that descend, such as 80,20,5,1,0.2; got {values}")
+    if len(found) != steps:
+        raise UserError(f"{len(found)} {name} are given, and the steps are {steps}: they must be as many")
+    return found
+
+
+def given(
+    sde: SDE, steps: int, t_end: float, *, sigmas: tuple[float, ...] = (), times: tuple[float, ...] = ()
+) -> Tensor:
+    """Nodes that a person gives, by sigma/alpha or by time. UserError for those that the process does not reach."""
+    if bool(sigmas) == bool(times):
+        raise UserError(
+            "a given grid needs its sigmas (sigma/alpha), such as 80,20,5,1,0.2, or its times, and not both"
+        )
+    if times:
+        found = _one_by_one("times", times, steps)
+    else:
+        found = sde.time_of(-2.0 * _one_by_one("sigmas", sigmas, steps).log())
+    if float(found[0]) > 1.0 + 1e-9 or float(found[-1]) < 0.0:
+        kernel = sde.kernel(torch.tensor([0.0, 1.0], dtype=torch.float64))
+        least, most = (kernel.sigma / kernel.alpha).tolist()
+        raise UserError(
+            f"the given grid runs over t = {float(found[0]):.4g} to {float(found[-1]):.4g}, and {type(sde).__name__} "
+            f"over 1 to 0: sigma/alpha from {most:.4g} to {least:.4g}"
+        )
+    return found.clamp_max(1.0)
+
+
 def _nearest_distinct(values: Tensor, targets: Tensor, *, first: bool) -> Tensor:
     """Ascending indices k [n] that minimise sum_i (values[k_i] - targets[i])^2, for ascending values [T].
 
@@ -336,23 +372,38 @@ GRIDS: dict[str, Callable[..., Tensor]] = {
     "polyexponential": polyexponential,
     "strided": strided,
     "respaced": respaced,
+    "given": given,
 }
 
 
-def grid_options(kind: str) -> dict[str, float | str]:
+GridOption = float | str | tuple[float, ...]
+
+
+def fixed_steps(kind: str, options: Mapping[str, GridOption]) -> int | None:
+    """The number of steps that a grid's own options fix; None where any will do."""
+    if kind == "given":
+        return len(options.get("sigmas") or options.get("times") or ()) or None  # type: ignore[arg-type]  # tuples
+    sections = options.get("sections") if kind == "respaced" else ""
+    return respacing_count(str(sections)) if sections else None
+
+
+def grid_options(kind: str) -> dict[str, GridOption]:
     """The named options of a kind of grid and their defaults. Raises UserError for an unknown kind."""
     parameters = inspect.signature(choose("grid", kind, GRIDS)).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-def _check_options(kind: str, options: dict[str, float | str]) -> None:
+def _check_options(kind: str, options: Mapping[str, GridOption]) -> None:
     valid = grid_options(kind)
     for name, value in options.items():
         if name not in valid:
             raise UserError(no_option("grid", kind, name, valid))
-        if isinstance(value, str) != isinstance(valid[name], str):
-            wanted = "a string" if isinstance(valid[name], str) else "a number"
+        wanted = _KINDS[type(valid[name])]
+        if _KINDS.get(type(value)) != wanted:
             raise UserError(f"{name} of grid {kind!r} is {wanted}, such as {valid[name]!r}, not {value!r}")
+
+
+_KINDS: dict[type, str] = {str: "a string", float: "a number", int: "a number", tuple: "numbers", list: "numbers"}
 
 
 def make_grid(
@@ -362,7 +413,7 @@ def make_grid(
     *,
     t_end: float | None = None,
     snap: SDE | None = None,
-    **options: float | str,
+    **options: GridOption,
 ) -> TimeGrid:
     """A grid of `steps` nodes from the prior's time 1 to t_end (default: the process's smallest sampling time).
 

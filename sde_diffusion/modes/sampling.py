@@ -37,6 +37,7 @@ from sde_diffusion.progress import progress
 from sde_diffusion.records import tensor_digest
 from sde_diffusion.report.pictures import picture, png
 from sde_diffusion.report.table import table
+from sde_diffusion.samplers import edit as edit_samples
 from sde_diffusion.samplers import sample as draw_samples
 from sde_diffusion.sde import SDE, process_state
 from sde_diffusion.shards import Shards
@@ -53,6 +54,7 @@ class Model:
     classes: the names of those that samples take in turn; empty where the denoiser is told none
     protocol: all that a denoiser depends on, as plain values
     calls: of the network for one evaluation: two under guidance
+    noise, prior: as `sde_diffusion.sample` takes them; given: the classes of samples, in place of turns
     """
 
     denoiser: Callable[[Tensor | None], Denoiser]
@@ -64,9 +66,14 @@ class Model:
     protocol: Mapping[str, Any] = field(default_factory=dict)
     calls: int = 1
     dtype: torch.dtype | None = None
+    noise: str = "white"
+    prior: str | None = None
+    given: Tensor | None = None
 
     def labels(self, indices: range) -> Tensor | None:
-        """The classes of samples, which take turns; None where the denoiser is told none."""
+        """The classes of samples, which take turns unless they are given; None where the denoiser is told none."""
+        if self.given is not None:
+            return self.given[indices.start : indices.stop]
         return torch.tensor([i % len(self.classes) for i in indices]) if self.classes else None
 
 
@@ -90,11 +97,12 @@ def network_model(
         )
 
     def denoiser(labels: Tensor | None) -> Denoiser:
-        model: Denoiser = ConditionedDenoiser(network, **conditioning(config, labels, network.device))
+        passes = build.at_precision(config, network)
+        model: Denoiser = ConditionedDenoiser(passes, **conditioning(config, labels, network.device))
         if guidance and labels is not None:
             withheld = torch.full_like(labels, network.spec.options["num_classes"])
             model = GuidedDenoiser(
-                model, ConditionedDenoiser(network, **conditioning(config, withheld, network.device)), guidance
+                model, ConditionedDenoiser(passes, **conditioning(config, withheld, network.device)), guidance
             )
         return build.sampling_denoiser(config, model)
 
@@ -107,6 +115,8 @@ def network_model(
         network.device,
         protocol or {},
         2 if guidance else 1,
+        noise=config.sampling.noise,
+        prior=config.sampling.prior or None,
     )
 
 
@@ -144,8 +154,9 @@ def draw(
     options: Mapping[str, Any],
     on_step: Callable[[], Any] = lambda: None,
     watch: int = 0,
+    x0: Tensor | None = None,
 ) -> Drawn:
-    """Some samples, on the CPU; watch: of how many each evaluation is kept.
+    """Some samples, on the CPU; watch: of how many each evaluation is kept; x0: data from which they start.
 
     Sample i starts from noise that depends on (seed, i) only: the same for every sampler, batch and process.
     """
@@ -155,17 +166,19 @@ def draw(
     def advance(index: int, node: Node, x: Tensor, x0_hat: Tensor) -> None:
         on_step()
 
-    out = draw_samples(
-        watched if watch else watched.denoiser,
-        (len(indices), *model.shape),
-        grid,
-        sampler=sampler,
-        generator=sample_generators(seed, indices),
-        device=model.device,
-        dtype=model.dtype,
-        on_step=advance,
+    seen = watched if watch else watched.denoiser
+    shared: dict[str, Any] = {
+        "sampler": sampler,
+        "generator": sample_generators(seed, indices),
+        "noise": model.noise,
+        "on_step": advance,
         **options,
-    )
+    }
+    if x0 is None:
+        shape = (len(indices), *model.shape)
+        out = draw_samples(seen, shape, grid, prior=model.prior, device=model.device, dtype=model.dtype, **shared)
+    else:
+        out = edit_samples(seen, x0.to(model.device), grid, **shared)
     return Drawn(out.x.cpu(), labels, out.nfe * model.calls, watched.seen if watch else [])
 
 
@@ -183,6 +196,9 @@ def sampling_protocol(
         "smallest_time": float(grid.times[-1]),
         "process": {key: value for key, value in process_state(grid.sde).items() if not isinstance(value, list)},
         "seed": config.seed,
+        "noise": model.noise,
+        "prior": model.prior,
+        "precision": config.sampling.precision,
         **model.protocol,
     }
 
@@ -206,7 +222,8 @@ def in_words(sampler: str, count: int) -> Iterator[None]:
 class Drawing:
     """The first `count` samples of one sampler, on their way into shards, `size` at once.
 
-    keep: is given each batch before it is stored; of the first `watch` samples each evaluation is kept.
+    keep: is given each batch before it is stored; of the first `watch` samples each evaluation is kept; data: from
+    which the samples start, [count, *D].
     """
 
     model: Model
@@ -219,6 +236,7 @@ class Drawing:
     size: int
     watch: int = 0
     keep: Callable[[range, Drawn], None] = lambda indices, drawn: None
+    data: Tensor | None = None
 
     def carry_out(self, engine: Engine, told: str) -> int:
         """Draw what is not stored yet; how many samples that were.
@@ -238,8 +256,9 @@ class Drawing:
                 started = time.perf_counter()
                 watch = self.watch if indices.start == 0 else 0
                 with in_words(self.sampler, len(indices)):
+                    x0 = None if self.data is None else self.data[indices.start : indices.stop]
                     drawn = draw(
-                        self.model, self.sampler, self.grid, self.seed, indices, self.options, bar.update, watch
+                        self.model, self.sampler, self.grid, self.seed, indices, self.options, bar.update, watch, x0
                     )
                 arrays = stored(self.model.transform, drawn.x, drawn.labels)
                 seconds = time.perf_counter() - started

@@ -91,6 +91,8 @@ def oracle_subject(config: ConfigDict, device: torch.device) -> tuple[list[Subje
         device=device,
         protocol={"data": title, "oracle": config.oracle.to_dict(), "clip": config.sampling.clip},
         dtype=torch.float64,
+        noise=config.sampling.noise,
+        prior=config.sampling.prior or None,
     )
     real = Dataset(exact.float(), None, None, (), title)
     return [Subject("exact", model, mixture)], Splits(real, real)

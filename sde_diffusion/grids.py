@@ -305,9 +305,7 @@ def given(
 ) -> Tensor:
     """Nodes that a person gives, by sigma/alpha or by time. UserError for those that the process does not reach."""
     if bool(sigmas) == bool(times):
-        raise UserError(
-            "a given grid needs its sigmas (sigma/alpha), such as 80,20,5,1,0.2, or its times, and not both"
-        )
+        raise UserError("a given grid needs its sigmas (sigma/alpha), such as 80,20,5,1,0.2, or its times, not both")
     if times:
         found = _one_by_one("times", times, steps)
     else:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import sde_diffusion as sd
-from sde_diffusion.grids import SPACINGS, _nearest_distinct, grid_options, respacing_count
+from sde_diffusion.grids import SPACINGS, _nearest_distinct, fixed_steps, grid_options, respacing_count
 from tests.proofs.cases import PROCESSES
 
 CONTINUOUS = ("uniform", "quadratic", "karras", "logsnr", "polyexponential")
@@ -319,9 +319,45 @@ def test_options_of_a_grid() -> None:
         "polyexponential": {"rho": 1.0},
         "strided": {"spacing": "linspace"},
         "respaced": {"sections": ""},
+        "given": {"sigmas": (), "times": ()},
     }
     with pytest.raises(sd.UserError, match="unknown grid 'karas'; did you mean 'karras'"):
         grid_options("karas")
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_a_given_grid_visits_the_nodes_that_are_given(process: str) -> None:
+    """sigma/alpha, or t, to rounding; in any process, whose largest may be among them."""
+    sde = PROCESSES[process]
+    most = float(sde.kernel(0.999).sigma / sde.kernel(0.999).alpha)
+    sigmas = (most, 0.5 * most, 0.3, 0.05)
+    grid = sd.make_grid(sde, 4, "given", sigmas=sigmas)
+    kernel = grid.levels.kernel
+    torch.testing.assert_close(
+        kernel.sigma / kernel.alpha, torch.tensor(sigmas, dtype=torch.float64), rtol=1e-9, atol=0
+    )
+    times = sd.make_grid(sde, 3, "given", times=[1.0, 0.25, 0.1]).times
+    assert times.tolist() == [1.0, 0.25, 0.1]
+    assert fixed_steps("given", {"sigmas": sigmas, "times": ()}) == 4
+
+
+def test_steps_that_a_grids_options_fix() -> None:
+    assert fixed_steps("respaced", {"sections": "10,10,5"}) == 25 and fixed_steps("respaced", {"sections": ""}) is None
+    assert fixed_steps("karras", {"rho": 7.0}) is None and fixed_steps("given", {"sigmas": (), "times": ()}) is None
+
+
+def test_a_given_grid_that_is_none() -> None:
+    def refused(sentence: str, steps: int = 3, **options: object) -> None:
+        with pytest.raises(sd.UserError, match=sentence):
+            sd.make_grid(sd.VESDE(), steps, "given", **options)  # type: ignore[arg-type]
+
+    refused("needs its sigmas .* or its times, not both")
+    refused("needs its sigmas", sigmas=(3.0, 2.0, 1.0), times=(1.0, 0.5, 0.1))
+    refused("3 sigmas are given, and the steps are 4", 4, sigmas=(3.0, 2.0, 1.0))
+    refused("above 0 that descend", sigmas=(3.0, 2.0, 2.0))
+    refused("above 0 that descend", sigmas=(3.0, 2.0, 0.0))
+    refused(r"VESDE over 1 to 0: sigma/alpha from 50 to 0\.01", sigmas=(80.0, 2.0, 1.0))
+    refused("sigmas of grid 'given' is numbers, such as .*, not '3,2,1'", sigmas="3,2,1")
 
 
 def test_refusals() -> None:

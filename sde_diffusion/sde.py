@@ -82,6 +82,11 @@ class SDE(ABC):
         # One that starts from noisy data has a first level at t = 0; another none, as its log-SNR is infinite there.
         return (0.0 if float(self.kernel(0.0).sigma) > 0.0 else self.t_train), 1.0
 
+    @property
+    def t_signal(self) -> float:
+        """The latest time at which x holds any signal: 1, or just before it where alpha = 0 there."""
+        return 1.0 if float(self.kernel(1.0).alpha) > 0.0 else 1.0 - 1e-3
+
     def scaled(self, factor: float) -> SDE:
         """The process for data `factor` times as large, its noise with them; where alpha is not 1, the same process."""
         return self

@@ -22,7 +22,7 @@ from torch import Tensor
 import sde_diffusion as sd
 from sde_diffusion.checkpoint import build_network, checkpoint_files, read_checkpoint
 from sde_diffusion.denoiser import moments
-from sde_diffusion.importers import SOURCES, openai, score_sde
+from sde_diffusion.importers import SOURCES, edm, openai, score_sde
 from sde_diffusion.importers.foreign import Settings
 from tests.golden.reference import arrays
 from tests.importers.golden import reference
@@ -368,6 +368,14 @@ def test_edm(name: str, tmp_path: Path) -> None:
     total = sigma**2 + data**2
     c_skip, c_out, c_in = data**2 / total, sigma * data / total.sqrt(), 1.0 / total.sqrt()
     at.gives(column(c_skip) * at.x + column(c_out) * at.net(column(c_in) * at.x, sigma.log() / 4.0))
+
+
+def test_the_std_of_edms_data_is_the_files() -> None:
+    """sigma_data of the preconditioner's arguments; 0.5 where they do not say it (Karras et al. 2022, Table 1)."""
+    network = {"cls": "EDMPrecond", "model_type": "DhariwalUNet", "img_resolution": 16, "img_channels": 3}
+    assert edm.spec_of(network)[0].sigma_data == 0.5
+    spec, _ = edm.spec_of({**network, "sigma_data": 0.25})
+    assert (spec.sigma_data, spec.prediction, spec.input_scale) == (0.25, "edm", "unit")
 
 
 def test_edm_vp(tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ PROCESS_BUILDERS: dict[str, Callable[[ConfigDict], SDE]] = {
     "EDM": lambda c: EDM(c.sigma_min, c.sigma_max),
     "RectifiedFlow": lambda c: RectifiedFlow(),
     "DiscreteVP": lambda c: DiscreteVP.linear(c.levels, c.beta_min, c.beta_max),
+    "DiscreteRescaledVP": lambda c: DiscreteVP.linear(c.levels, c.beta_min, c.beta_max).rescaled(),
     "DiscreteCosineVP": lambda c: DiscreteVP.cosine(c.levels),
     "DiscreteVE": lambda c: DiscreteVE.geometric(c.sigma_min, c.sigma_max, c.levels),
 }

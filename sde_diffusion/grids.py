@@ -161,7 +161,8 @@ def nearest_level(times: Tensor, t: Tensor) -> Tensor:
 
 def logsnr_ends(sde: SDE, t_end: float, t_start: float = 1.0) -> Tensor:
     """Log-SNR at t_start and at t_end. Where alpha = 0 at t_start, the last level with a signal stands in."""
-    return sde.kernel(torch.tensor([min(t_start, sde.t_signal), t_end], dtype=torch.float64)).logsnr
+    start = t_start if float(sde.kernel(t_start).alpha) > 0.0 else sde.t_signal
+    return sde.kernel(torch.tensor([start, t_end], dtype=torch.float64)).logsnr
 
 
 def _require_positive(rho: float) -> None:
@@ -349,6 +350,12 @@ def _nearest_distinct(values: Tensor, targets: Tensor, *, first: bool) -> Tensor
     return torch.stack(m).flip(0) + torch.arange(n)
 
 
+def _countable(logsnr: Tensor) -> Tensor:
+    """Log-SNRs [T], ascending, with a finite first one: where alpha = 0 it counts as one step below the second."""
+    below = 2.0 * logsnr[1] - logsnr[min(2, len(logsnr) - 1)]
+    return torch.cat([logsnr[:1] if bool(logsnr[0].isfinite()) else below[None], logsnr[1:]])
+
+
 def _snapped(grid: TimeGrid, home: SDE) -> TimeGrid:
     """The grid moved to distinct levels of a discrete process, the nearest in log-SNR.
 
@@ -359,7 +366,12 @@ def _snapped(grid: TimeGrid, home: SDE) -> TimeGrid:
     times = _levels(home, grid.steps, "snap needs").flip(0)
     logsnr = home.kernel(times).logsnr
     at_prior = float(grid.times[0]) == 1.0
-    index = _nearest_distinct(logsnr, grid.levels.kernel.logsnr, first=at_prior)
+    index = _nearest_distinct(_countable(logsnr), grid.levels.kernel.logsnr, first=at_prior)
+    if home is not sde and not bool(logsnr[index[0]].isfinite()) and float(grid.levels.kernel.alpha[0]) > 0.0:
+        raise UserError(
+            f"the last level of the home has no signal, alpha = 0, which {type(sde).__name__} always has: snap a grid "
+            "of the home's own process, or one that begins at a t_start below 1"
+        )
     snapped = TimeGrid(sde, times[index] if home is sde else sde.time_of(logsnr[index]))
     sigma = float(snapped.levels.kernel.sigma[0])
     if at_prior and abs(sigma / sde.prior_std - 1.0) > 0.05:

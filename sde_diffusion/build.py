@@ -194,9 +194,7 @@ def check(config: ConfigDict) -> None:
     _check_compare(config)
     sampler_options(config)
     grid_options(config, config.sampling.sampler)
-    grids.check_shift(config.sampling.shift)
-    if not 0.0 < config.sampling.t_start <= 1.0:
-        raise UserError(f"sampling.t_start must lie in (0, 1], got {config.sampling.t_start}")
+    grids.check_ends(grid_kind(config, config.sampling.sampler), config.sampling.t_start, config.sampling.shift)
     if config.data.subtract_mean == "class" and not config.model.class_conditional:
         raise UserError(
             "data.subtract_mean='class' needs model.class_conditional=True: without labels a sample has no class "

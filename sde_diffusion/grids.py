@@ -414,6 +414,18 @@ def has_ends(kind: str) -> bool:
     return "t_start" in inspect.signature(choose("grid", kind, GRIDS)).parameters
 
 
+def check_ends(kind: str, t_start: float, shift: float) -> None:
+    """Raises UserError for a start or a shift that is none, and for either of a kind of grid without ends."""
+    if not 0.0 < t_start <= 1.0:
+        raise UserError(f"t_start must lie in (0, 1], got {t_start}")
+    check_shift(shift)
+    if not has_ends(kind) and not t_start == shift == 1.0:
+        raise UserError(
+            f"a {kind} grid has the nodes that it says, which no t_start or shift moves: choose one of "
+            f"{', '.join(filter(has_ends, GRIDS))}, with snap for the levels of a discrete process"
+        )
+
+
 def make_grid(
     sde: SDE,
     steps: int,
@@ -447,17 +459,10 @@ def make_grid(
     end = sde.t_sample if t_end is None else t_end
     if not 0.0 <= end < 1.0:
         raise UserError(f"t_end must lie in [0, 1), got {end}")
-    if not end < t_start <= 1.0:
-        raise UserError(f"t_start must lie in ({end:g}, 1], above t_end, got {t_start}")
-    check_shift(shift)
-    if has_ends(kind):
-        times = GRIDS[kind](sde, int(steps), end, t_start, **options)
-    elif t_start == shift == 1.0:
-        times = GRIDS[kind](sde, int(steps), end, **options)
-    else:
-        raise UserError(
-            f"a {kind} grid has the nodes that it says, which no t_start or shift moves: choose one of "
-            f"{', '.join(filter(has_ends, GRIDS))}, with snap for the levels of a discrete process"
-        )
+    check_ends(kind, t_start, shift)
+    if not end < t_start:
+        raise UserError(f"a grid descends from t_start to t_end, and {t_start:g} is not above {end:g}")
+    ends = (end, t_start) if has_ends(kind) else (end,)
+    times = GRIDS[kind](sde, int(steps), *ends, **options)
     grid = TimeGrid(sde, _shifted(sde, times, shift))
     return grid if snap is None else _snapped(grid, snap)

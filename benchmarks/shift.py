@@ -5,7 +5,8 @@
 
 The first prints, for each shift, the distance (rms over samples and coordinates) to the converged flow from the same
 noise: of a mixture of two Gaussians in 12 dimensions under rectified flow, at a tolerance of 1e-6, and of a run's
-network under its home, at 1e-4. The flow goes from t = 1 to the process's smallest sampling time and takes x0_hat there.
+network under its home, at 1e-4. The flow goes from t = 1 to the process's smallest sampling time and takes x0_hat
+there.
 
 The second judges samples of digits: a support-vector machine (gamma = 0.001), fitted on the set's real training digits
 and calibrated, gives each a probability; the share of at least 0.8 is told with its 95 % interval (Wilson 1927), of as

@@ -240,7 +240,7 @@ def test_levels_are_not_moved(kind: str) -> None:
 def test_a_start_that_is_none(start: float) -> None:
     with pytest.raises(sd.UserError, match=r"t_start must lie in \(0, 1\]"):
         sd.make_grid(sd.VPSDE(), 10, t_start=start)
-    with pytest.raises(sd.UserError, match="descends from t_start to t_end, and .* is not above"):
+    with pytest.raises(sd.UserError, match=r"descends from t_start to t_end, and .* is not above"):
         sd.make_grid(sd.VPSDE(), 10, t_start=1e-3)
 
 

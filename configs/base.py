@@ -43,9 +43,10 @@ def get_config() -> ConfigDict:
 
     config.model = model = ConfigDict()
     model.network = "unet"  # a key of sde_diffusion.nets.NETWORKS
-    model.prediction = "v"  # a key of sde_diffusion.prediction.PREDICTIONS: "eps", "x0", "v", "score", "edm", ...
+    model.prediction = "v"  # a key of sde_diffusion.prediction.PREDICTIONS: "eps", "x0", "v", "velocity", "edm", ...
     model.label = "time"  # a key of sde_diffusion.denoiser.LABELS: "time", "logsnr", "log_sigma", "edm", "index", ...
     model.input_scale = "none"  # "unit": divide x by its std; "centre": 2 x - 1, for data in [0, 1]
+    model.sigma_data = 0.5  # std of the data, which prediction and weighting "edm" and input scale "unit" assume
     model.class_conditional = False
     model.variance = "fixed"  # or "learned_range": of each step, between its two bounds (iDDPM)
     model.dropout = 0.0
@@ -84,10 +85,11 @@ def get_config() -> ConfigDict:
     training.label_dropout = 0.0  # share of the samples whose class is withheld, if class-conditional
     training.loss = "score_matching"  # or "vlb", the discrete bound; or "hybrid", with vlb_weight of it
     training.vlb_weight = 1e-3  # "hybrid": the bound's share (Nichol and Dhariwal 2021, section 3.1)
-    training.weighting = "simple"  # "simple", "v", "likelihood", "edm", "min_snr" or "x0"
-    training.times = "uniform"  # "uniform", "stratified", "levels", "lognormal", "importance" or "loss_aware"
-    training.p_mean = -1.2  # "lognormal": mean of log(sigma/alpha) (Karras et al. 2022, Table 1)
+    training.weighting = "simple"  # "simple", "v", "velocity", "likelihood", "edm", "min_snr" or "x0"
+    training.times = "uniform"  # a key of sde_diffusion.times.TIME_SAMPLERS: "stratified", "levels", "lognormal", ...
+    training.p_mean = -1.2  # "lognormal": mean of log(sigma/alpha) (Karras et al. 2022); "logit_normal": of log t/(1-t)
     training.p_std = 1.2  # and its std
+    training.shift = 1.0  # factor of sigma/alpha of the times, within the process's range: above 1 for more noise
     training.log_every = 50  # steps
     training.evaluate_every = 1000  # steps between held-out losses
     training.held_out_batches = 8  # batches of a held-out loss
@@ -108,6 +110,8 @@ def get_config() -> ConfigDict:
     sampling.grid_options = ConfigDict()  # named options of the grid; --grid.NAME VALUE sets them
     sampling.snap = False  # move the nodes to the levels of the network's own process, where it is discrete
     sampling.t_end = -1.0  # time of the last node; negative for the process's smallest sampling time
+    sampling.t_start = 1.0  # time at which the grid begins, before the shift; 1 is the prior's
+    sampling.shift = 1.0  # factor of sigma/alpha of the nodes, within the process's range: above 1 for more noise
     sampling.guidance = 0.0  # classifier-free: weight w of x0_hat = (1 + w) x0_hat(x | c) - w x0_hat(x); 0 for none
     sampling.clip = False  # clip x0_hat to the range of the data
     sampling.noise = "white"  # or "brownian": one path for each sample, which other numbers of steps follow too

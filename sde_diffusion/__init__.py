@@ -15,6 +15,7 @@ from sde_diffusion.denoiser import (
     eps,
     score,
     v,
+    velocity,
 )
 from sde_diffusion.elbo import Bound, discretized_gaussian, elbo, vlb
 from sde_diffusion.errors import UserError
@@ -115,5 +116,6 @@ __all__ = [
     "time_sampler",
     "v",
     "variational_loss",
+    "velocity",
     "vlb",
 ]

@@ -84,6 +84,7 @@ PROCESS_BUILDERS: dict[str, Callable[[ConfigDict], SDE]] = {
     "EDM": lambda c: EDM(c.sigma_min, c.sigma_max),
     "RectifiedFlow": lambda c: RectifiedFlow(),
     "DiscreteVP": lambda c: DiscreteVP.linear(c.levels, c.beta_min, c.beta_max),
+    "DiscreteRescaledVP": lambda c: DiscreteVP.linear(c.levels, c.beta_min, c.beta_max).rescaled(),
     "DiscreteCosineVP": lambda c: DiscreteVP.cosine(c.levels),
     "DiscreteVE": lambda c: DiscreteVE.geometric(c.sigma_min, c.sigma_max, c.levels),
 }
@@ -174,6 +175,8 @@ def check(config: ConfigDict) -> None:
         Power(length)
     process(config)
     choose("variance", config.model.variance, VARIANCES)
+    if not config.model.sigma_data > 0.0:
+        raise UserError(f"model.sigma_data, a standard deviation, must be positive, got {config.model.sigma_data}")
     if config.training.loss == "hybrid" and config.model.variance == "fixed":
         raise UserError("training.loss='hybrid' trains a learned variance: it needs model.variance='learned_range'")
     objective(config)
@@ -195,6 +198,7 @@ def check(config: ConfigDict) -> None:
     _check_compare(config)
     sampler_options(config)
     grid_options(config, config.sampling.sampler)
+    grids.check_ends(grid_kind(config, config.sampling.sampler), config.sampling.t_start, config.sampling.shift)
     if config.data.subtract_mean == "class" and not config.model.class_conditional:
         raise UserError(
             "data.subtract_mean='class' needs model.class_conditional=True: without labels a sample has no class "
@@ -391,7 +395,14 @@ def spec(config: ConfigDict, dataset: Source) -> NetworkSpec:
         network=model.network,
         options={**{name: value for name, value in known.items() if name in schema}, **network_options(config)},
         variance=model.variance,
+        sigma_data=model.sigma_data,
     )
+
+
+def check_pair(config: ConfigDict) -> None:
+    """Raises UserError for a network that could not be asked at the first level of the process that trains it."""
+    model = config.model
+    NetworkSpec(process(config), model.prediction, model.label).check_first_level()
 
 
 def network_arguments(config: ConfigDict) -> Mapping[str, inspect.Parameter]:
@@ -435,6 +446,7 @@ def as_trained(config: ConfigDict, network_spec: NetworkSpec) -> ConfigDict:
             label=network_spec.label,
             input_scale=network_spec.input_scale,
             variance=network_spec.variance,
+            sigma_data=network_spec.sigma_data,
             class_conditional=bool(network_spec.options.get("num_classes")),
         )
     return found
@@ -469,7 +481,7 @@ def objective(config: ConfigDict, sde: SDE | None = None) -> Objective:
     Raises UserError for a bound of a process without levels.
     """
     training = config.training
-    settings = Settings(training.weighting, training.vlb_weight, step_variance(config))
+    settings = Settings(training.weighting, training.vlb_weight, step_variance(config), config.model.sigma_data)
     return losses.objective(sde or process(config), training.loss, settings)
 
 
@@ -534,7 +546,9 @@ def times(config: ConfigDict, sde: SDE | None = None) -> TimeSampler:
     Raises UserError for one that the process does not have.
     """
     training = config.training
-    return time_sampler(sde or process(config), training.times, p_mean=training.p_mean, p_std=training.p_std)
+    return time_sampler(
+        sde or process(config), training.times, p_mean=training.p_mean, p_std=training.p_std, shift=training.shift
+    )
 
 
 def option(text: str) -> tuple[str, str]:
@@ -684,7 +698,9 @@ def grid(config: ConfigDict, sde: SDE, steps: int, sampler: str) -> TimeGrid:
         sde,
         steps,
         grid_kind(config, sampler, sde),
+        t_start=settings.t_start,
         t_end=_or_default(settings.t_end),
+        shift=settings.shift,
         snap=sde if settings.snap else None,
         **grid_options(config, sampler, sde),
     )

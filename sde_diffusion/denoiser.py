@@ -23,10 +23,12 @@ from sde_diffusion.kernel import Kernel, match
 from sde_diffusion.prediction import (
     EDM_SIGMA_DATA,
     PREDICTIONS,
+    blind_without_signal,
     eps_from_x0,
     score_from_x0,
     to_x0,
     v_from_x0,
+    velocity_from_x0,
 )
 from sde_diffusion.sde import EDM, SDE, VESDE, VPSDE, DiscreteVP, process_from_state, process_state
 
@@ -63,6 +65,11 @@ def eps(denoiser: Denoiser, x: Tensor, kernel: Kernel, **conditioning: Tensor) -
 def v(denoiser: Denoiser, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
     """alpha eps - sigma x0_hat, [B, *D]."""
     return v_from_x0(denoiser(x, kernel, **conditioning), x, kernel)
+
+
+def velocity(denoiser: Denoiser, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
+    """eps - x0_hat, [B, *D]: for the kernel of rectified flow its dx/dt, which `SDE.velocity` gives of any process."""
+    return velocity_from_x0(denoiser(x, kernel, **conditioning), x, kernel)
 
 
 # --- a network's home -----------------------------------------------------------------------------------------
@@ -111,6 +118,7 @@ def _thousandth_label(sde: SDE, t: Tensor) -> Tensor:
 
 LABELS: dict[str, Callable[[SDE, Tensor], Tensor]] = {
     "time": _time_label,  # 999 t (Song et al. 2021, continuous VP models)
+    "thousand_time": lambda sde, t: 1000.0 * t,  # 1000 t (the flow-matching schedulers of diffusers)
     "logsnr": _logsnr_label,  # log(alpha^2/sigma^2) (Kingma et al. 2021)
     "sigma": lambda sde, t: _log_sigma_label(sde, t).exp(),  # sigma/alpha (score_sde's VE networks without features)
     "log_sigma": _log_sigma_label,  # log(sigma/alpha), the argument of NCSN++'s Fourier features
@@ -123,16 +131,16 @@ LABELS: dict[str, Callable[[SDE, Tensor], Tensor]] = {
 }
 
 
-def _unit_input(x: Tensor, kernel: Kernel) -> Tensor:
-    return match(1.0 / (kernel.variance + (EDM_SIGMA_DATA * kernel.alpha) ** 2).sqrt(), x) * x
+def _unit_input(x: Tensor, kernel: Kernel, sigma_data: float) -> Tensor:
+    return match(1.0 / (kernel.variance + (sigma_data * kernel.alpha) ** 2).sqrt(), x) * x
 
 
-INPUT_SCALES: dict[str, Callable[[Tensor, Kernel], Tensor]] = {
-    "none": lambda x, kernel: x,
-    "unit": _unit_input,  # unit variance of the input for data of EDM's standard deviation 0.5 (its c_in)
-    "centre": lambda x, kernel: 2.0 * x - 1.0,  # of data in [0, 1]
+INPUT_SCALES: dict[str, Callable[[Tensor, Kernel, float], Tensor]] = {
+    "none": lambda x, kernel, sigma_data: x,
+    "unit": _unit_input,  # unit variance of the input for data of standard deviation sigma_data (EDM's c_in)
+    "centre": lambda x, kernel, sigma_data: 2.0 * x - 1.0,  # of data in [0, 1]
 }
-"""x at home and its kernel -> what the network sees."""
+"""x at home, its kernel and the standard deviation of the data -> what the network sees."""
 
 
 def _fixed(out: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -163,6 +171,7 @@ class NetworkSpec:
     data_range         where its training data lay; model space is [-1, 1]
     shape              one sample's shape
     variance           "fixed", or "learned_range": the second half of its channels is the fraction of the log-variance
+    sigma_data         the standard deviation of the data that prediction "edm" and input scale "unit" assume
     """
 
     process: SDE
@@ -174,12 +183,32 @@ class NetworkSpec:
     network: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     variance: str = "fixed"
+    sigma_data: float = EDM_SIGMA_DATA
 
     def __post_init__(self) -> None:
         choose("prediction", self.prediction, PREDICTIONS)
         choose("label", self.label, LABELS)
         choose("input scale", self.input_scale, INPUT_SCALES)
         choose("variance", self.variance, VARIANCES)
+        if not (self.sigma_data > 0.0 and math.isfinite(self.sigma_data)):
+            raise UserError(f"sigma_data, a standard deviation, must be positive, got {self.sigma_data}")
+
+    def check_first_level(self) -> None:
+        """Raises UserError where the network could not be asked at the home's first level, before it is trained.
+
+        That is one without signal, alpha = 0, for a prediction that says nothing of x_0 there, and for a label that is
+        infinite there.
+        """
+        t = torch.tensor(self.process.known_times[1], dtype=torch.float64)
+        if float(self.process.kernel(t).alpha) > 0.0:
+            return
+        first = f"the first level of {type(self.process).__name__} has no signal, alpha = 0"
+        if blind_without_signal(self.prediction):
+            raise UserError(
+                f"{first}, where prediction {self.prediction!r} says nothing of x_0: choose 'v', 'x0' or 'velocity'"
+            )
+        if not bool(LABELS[self.label](self.process, t).isfinite()):
+            raise UserError(f"{first}, where label {self.label!r} is infinite: choose one that is not, such as 'time'")
 
     def takes(self, shape: Sequence[int]) -> bool:
         """Whether samples of a shape may go to the network: of its own, or images of another size, of as many channels.
@@ -263,12 +292,10 @@ class NetworkDenoiser:
         # The two ratios agree inside the home's range; outside it the larger part of x is the one to preserve.
         ratio = torch.where(kernel.alpha > kernel.sigma, home.alpha / kernel.alpha, home.sigma / kernel.sigma)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        x_home = match(ratio, wide) * wide
-        own = self._dtype or wide.dtype
-        out, fraction = VARIANCES[self.spec.variance](
-            self.net(self._input_scale(x_home, home).to(own), self._clock(t, x, own), **conditioning)
-        )
-        x0_hat = to_x0(self.spec.prediction, out.to(wide.dtype), x_home, home)
+        x_home, spec, own = match(ratio, wide) * wide, self.spec, self._dtype or wide.dtype
+        seen = self._input_scale(x_home, home, spec.sigma_data).to(own)
+        out, fraction = VARIANCES[spec.variance](self.net(seen, self._clock(t, x, own), **conditioning))
+        x0_hat = to_x0(spec.prediction, out.to(wide.dtype), x_home, home, sigma_data=spec.sigma_data)
         return x0_hat.to(x.dtype), fraction if fraction is None else fraction.to(x.dtype)
 
     @property
@@ -279,6 +306,11 @@ class NetworkDenoiser:
     def _clock(self, t: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
         """c_noise [B], in float32 at least: 16 bits cannot tell a thousand levels apart."""
         label, wide = self._label(self.spec.process, t), torch.promote_types(dtype, torch.float32)
+        if not bool(label.isfinite().all()):
+            raise UserError(
+                f"the network is told the noise level by {self.spec.label!r}, which is infinite where alpha = 0: start "
+                "later, as with make_grid(..., t_start=0.99), or use a network with label 'time'"
+            )
         if label.ndim:
             return label.to(wide).to(device=x.device, non_blocking=True)
         # Filled in on the device, which waits for no copy.

@@ -4,17 +4,24 @@ A grid of n steps has n nodes t_0 > t_1 > ... > t_{n-1}. A sampler moves from no
 driver's last step (finish="denoise") takes the last node to x0_hat: n steps in all, the count of DDPM, DDIM and EDM,
 where the last step goes to sigma = 0. No node ever has sigma = 0.
 
-Builders are functions (sde, steps, t_end, named options) -> times [steps]. With u_i = i/(n - 1) these
-run from t = 1 to t_end exactly, and a grid of one step is t = 1:
+Builders are functions (sde, steps, t_end, t_start, named options) -> times [steps]. With u_i = i/(n - 1) these
+run from t_start, 1 unless it is given, to t_end exactly, and a grid of one step is t_start:
 
-    uniform         t = 1 + u (t_end - 1)
+    uniform         t = t_start + u (t_end - t_start)
     quadratic       sqrt(t) uniform: finer near the data (the "quad" spacing of Song et al. 2020, DDIM, Appendix D.3)
     karras          (sigma/alpha)^(1/rho) uniform, rho = 7 (Karras et al. 2022, equation 5)
     logsnr          log(alpha^2/sigma^2) uniform (Lu et al. 2022)
     polyexponential log(sigma/alpha) = end + (start - end) (1 - u)^rho (k-diffusion's get_sigmas_polyexponential);
                     rho = 1 is logsnr, and a larger rho is finer near the data
 
-These visit levels 0 .. T-1 of a discrete process, whose last level is the prior's, and take no t_end:
+A shift s moves every node of such a grid by -2 log s in log-SNR, so that sigma/alpha is multiplied by s: more of the
+steps are spent on noise for s > 1, which larger images need (Hoogeboom et al. 2023; Esser et al. 2024, section 5.3.2).
+For rectified flow this is t -> s t/(1 + (s - 1) t). t_start and t_end are those before the shift. Nodes that would
+leave the process's range, from t = 1 to the least noise that it knows, stay at its ends. A grid has distinct times: of
+several nodes beyond an end the outermost lies at it, and the others between it and the nearest node inside, evenly in
+log-SNR.
+
+These visit levels 0 .. T-1 of a discrete process, whose last level is the prior's, and take no t_start, t_end or shift:
 
     strided         evenly spaced, by the spacings of diffusers (Lin et al. 2023, Table 2). For i = 0 .. n-1
                       linspace   round(i (T-1)/(n-1)), both ends included
@@ -48,6 +55,7 @@ sequence, and dynamic programming over i finds the minimum in O(n (T - n + 1)) o
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -131,19 +139,19 @@ def _scalar(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float64)
 
 
-def uniform(sde: SDE, steps: int, t_end: float) -> Tensor:
+def uniform(sde: SDE, steps: int, t_end: float, t_start: float = 1.0) -> Tensor:
     """Equal steps in t."""
-    return _spaced(_scalar(1.0), _scalar(t_end), steps)
+    return _spaced(_scalar(t_start), _scalar(t_end), steps)
 
 
-def quadratic(sde: SDE, steps: int, t_end: float) -> Tensor:
+def quadratic(sde: SDE, steps: int, t_end: float, t_start: float = 1.0) -> Tensor:
     """Equal steps in sqrt(t)."""
-    return _spaced(_scalar(1.0), _scalar(t_end).sqrt(), steps) ** 2
+    return _between(t_start, t_end, _spaced(_scalar(t_start).sqrt(), _scalar(t_end).sqrt(), steps) ** 2)
 
 
-def _from_logsnr(sde: SDE, logsnr: Tensor, t_end: float) -> Tensor:
-    times = sde.time_of(logsnr)
-    times[0] = 1.0
+def _between(t_start: float, t_end: float, times: Tensor) -> Tensor:
+    """Times [n] with their ends to the last bit."""
+    times[0] = t_start
     if len(times) > 1:
         times[-1] = t_end
     return times
@@ -155,12 +163,10 @@ def nearest_level(times: Tensor, t: Tensor) -> Tensor:
     return torch.searchsorted(0.5 * (times[1:] + times[:-1]), t)
 
 
-def logsnr_ends(sde: SDE, t_end: float) -> Tensor:
-    """Log-SNR at t = 1 and at t_end. Where alpha = 0 at t = 1, the level just before it stands in."""
-    logsnr = sde.kernel(torch.tensor([1.0, t_end], dtype=torch.float64)).logsnr
-    if torch.isinf(logsnr[0]):
-        logsnr[0] = sde.kernel(1.0 - 1e-3).logsnr
-    return logsnr
+def logsnr_ends(sde: SDE, t_end: float, t_start: float = 1.0) -> Tensor:
+    """Log-SNR at t_start and at t_end. Where alpha = 0 at t_start, the last level with a signal stands in."""
+    start = t_start if float(sde.kernel(t_start).alpha) > 0.0 else sde.t_signal
+    return sde.kernel(torch.tensor([start, t_end], dtype=torch.float64)).logsnr
 
 
 def _require_positive(rho: float) -> None:
@@ -168,24 +174,61 @@ def _require_positive(rho: float) -> None:
         raise UserError(f"rho must be positive, got {rho}")
 
 
-def karras(sde: SDE, steps: int, t_end: float, *, rho: float = 7.0) -> Tensor:
+def karras(sde: SDE, steps: int, t_end: float, t_start: float = 1.0, *, rho: float = 7.0) -> Tensor:
     """Equal steps in (sigma/alpha)^(1/rho)."""
     _require_positive(rho)
-    start, end = torch.exp(-0.5 * logsnr_ends(sde, t_end) / rho)
-    return _from_logsnr(sde, -2.0 * rho * _spaced(start, end, steps).log(), t_end)
+    start, end = torch.exp(-0.5 * logsnr_ends(sde, t_end, t_start) / rho)
+    return _between(t_start, t_end, sde.time_of(-2.0 * rho * _spaced(start, end, steps).log()))
 
 
-def logsnr(sde: SDE, steps: int, t_end: float) -> Tensor:
+def logsnr(sde: SDE, steps: int, t_end: float, t_start: float = 1.0) -> Tensor:
     """Equal steps in log-SNR."""
-    start, end = logsnr_ends(sde, t_end)
-    return _from_logsnr(sde, _spaced(start, end, steps), t_end)
+    start, end = logsnr_ends(sde, t_end, t_start)
+    return _between(t_start, t_end, sde.time_of(_spaced(start, end, steps)))
 
 
-def polyexponential(sde: SDE, steps: int, t_end: float, *, rho: float = 1.0) -> Tensor:
+def polyexponential(sde: SDE, steps: int, t_end: float, t_start: float = 1.0, *, rho: float = 1.0) -> Tensor:
     """log(sigma/alpha) a power of the steps that remain: equal steps in log-SNR for rho = 1."""
     _require_positive(rho)
-    start, end = logsnr_ends(sde, t_end)
-    return _from_logsnr(sde, torch.lerp(end, start, _spaced(_scalar(1.0), _scalar(0.0), steps) ** rho), t_end)
+    start, end = logsnr_ends(sde, t_end, t_start)
+    remaining = _spaced(_scalar(1.0), _scalar(0.0), steps) ** rho
+    return _between(t_start, t_end, sde.time_of(torch.lerp(end, start, remaining)))
+
+
+# --- shift ------------------------------------------------------------------------------------------------------
+
+
+def check_shift(shift: float) -> None:
+    """Raises UserError for a shift that is none."""
+    if not (shift > 0.0 and math.isfinite(shift)):
+        raise UserError(f"a shift is a factor of sigma/alpha above 0, 1 for none, got {shift}")
+
+
+def shifted_logsnr(logsnr: Tensor, shift: float) -> Tensor:
+    """log-SNR - 2 log shift: sigma/alpha times the shift."""
+    return logsnr - 2.0 * math.log(shift)
+
+
+def _distinct(logsnr: Tensor, end: Tensor) -> Tensor:
+    """Ascending log-SNRs [n], of which those at or below the end lie evenly between it and the first one above it."""
+    beyond = int((logsnr <= end).sum())
+    if beyond < 2:
+        return logsnr.clamp_min(end)
+    if beyond == len(logsnr):
+        raise UserError("the shift moves every node of the grid out of the process's range: choose one nearer to 1")
+    return torch.cat([_spaced(end, logsnr[beyond], beyond + 1)[:-1], logsnr[beyond:]])
+
+
+def _shifted(sde: SDE, times: Tensor, shift: float) -> Tensor:
+    """The times [n] of a grid with sigma/alpha times the shift, within the process's range."""
+    if shift == 1.0:
+        return times
+    ends = torch.stack([_scalar(1.0), times[-1].clamp_max(sde.known_times[0])])
+    least, most = sde.kernel(ends).logsnr
+    moved = _distinct(shifted_logsnr(sde.kernel(times).logsnr, shift), least)
+    moved = -_distinct(-moved.flip(0), -most).flip(0)
+    # The ends themselves, to the last bit.
+    return torch.where(moved == least, ends[0], torch.where(moved == most, ends[1], sde.time_of(moved)))
 
 
 # --- levels of a discrete process -------------------------------------------------------------------------------
@@ -341,6 +384,12 @@ def _nearest_distinct(values: Tensor, targets: Tensor, *, first: bool) -> Tensor
     return torch.stack(m).flip(0) + torch.arange(n)
 
 
+def _countable(logsnr: Tensor) -> Tensor:
+    """Log-SNRs [T], ascending, with a finite first one: where alpha = 0 it counts as one step below the second."""
+    below = 2.0 * logsnr[1] - logsnr[min(2, len(logsnr) - 1)]
+    return torch.cat([logsnr[:1] if bool(logsnr[0].isfinite()) else below[None], logsnr[1:]])
+
+
 def _snapped(grid: TimeGrid, home: SDE) -> TimeGrid:
     """The grid moved to distinct levels of a discrete process, the nearest in log-SNR.
 
@@ -351,7 +400,12 @@ def _snapped(grid: TimeGrid, home: SDE) -> TimeGrid:
     times = _levels(home, grid.steps, "snap needs").flip(0)
     logsnr = home.kernel(times).logsnr
     at_prior = float(grid.times[0]) == 1.0
-    index = _nearest_distinct(logsnr, grid.levels.kernel.logsnr, first=at_prior)
+    index = _nearest_distinct(_countable(logsnr), grid.levels.kernel.logsnr, first=at_prior)
+    if home is not sde and not bool(logsnr[index[0]].isfinite()) and float(grid.levels.kernel.alpha[0]) > 0.0:
+        raise UserError(
+            f"the last level of the home has no signal, alpha = 0, which {type(sde).__name__} always has: snap a grid "
+            "of the home's own process, or one that begins at a t_start below 1"
+        )
     snapped = TimeGrid(sde, times[index] if home is sde else sde.time_of(logsnr[index]))
     sigma = float(snapped.levels.kernel.sigma[0])
     if at_prior and abs(sigma / sde.prior_std - 1.0) > 0.05:
@@ -402,6 +456,24 @@ def _check_options(kind: str, options: Mapping[str, GridOption]) -> None:
 
 
 _KINDS: dict[type, str] = {str: "a string", float: "a number", int: "a number", tuple: "numbers", list: "numbers"}
+"""The type of a grid's option -> what it is, in words."""
+
+
+def has_ends(kind: str) -> bool:
+    """Whether a kind of grid runs between two times, and not through levels or nodes that are given."""
+    return "t_start" in inspect.signature(choose("grid", kind, GRIDS)).parameters
+
+
+def check_ends(kind: str, t_start: float, shift: float) -> None:
+    """Raises UserError for a start or a shift that is none, and for either of a kind of grid without ends."""
+    if not 0.0 < t_start <= 1.0:
+        raise UserError(f"t_start must lie in (0, 1], got {t_start}")
+    check_shift(shift)
+    if not has_ends(kind) and not t_start == shift == 1.0:
+        raise UserError(
+            f"a {kind} grid has the nodes that it says, which no t_start or shift moves: choose one of "
+            f"{', '.join(filter(has_ends, GRIDS))}, with snap for the levels of a discrete process"
+        )
 
 
 def make_grid(
@@ -409,19 +481,27 @@ def make_grid(
     steps: int,
     kind: str = "uniform",
     *,
+    t_start: float = 1.0,
     t_end: float | None = None,
+    shift: float = 1.0,
     snap: SDE | None = None,
     **options: GridOption,
 ) -> TimeGrid:
-    """A grid of `steps` nodes from the prior's time 1 to t_end (default: the process's smallest sampling time).
+    """A grid of `steps` nodes from t_start to t_end (default: the process's smallest sampling time).
 
     `sde.grid` names the kind that suits the process: uniform for all but EDM, whose time is sigma. Samplers of higher
     order do better on "logsnr".
 
-    snap: a discrete process, such as a network's home, to whose levels the nodes are moved. strided and respaced grids
-    are levels of `sde` whatever t_end is. Options are those of the builder, listed by `grid_options(kind)`.
+    t_start: where the grid begins, the prior's time unless it is less than 1. shift: what sigma/alpha of every node
+    from t_start to t_end is then multiplied by, within the process's range.
 
-    Raises UserError for an unknown kind or option, for steps < 1, and for more steps than there are levels.
+    snap: a discrete process, such as a network's home, to whose levels the nodes are moved, after the shift. strided
+    and respaced grids are levels of `sde` whatever t_end is. Options are those of the builder, listed by
+    `grid_options(kind)`.
+
+    Raises UserError for an unknown kind or option, for steps < 1, for more steps than there are levels, for times that
+    do not descend from t_start to t_end, for a shift that leaves no node in the process's range, and for t_start or
+    shift of a grid of levels.
     """
     _check_options(kind, options)
     if steps < 1:
@@ -429,5 +509,10 @@ def make_grid(
     end = sde.t_sample if t_end is None else t_end
     if not 0.0 <= end < 1.0:
         raise UserError(f"t_end must lie in [0, 1), got {end}")
-    grid = TimeGrid(sde, GRIDS[kind](sde, int(steps), end, **options))
+    check_ends(kind, t_start, shift)
+    if not end < t_start:
+        raise UserError(f"a grid descends from t_start to t_end, and {t_start:g} is not above {end:g}")
+    ends = (end, t_start) if has_ends(kind) else (end,)
+    times = GRIDS[kind](sde, int(steps), *ends, **options)
+    grid = TimeGrid(sde, _shifted(sde, times, shift))
     return grid if snap is None else _snapped(grid, snap)

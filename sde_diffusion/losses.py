@@ -1,11 +1,13 @@
 """Denoising score matching, in continuous and in discrete time.
 
 The network's denoiser is trained by E_{t, x_0, eps} w(t) |x0_hat(x_t, t) - x_0|^2 with x_t = alpha x_0 + sigma eps. As
-eps_hat - eps = -(alpha/sigma)(x0_hat - x_0) and score_hat + eps/sigma = (alpha/sigma^2)(x0_hat - x_0), every published
-weighting is a weight on this one error:
+eps_hat - eps = -(alpha/sigma)(x0_hat - x_0), score_hat + eps/sigma = (alpha/sigma^2)(x0_hat - x_0) and, for the
+velocity u = eps - x_0, u_hat - u = -(alpha/sigma + 1)(x0_hat - x_0), every published weighting is a weight on this one
+error:
 
     simple      alpha^2 / sigma^2                              |eps_hat - eps|^2 (Ho et al. 2020, equation 14)
     v           (alpha^2 + sigma^2)^2 / sigma^2                |v_hat - v|^2 (Salimans and Ho 2022)
+    velocity    ((alpha + sigma) / sigma)^2                    |u_hat - u|^2 (Liu et al. 2022, equation 1)
     likelihood  g^2 alpha^2 / sigma^4                          g^2 |score error|^2 (Song et al. 2021b, equation 7)
     edm         (s^2 + s_d^2) / (s s_d)^2,  s = sigma/alpha    (Karras et al. 2022, Table 1)
     min_snr     min(alpha^2 / sigma^2, 5)                      (Hang et al. 2023, equation 8)
@@ -43,38 +45,44 @@ VLB_WEIGHT = 1e-3
 """The share of L_vlb in L_hybrid (Nichol and Dhariwal 2021, section 3.1)."""
 
 
-def _simple(sde: SDE, t: Tensor, k: Kernel) -> Tensor:
+def _simple(sde: SDE, t: Tensor, k: Kernel, sigma_data: float) -> Tensor:
     return k.snr
 
 
-def _v(sde: SDE, t: Tensor, k: Kernel) -> Tensor:
+def _v(sde: SDE, t: Tensor, k: Kernel, sigma_data: float) -> Tensor:
     return (k.alpha**2 + k.variance) ** 2 / k.variance
 
 
-def _likelihood(sde: SDE, t: Tensor, k: Kernel) -> Tensor:
+def _velocity(sde: SDE, t: Tensor, k: Kernel, sigma_data: float) -> Tensor:
+    return ((k.alpha + k.sigma) / k.sigma) ** 2
+
+
+def _likelihood(sde: SDE, t: Tensor, k: Kernel, sigma_data: float) -> Tensor:
     return sde.diffusion(t) ** 2 * k.snr / k.variance
 
 
-def _edm(sde: SDE, t: Tensor, k: Kernel) -> Tensor:
-    return k.snr + EDM_SIGMA_DATA**-2
+def _edm(sde: SDE, t: Tensor, k: Kernel, sigma_data: float) -> Tensor:
+    return k.snr + sigma_data**-2
 
 
-def _x0(sde: SDE, t: Tensor, k: Kernel) -> Tensor:
+def _x0(sde: SDE, t: Tensor, k: Kernel, sigma_data: float) -> Tensor:
     return torch.ones_like(k.snr)
 
 
-def _min_snr(sde: SDE, t: Tensor, k: Kernel) -> Tensor:
+def _min_snr(sde: SDE, t: Tensor, k: Kernel, sigma_data: float) -> Tensor:
     return k.snr.clamp_max(MIN_SNR_GAMMA)
 
 
-WEIGHTINGS: dict[str, Callable[[SDE, Tensor, Kernel], Tensor]] = {
+WEIGHTINGS: dict[str, Callable[[SDE, Tensor, Kernel, float], Tensor]] = {
     "simple": _simple,
     "v": _v,
+    "velocity": _velocity,
     "likelihood": _likelihood,
     "edm": _edm,
     "min_snr": _min_snr,
     "x0": _x0,
 }
+"""Names -> functions (process, times, their kernel, standard deviation of the data) -> w(t), [B]."""
 
 
 def denoising_score_matching(
@@ -85,21 +93,23 @@ def denoising_score_matching(
     noise: Tensor,
     *,
     weighting: str = "simple",
+    sigma_data: float = EDM_SIGMA_DATA,
     **conditioning: Tensor,
 ) -> Tensor:
     """w(t) |x0_hat(alpha x0 + sigma noise) - x0|^2, the mean over the dimensions of each sample, [B].
 
-    x0, noise: [B, *D]; t: [B]; weighting: a key of WEIGHTINGS. Raises UserError for an unknown one.
+    x0, noise: [B, *D]; t: [B]; weighting: a key of WEIGHTINGS; sigma_data: the standard deviation of the data, of which
+    "edm" alone makes use. Raises UserError for an unknown weighting.
     """
     kernel = sde.kernel(t)
     x0_hat = denoiser(kernel.perturb(x0, noise), kernel, **conditioning)
-    return _weighted(sde, t, kernel, x0_hat - x0, weighting)
+    return _weighted(sde, t, kernel, x0_hat - x0, weighting, sigma_data)
 
 
-def _weighted(sde: SDE, t: Tensor, kernel: Kernel, error: Tensor, weighting: str) -> Tensor:
+def _weighted(sde: SDE, t: Tensor, kernel: Kernel, error: Tensor, weighting: str, sigma_data: float) -> Tensor:
     """w(t) |error|^2, the mean over the dimensions, [B]."""
     # The root of the weight multiplies the error, which keeps the product in the range of float32.
-    weight = choose("weighting", weighting, WEIGHTINGS)(sde, t, kernel).sqrt()
+    weight = choose("weighting", weighting, WEIGHTINGS)(sde, t, kernel, sigma_data).sqrt()
     return (match(weight, error) * error).square().flatten(1).mean(1)
 
 
@@ -145,6 +155,7 @@ def hybrid_loss(
     vlb_weight: float = VLB_WEIGHT,
     variance: str = "learned",
     space: Space = GREY_LEVELS,
+    sigma_data: float = EDM_SIGMA_DATA,
     **conditioning: Tensor,
 ) -> Tensor:
     """L_hybrid: the weighted loss plus vlb_weight times L_vlb, in which x0_hat is held fixed, [B].
@@ -155,7 +166,7 @@ def hybrid_loss(
     kernel = chain.levels[index]
     x0_hat, fraction = moments(denoiser, kernel.perturb(x0, noise), kernel, **conditioning)
     bound = _term(chain, index, x0, x0_hat.detach(), fraction, variance, space)
-    return _weighted(sde, t, kernel, x0_hat - x0, weighting) + vlb_weight * bound
+    return _weighted(sde, t, kernel, x0_hat - x0, weighting, sigma_data) + vlb_weight * bound
 
 
 # --- what a training minimises --------------------------------------------------------------------------------
@@ -176,6 +187,7 @@ class Settings:
     weighting: str = "simple"
     vlb_weight: float = VLB_WEIGHT
     variance: str = "learned"
+    sigma_data: float = EDM_SIGMA_DATA
 
 
 DEFAULTS = Settings()
@@ -183,7 +195,16 @@ DEFAULTS = Settings()
 
 def _score_matching(sde: SDE, settings: Settings) -> Objective:
     def loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, space: Space, **conditioning: Tensor) -> Tensor:
-        return denoising_score_matching(denoiser, sde, x0, t, noise, weighting=settings.weighting, **conditioning)
+        return denoising_score_matching(
+            denoiser,
+            sde,
+            x0,
+            t,
+            noise,
+            weighting=settings.weighting,
+            sigma_data=settings.sigma_data,
+            **conditioning,
+        )
 
     return loss
 
@@ -212,6 +233,7 @@ def _hybrid(sde: SDE, settings: Settings) -> Objective:
             vlb_weight=settings.vlb_weight,
             variance=settings.variance,
             space=space,
+            sigma_data=settings.sigma_data,
             **conditioning,
         )
 

@@ -11,12 +11,17 @@ With x = alpha x_0 + sigma eps, each quantity is linear in (x, x_0), so that eac
 | score       | -eps / sigma                       | 1 / alpha               | sigma^2 / alpha           |
 | sigma_score | -eps                               | 1 / alpha               | sigma / alpha             |
 | v           | alpha eps - sigma x_0              | alpha / (a^2 + s^2)     | -sigma / (a^2 + s^2)      |
+| velocity    | eps - x_0                          | 1 / (alpha + sigma)     | -sigma / (alpha + sigma)  |
 | edm         | F of Karras et al. (2022), Table 1 | s_d^2 alpha / m         | sigma s_d / sqrt(m)       |
 
-where m = sigma^2 + s_d^2 alpha^2 and s_d = 0.5 is EDM's standard deviation of the data. v is Salimans and
-Ho (2022), Appendix D, here for any kernel: alpha x - sigma v = (alpha^2 + sigma^2) x_0. EDM's row is its
-D(x; sigma) applied to x / alpha at noise level sigma / alpha. sigma_score is what NCSN's networks give
-before they divide by sigma (Song and Ermon 2020, Technique 3).
+where m = sigma^2 + s_d^2 alpha^2 and s_d is the standard deviation of the data, 0.5 in the paper. v is Salimans
+and Ho (2022), Appendix D, here for any kernel: alpha x - sigma v = (alpha^2 + sigma^2) x_0. The velocity is that of
+rectified flow, dx/dt for its kernel alpha = 1 - t, sigma = t (Liu et al. 2022, equation 1; Lipman et al. 2022), here
+for any kernel too: x - sigma u = (alpha + sigma) x_0. EDM's row is its D(x; sigma) applied to x / alpha at noise level
+sigma / alpha. sigma_score is what NCSN's networks give before they divide by sigma (Song and Ermon 2020, Technique 3).
+
+Where alpha = 0 the noise is all that x holds, so that eps and the scores say nothing of x_0: their rows are infinite
+there, and a network that predicts them cannot begin at such a level.
 """
 
 from __future__ import annotations
@@ -25,39 +30,45 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from sde_diffusion.errors import choose
+from sde_diffusion.errors import UserError, choose
 from sde_diffusion.kernel import Kernel, match
 
 EDM_SIGMA_DATA = 0.5
 """Standard deviation of the data that EDM's preconditioning assumes (Karras et al. 2022, Table 1)."""
 
-Row = Callable[[Kernel], tuple[Tensor, Tensor]]
+Row = Callable[[Kernel, float], tuple[Tensor, Tensor]]
+"""(kernel, standard deviation of the data) -> (c_skip, c_out)."""
 
 
-def _x0(k: Kernel) -> tuple[Tensor, Tensor]:
+def _x0(k: Kernel, sigma_data: float) -> tuple[Tensor, Tensor]:
     return k.alpha * 0.0, k.alpha * 0.0 + 1.0
 
 
-def _eps(k: Kernel) -> tuple[Tensor, Tensor]:
+def _eps(k: Kernel, sigma_data: float) -> tuple[Tensor, Tensor]:
     return 1.0 / k.alpha, -k.sigma / k.alpha
 
 
-def _score(k: Kernel) -> tuple[Tensor, Tensor]:
+def _score(k: Kernel, sigma_data: float) -> tuple[Tensor, Tensor]:
     return 1.0 / k.alpha, k.variance / k.alpha
 
 
-def _sigma_score(k: Kernel) -> tuple[Tensor, Tensor]:
+def _sigma_score(k: Kernel, sigma_data: float) -> tuple[Tensor, Tensor]:
     return 1.0 / k.alpha, k.sigma / k.alpha
 
 
-def _v(k: Kernel) -> tuple[Tensor, Tensor]:
+def _v(k: Kernel, sigma_data: float) -> tuple[Tensor, Tensor]:
     norm = k.alpha**2 + k.variance
     return k.alpha / norm, -k.sigma / norm
 
 
-def _edm(k: Kernel) -> tuple[Tensor, Tensor]:
-    m = k.variance + (EDM_SIGMA_DATA * k.alpha) ** 2
-    return EDM_SIGMA_DATA**2 * k.alpha / m, k.sigma * EDM_SIGMA_DATA / m.sqrt()
+def _velocity(k: Kernel, sigma_data: float) -> tuple[Tensor, Tensor]:
+    total = k.alpha + k.sigma
+    return 1.0 / total, -k.sigma / total
+
+
+def _edm(k: Kernel, sigma_data: float) -> tuple[Tensor, Tensor]:
+    m = k.variance + (sigma_data * k.alpha) ** 2
+    return sigma_data**2 * k.alpha / m, k.sigma * sigma_data / m.sqrt()
 
 
 PREDICTIONS: dict[str, Row] = {
@@ -66,16 +77,29 @@ PREDICTIONS: dict[str, Row] = {
     "score": _score,
     "sigma_score": _sigma_score,
     "v": _v,
+    "velocity": _velocity,
     "edm": _edm,
 }
 
 
-def to_x0(prediction: str, out: Tensor, x: Tensor, kernel: Kernel) -> Tensor:
+def blind_without_signal(prediction: str) -> bool:
+    """Whether a prediction says nothing of x_0 where alpha = 0. Raises UserError for an unknown one."""
+    c_skip, _ = choose("prediction", prediction, PREDICTIONS)(Kernel(0.0, 1.0), EDM_SIGMA_DATA)
+    return not bool(c_skip.isfinite())
+
+
+def to_x0(prediction: str, out: Tensor, x: Tensor, kernel: Kernel, *, sigma_data: float = EDM_SIGMA_DATA) -> Tensor:
     """x0_hat = c_skip x + c_out out, for a network output of any type. Shapes [B, *D].
 
-    Raises UserError for an unknown prediction type.
+    sigma_data: the standard deviation of the data, of which "edm" alone makes use. Raises UserError for an unknown
+    prediction type, and for one that says nothing of x_0 at a level without signal.
     """
-    c_skip, c_out = choose("prediction", prediction, PREDICTIONS)(kernel)
+    if bool((kernel.alpha == 0.0).any()) and blind_without_signal(prediction):
+        raise UserError(
+            f"the network predicts {prediction!r}, which says nothing of x_0 where alpha = 0: start later, as with "
+            "make_grid(..., t_start=0.99), or use a network that predicts 'v', 'x0' or 'velocity'"
+        )
+    c_skip, c_out = choose("prediction", prediction, PREDICTIONS)(kernel, sigma_data)
     return match(c_skip, x) * x + match(c_out, x) * out
 
 
@@ -92,3 +116,8 @@ def score_from_x0(x0: Tensor, x: Tensor, kernel: Kernel) -> Tensor:
 def v_from_x0(x0: Tensor, x: Tensor, kernel: Kernel) -> Tensor:
     """v = alpha eps - sigma x_0 (Salimans and Ho 2022, Appendix D). Shapes [B, *D]."""
     return match(kernel.alpha, x) * eps_from_x0(x0, x, kernel) - match(kernel.sigma, x) * x0
+
+
+def velocity_from_x0(x0: Tensor, x: Tensor, kernel: Kernel) -> Tensor:
+    """u = eps - x_0 (Liu et al. 2022, equation 1), dx/dt of rectified flow. Shapes [B, *D]."""
+    return eps_from_x0(x0, x, kernel) - x0

@@ -82,6 +82,11 @@ class SDE(ABC):
         # One that starts from noisy data has a first level at t = 0; another none, as its log-SNR is infinite there.
         return (0.0 if float(self.kernel(0.0).sigma) > 0.0 else self.t_train), 1.0
 
+    @property
+    def t_signal(self) -> float:
+        """The latest time at which x holds any signal: 1, or just before it where alpha = 0 there."""
+        return 1.0 if float(self.kernel(1.0).alpha) > 0.0 else 1.0 - 1e-3
+
     def scaled(self, factor: float) -> SDE:
         """The process for data `factor` times as large, its noise with them; where alpha is not 1, the same process."""
         return self
@@ -432,11 +437,16 @@ class DiscreteVP(SDE):
     """DDPM: x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) n, for i = 0 .. N-1 (Ho et al. 2020, equation 2).
 
     Level i lies at time (i + 1)/N, where the VP-SDE of the same rates has almost the same kernel, and time 0 is
-    clean data. betas: [N], each in (0, 1).
+    clean data. betas: [N], each in (0, 1), but that the last one may be 1.
+
+    With beta = 1 the last level is noise alone, alpha = 0 (zero terminal SNR, Lin et al. 2023), and log alpha has no
+    value there to be interpolated. Between the last two levels alpha itself is then linear, as in rectified flow, so
+    that the flow is regular; the SDE's rate f = -1/(1 - t), infinite at the end, is held at its value at the beginning.
     """
 
     betas: Tensor
     _nodes: tuple[Tensor, Tensor] = field(init=False, repr=False)
+    """The times and log alpha of clean data and of the levels with a signal."""
 
     @property
     def t_sample(self) -> float:  # type: ignore[override]  # depends on the table here
@@ -445,11 +455,14 @@ class DiscreteVP(SDE):
 
     def __post_init__(self) -> None:
         betas = _table(self.betas, "betas")
-        _require(bool(((betas > 0) & (betas < 1)).all()), "every beta must lie strictly between 0 and 1")
+        _require(
+            bool(((betas > 0) & (betas <= 1)).all()) and bool((betas[:-1] < 1).all()),
+            "every beta must lie strictly between 0 and 1, but for the last one, which may be 1",
+        )
         object.__setattr__(self, "betas", betas)
-        zero = torch.zeros(1, dtype=torch.float64)
-        log_alphas = torch.cat([zero, 0.5 * torch.log1p(-betas).cumsum(0)])
-        object.__setattr__(self, "_nodes", (torch.cat([zero, self.times]), log_alphas))
+        zero, heard = torch.zeros(1, dtype=torch.float64), betas < 1
+        log_alphas = torch.cat([zero, 0.5 * torch.log1p(-betas[heard]).cumsum(0)])
+        object.__setattr__(self, "_nodes", (torch.cat([zero, self.times[heard]]), log_alphas))
 
     @classmethod
     def linear(cls, n: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0) -> DiscreteVP:
@@ -467,36 +480,68 @@ class DiscreteVP(SDE):
         alpha_bar = ((t + s) / (1.0 + s) * math.pi / 2.0).cos() ** 2
         return cls((1.0 - alpha_bar[1:] / alpha_bar[:-1]).clamp_max(max_beta))
 
+    def rescaled(self) -> DiscreteVP:
+        """The process with zero terminal SNR: alpha moved and scaled to end at 0 (Lin et al. 2023, Algorithm 1).
+
+        The first level stays as it is. A process that has zero terminal SNR already is its own.
+        """
+        alpha = self.levels.alpha
+        alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
+        return DiscreteVP(torch.cat([self.betas[:1], 1.0 - (alpha[1:] / alpha[:-1]) ** 2]))
+
     @property
     def times(self) -> Tensor:
         n = len(self.betas)
         return torch.arange(1, n + 1, dtype=torch.float64) / n
 
     @property
+    def t_signal(self) -> float:
+        return float(self._nodes[0][-1])
+
+    @property
     def levels(self) -> Kernel:
         """The kernels of all levels, [N]."""
         return self.kernel(self.times)
 
+    @property
+    def _fading(self) -> float:
+        """How long alpha falls to 0 behind the last level with a signal: 1/N, or no time at all."""
+        return 1.0 - self.t_signal
+
     def log_alpha(self, t: Scalar) -> Tensor:
-        """log alpha, exact at the levels and linear between them, [] or [B]."""
-        return _interpolate(as_schedule(t), *self._nodes)
+        """log alpha, exact at the levels and linear between them, [] or [B]; log of a linear alpha before alpha = 0."""
+        t = as_schedule(t)
+        log_alpha = _interpolate(t, *self._nodes)
+        if not self._fading:
+            return log_alpha
+        left = ((1.0 - t) / self._fading).clamp_min(0.0)
+        return torch.where(t <= self.t_signal, log_alpha, self._nodes[1][-1] + left.log())
 
     def kernel(self, t: Scalar) -> Kernel:
         log_alpha = self.log_alpha(t)
         return Kernel(log_alpha.exp(), (-torch.expm1(2.0 * log_alpha)).sqrt())
 
     def dlog_alpha(self, t: Scalar) -> Tensor:
-        return _slope(as_schedule(t), *self._nodes)
+        t = as_schedule(t)
+        slope = _slope(t, *self._nodes)
+        return torch.where(t <= self.t_signal, slope, -1.0 / self._fading) if self._fading else slope
 
     def alpha_rate(self, t: Scalar) -> Tensor:
-        return self.dlog_alpha(t) * self.log_alpha(t).exp()
+        t = as_schedule(t)
+        # Where alpha is linear, its rate and dlog_alpha are those at the beginning.
+        return self.dlog_alpha(t) * self.log_alpha(t.clamp_max(self.t_signal) if self._fading else t).exp()
 
     def variance_rate(self, t: Scalar) -> Tensor:
-        return -2.0 * self.dlog_alpha(t) * (2.0 * self.log_alpha(t)).exp()
+        return -2.0 * self.alpha_rate(t) * self.log_alpha(t).exp()
 
     def time_of(self, logsnr: Scalar) -> Tensor:
         times, log_alphas = self._nodes
-        return _interpolate(-_log_alpha_of(logsnr), -log_alphas, times)
+        log_alpha = _log_alpha_of(logsnr)
+        t = _interpolate(-log_alpha, -log_alphas, times)
+        if not self._fading:
+            return t
+        left = (log_alpha - log_alphas[-1]).exp()
+        return torch.where(left >= 1.0, t, 1.0 - self._fading * left)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,12 +1,14 @@
 """Training times: which noise levels a batch looks at, and the weights that keep the loss's expectation.
 
 A time sampler draws times t and weights w with E[w L(t)] = E_{t ~ nominal} L(t). The nominal law is uniform on
-[t_min, 1], uniform over the levels of a discrete process, or EDM's log-normal, which is part of EDM's loss.
+[t_min, 1], uniform over the levels of a discrete process, or one that is part of its loss: EDM's log-normal, the
+logit-normal of rectified flow.
 
     uniform, stratified   uniform times, independent or equally spaced with one random shift for the batch (Kingma et
                           al. 2021, Appendix I.1)
     levels                the levels of a discrete process, equally often
     lognormal             log(sigma/alpha) ~ N(p_mean, p_std^2) (Karras et al. 2022, Table 1)
+    logit_normal          log(t/(1 - t)) ~ N(p_mean, p_std^2) (Esser et al. 2024, equation 19)
     importance            p(t) proportional to g^2/sigma^2, stratified (Song et al. 2021b, ScoreFlow, section 5)
     loss_aware            levels drawn with p_i proportional to sqrt(E L_i^2), the law of least variance, from the last
                           ten losses of each level, a thousandth of the draws uniform; uniform until every level has ten
@@ -20,7 +22,11 @@ the law "importance" is uniform in the log-SNR, for every process, and its weigh
 
     w = (lam(t_min) - lam(1)) / ((1 - t_min) g^2/sigma^2)
 
-leaves |eps_hat - eps|^2 times a constant: the peak is gone. Where alpha = 0 at t = 1 it ends at t = 0.999.
+leaves |eps_hat - eps|^2 times a constant: the peak is gone. Where alpha = 0 at t = 1 it ends just before.
+
+A shift s moves the times of a law, and with them the nominal law, by -2 log s in log-SNR, within [t_min, 1] (Esser et
+al. 2024, section 5.3.2): for the log-normal it adds log s to p_mean. For rectified flow log(t/(1 - t)) is
+log(sigma/alpha), so that its logit-normal times are log-normal ones.
 """
 
 from __future__ import annotations
@@ -33,23 +39,41 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.errors import UserError, choose
-from sde_diffusion.grids import logsnr_ends, nearest_level
+from sde_diffusion.grids import check_shift, logsnr_ends, nearest_level, shifted_logsnr
 from sde_diffusion.noise import rand, randn
 from sde_diffusion.sde import SDE
 
 EDM_P_MEAN, EDM_P_STD = -1.2, 1.2
 """log sigma ~ N(P_mean, P_std^2) in training (Karras et al. 2022, Table 1)."""
+LOGIT_MEAN, LOGIT_STD = 0.0, 1.0
+"""logit(t) ~ N(0, 1): the law that did best (Esser et al. 2024, section 5.1)."""
 HISTORY, UNIFORM_SHARE = 10, 1e-3
 """Losses that "loss_aware" remembers of each level, and its share of uniform draws (improved-diffusion)."""
 
 
 @dataclass(frozen=True)
 class TimeRange:
-    """Where training times lie: t in [t_min, 1], and log(sigma/alpha) ~ N(p_mean, p_std^2) for "lognormal"."""
+    """Where training times lie: in [t_min, 1], with sigma/alpha times the shift, and what a normal law is told.
+
+    p_mean, p_std   of log(sigma/alpha) for "lognormal" and of log(t/(1 - t)) for "logit_normal"; None for the law's own
+    """
 
     t_min: float
-    p_mean: float = EDM_P_MEAN
-    p_std: float = EDM_P_STD
+    p_mean: float | None = None
+    p_std: float | None = None
+    shift: float = 1.0
+
+    def normal(self, n: int, generator: torch.Generator, mean: float, std: float) -> Tensor:
+        """n draws of N(p_mean, p_std^2), with a law's own mean and std where none are given."""
+        p_mean = mean if self.p_mean is None else self.p_mean
+        p_std = std if self.p_std is None else self.p_std
+        return p_mean + p_std * randn((n,), generator, dtype=torch.float64).cpu()
+
+    def place(self, sde: SDE, t: Tensor) -> Tensor:
+        """Times [n] with the shift, within the range."""
+        if self.shift != 1.0:
+            t = sde.time_of(shifted_logsnr(sde.kernel(t).logsnr, self.shift))
+        return t.clamp(self.t_min, 1.0)
 
 
 class TimeSampler(Protocol):
@@ -82,28 +106,34 @@ def _even(t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _uniform(sde: SDE, n: int, generator: torch.Generator, within: TimeRange) -> tuple[Tensor, Tensor]:
-    return _even(within.t_min + (1.0 - within.t_min) * rand((n,), generator, dtype=torch.float64).cpu())
+    t = within.t_min + (1.0 - within.t_min) * rand((n,), generator, dtype=torch.float64).cpu()
+    return _even(within.place(sde, t))
 
 
 def _stratified(sde: SDE, n: int, generator: torch.Generator, within: TimeRange) -> tuple[Tensor, Tensor]:
-    return _even(within.t_min + (1.0 - within.t_min) * _fractions(n, generator))
+    return _even(within.place(sde, within.t_min + (1.0 - within.t_min) * _fractions(n, generator)))
 
 
-def _levels_of(sde: SDE, kind: str) -> Tensor:
+def _levels_of(sde: SDE, kind: str, within: TimeRange) -> Tensor:
     if sde.times is None:
         raise UserError(f"times {kind!r} are those of a discrete process; {type(sde).__name__} has none")
+    if within.shift != 1.0:
+        raise UserError(f"times {kind!r} are levels, which no shift moves: choose another law, or a shift of 1")
     return sde.times
 
 
 def _levels(sde: SDE, n: int, generator: torch.Generator, within: TimeRange) -> tuple[Tensor, Tensor]:
-    times = _levels_of(sde, "levels")
+    times = _levels_of(sde, "levels", within)
     index = torch.randint(0, len(times), (n,), generator=generator, device=generator.device)
     return _even(times[index.cpu()])
 
 
 def _lognormal(sde: SDE, n: int, generator: torch.Generator, within: TimeRange) -> tuple[Tensor, Tensor]:
-    log_sigma = within.p_mean + within.p_std * randn((n,), generator, dtype=torch.float64).cpu()
-    return _even(sde.time_of(-2.0 * log_sigma).clamp(within.t_min, 1.0))
+    return _even(within.place(sde, sde.time_of(-2.0 * within.normal(n, generator, EDM_P_MEAN, EDM_P_STD))))
+
+
+def _logit_normal(sde: SDE, n: int, generator: torch.Generator, within: TimeRange) -> tuple[Tensor, Tensor]:
+    return _even(within.place(sde, within.normal(n, generator, LOGIT_MEAN, LOGIT_STD).sigmoid()))
 
 
 def _importance(sde: SDE, n: int, generator: torch.Generator, within: TimeRange) -> tuple[Tensor, Tensor]:
@@ -112,7 +142,7 @@ def _importance(sde: SDE, n: int, generator: torch.Generator, within: TimeRange)
         raise UserError(f"times 'importance' need noise at the smallest time, {within.t_min}")
     t = sde.time_of(torch.lerp(most, least, _fractions(n, generator))).clamp(within.t_min, 1.0)
     fall = 2.0 * (sde.dlog_sigma(t) - sde.dlog_alpha(t))
-    return t, (most - least) / ((1.0 - within.t_min) * fall)
+    return within.place(sde, t), (most - least) / ((1.0 - within.t_min) * fall)
 
 
 @dataclass(frozen=True)
@@ -140,7 +170,7 @@ class LossAware:
     """Levels of a discrete process, the more often the larger their losses have been."""
 
     def __init__(self, sde: SDE, within: TimeRange) -> None:
-        self.times = _levels_of(sde, "loss_aware")
+        self.times = _levels_of(sde, "loss_aware", within)
         self.history = torch.zeros(len(self.times), HISTORY, dtype=torch.float64)
         self.seen = torch.zeros(len(self.times), dtype=torch.int64)
 
@@ -179,11 +209,17 @@ def _drawn(law: Law) -> Callable[[SDE, TimeRange], TimeSampler]:
     return lambda sde, within: Drawn(sde, law, within)
 
 
+def _drawn_levels(sde: SDE, within: TimeRange) -> TimeSampler:
+    _levels_of(sde, "levels", within)  # refused before the first draw
+    return Drawn(sde, _levels, within)
+
+
 TIME_SAMPLERS: dict[str, Callable[[SDE, TimeRange], TimeSampler]] = {
     "uniform": _drawn(_uniform),
     "stratified": _drawn(_stratified),
-    "levels": _drawn(_levels),
+    "levels": _drawn_levels,
     "lognormal": _drawn(_lognormal),
+    "logit_normal": _drawn(_logit_normal),
     "importance": _drawn(_importance),
     "loss_aware": LossAware,
 }
@@ -194,15 +230,19 @@ def time_sampler(
     kind: str = "uniform",
     *,
     t_min: float | None = None,
-    p_mean: float = EDM_P_MEAN,
-    p_std: float = EDM_P_STD,
+    p_mean: float | None = None,
+    p_std: float | None = None,
+    shift: float = 1.0,
 ) -> TimeSampler:
     """The time sampler of that kind, a key of TIME_SAMPLERS, for a process.
 
     t_min: the smallest time (default: the process's smallest training time). p_mean, p_std: of log(sigma/alpha) in
-    "lognormal" (default: EDM's). Raises UserError for an unknown kind.
+    "lognormal" (default: EDM's, -1.2 and 1.2) and of log(t/(1 - t)) in "logit_normal" (default: 0 and 1). shift: what
+    sigma/alpha of the times is multiplied by. Raises UserError for an unknown kind, a shift that is not positive, and
+    one of levels.
     """
-    within = TimeRange(sde.t_train if t_min is None else t_min, p_mean, p_std)
+    check_shift(shift)
+    within = TimeRange(sde.t_train if t_min is None else t_min, p_mean, p_std, shift)
     return choose("time sampler", kind, TIME_SAMPLERS)(sde, within)
 
 
@@ -213,8 +253,9 @@ def sample_times(
     generator: torch.Generator,
     kind: str = "uniform",
     t_min: float | None = None,
-    p_mean: float = EDM_P_MEAN,
-    p_std: float = EDM_P_STD,
+    p_mean: float | None = None,
+    p_std: float | None = None,
+    shift: float = 1.0,
 ) -> Tensor:
     """n training times [n], float64, of a fresh time sampler, without their weights."""
-    return time_sampler(sde, kind, t_min=t_min, p_mean=p_mean, p_std=p_std).draw(n, generator)[0]
+    return time_sampler(sde, kind, t_min=t_min, p_mean=p_mean, p_std=p_std, shift=shift).draw(n, generator)[0]

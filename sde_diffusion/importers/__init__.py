@@ -67,6 +67,7 @@ def imported(path: str | Path, source: str, config: Mapping[str, Any] | str | Pa
         weights={"raw": raw, "ema": ema},
         optimizer={},
         random={},
+        config={"sampling": found.sampling} if found.sampling else {},
         title=f"the data of {place.name}",
         classes=tuple(map(str, range(found.spec.options.get("num_classes", 0)))),
     )

@@ -22,7 +22,7 @@ from sde_diffusion.importers.rules import BlockNames, Part, Rule, by_class, pair
 from sde_diffusion.nets.backbone import Backbone
 from sde_diffusion.nets.blocks import Head, ResidualBlock, SelfAttention
 from sde_diffusion.nets.resample import DownConv, UpConv
-from sde_diffusion.sde import DiscreteVP
+from sde_diffusion.sde import DiscreteVP, RectifiedFlow
 
 PUBLISHED: dict[str, Settings] = {}
 """Folders of diffusers carry their configuration."""
@@ -219,26 +219,77 @@ _BETAS: dict[str, Callable[[Settings], Tensor]] = {
 }
 
 
-def _home(given: Settings) -> Settings:
+def _table_home(given: Settings) -> Settings:
     # A scheduler has many keys that concern its own steps; those of the training alone are read.
     own = {**_SCHEDULER, **{key: value for key, value in given.items() if key in _SCHEDULER}}
     name = str(given.get("_class_name", "DDPMScheduler"))
     if not given.keys() & {"beta_schedule", "beta_start", "beta_end", "trained_betas"} and name != "DDPMScheduler":
         raise UserError(
             f"the scheduler {name!r} has no table of betas: those of a variance-preserving "
-            "process are supported (DDPM, DDIM, PNDM, DPMSolver, UniPC, Euler, Heun, ...)"
+            "process are supported (DDPM, DDIM, PNDM, DPMSolver, UniPC, Euler, Heun, ...), and those of flow matching"
         )
-    only("diffusers", "rescale_betas_zero_snr", own["rescale_betas_zero_snr"], [False])
     only("diffusers", "variance_type", own["variance_type"], _VARIANCES)
     betas = own["trained_betas"] or choose("beta_schedule", own["beta_schedule"], _BETAS)(own)
     prediction = choose("prediction_type", own["prediction_type"], _PREDICTIONS)
+    process = DiscreteVP(torch.as_tensor(betas, dtype=torch.float64))
     return {
-        "process": DiscreteVP(torch.as_tensor(betas, dtype=torch.float64)),
+        "process": process.rescaled() if own["rescale_betas_zero_snr"] else process,
         "prediction": prediction,
         "label": "index",
         "variance": "learned_range" if own["variance_type"] == "learned_range" else "fixed",
     }
 
+
+_FLOW: Settings = {
+    "num_train_timesteps": 1000,
+    "shift": 1.0,
+    "use_dynamic_shifting": False,
+    "invert_sigmas": False,
+    "shift_terminal": None,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "stochastic_sampling": False,
+}
+_OWN_STEPS = "its steps are not those of one shift"
+_UNSHIFTED = {
+    "use_dynamic_shifting": "its shift is another one for each size of picture",
+    "invert_sigmas": "its network is told the time from noise to data",
+    "shift_terminal": _OWN_STEPS,
+    "use_karras_sigmas": _OWN_STEPS,
+    "use_exponential_sigmas": _OWN_STEPS,
+    "use_beta_sigmas": _OWN_STEPS,
+    "stochastic_sampling": "its steps draw noise of their own",
+}
+"""Keys of a flow-matching scheduler that have no equal here, and why."""
+_FLOW_UNUSED = {
+    *("_class_name", "_diffusers_version", "_name_or_path", "base_shift", "max_shift", "base_image_seq_len"),
+    *("max_image_seq_len", "time_shift_type"),  # of dynamic shifting
+}
+
+
+def _flow_home(given: Settings) -> Settings:
+    own = resolved("diffusers scheduler", given, _FLOW, _FLOW_UNUSED)
+    for key, reason in _UNSHIFTED.items():
+        if own[key]:
+            raise UserError(f"diffusers: {key} = {own[key]!r} of a flow-matching scheduler is not supported: {reason}")
+    only("diffusers", "num_train_timesteps of flow matching", own["num_train_timesteps"], [1000])
+    return {"process": RectifiedFlow(), "prediction": "velocity", "label": "thousand_time"}
+
+
+def _flow_sampling(given: Settings) -> Settings:
+    """How a flow-matching scheduler samples, as keys of `sampling`."""
+    return {"sampler": "euler", "grid": "uniform", "shift": float(given.get("shift", 1.0))}
+
+
+def _no_sampling(given: Settings) -> Settings:
+    return {}
+
+
+_HOMES: dict[str, tuple[Callable[[Settings], Settings], Callable[[Settings], Settings]]] = {
+    "FlowMatchEulerDiscreteScheduler": (_flow_home, _flow_sampling),
+}
+"""Schedulers without a table of betas -> the home of their network, and how they sample."""
 
 # --- the folder -----------------------------------------------------------------------------------------------
 
@@ -275,10 +326,11 @@ def read(path: Path, config: Settings | None) -> Foreign:
             f"{path} holds no scheduler/scheduler_config.json, which tells the noise levels of the training"
         )
     only("diffusers", "_class_name", network.get("_class_name", "UNet2DModel"), ["UNet2DModel"])
+    home, sampling = _HOMES.get(str(scheduler.get("_class_name")), (_table_home, _no_sampling))
     options, centred = _options(network)
     size = options["image_size"]
     spec = NetworkSpec(
-        **_home(scheduler),
+        **home(scheduler),
         input_scale="centre" if centred else "none",
         data_range=(0.0, 1.0) if centred else (-1.0, 1.0),
         shape=(options["in_channels"], size, size),
@@ -295,4 +347,4 @@ def read(path: Path, config: Settings | None) -> Foreign:
     assert isinstance(net, Backbone)
     weights = _weights(path)
     former = any(key.endswith(".query.weight") for key in weights)
-    return Foreign(spec, net, unet_rules(net, former), weights)
+    return Foreign(spec, net, unet_rules(net, former), weights, sampling=sampling(scheduler))

@@ -3,7 +3,7 @@
 The pickle holds the averaged network, "ema", as an object that carries its constructor's arguments, and with them its
 configuration. It is read without running any code (see reading.py). A preconditioner is a home:
 
-    EDMPrecond    EDM, prediction "edm", label log(sigma)/4, input of unit variance
+    EDMPrecond    EDM, prediction "edm", label log(sigma)/4, input of unit variance for data of its sigma_data
     VPPrecond     VP-SDE, "eps", label 999 t: its c_in = 1/sqrt(1 + sigma^2) is the step from sigma to alpha x_t
     VEPrecond     VE-SDE, "sigma_score", label log(sigma/2), as a network for data in [0, 1] sees it
     iDDPMPrecond  cosine levels, "eps" with a learned variance, label the index of the nearest level
@@ -29,7 +29,6 @@ from sde_diffusion.importers.rules import BlockNames, Part, Rule, by_class, matr
 from sde_diffusion.nets.backbone import Backbone, InputResidual, InputSkip, OutputSkip
 from sde_diffusion.nets.blocks import Head, ResidualBlock, SelfAttention
 from sde_diffusion.nets.embedding import FourierFeatures
-from sde_diffusion.prediction import EDM_SIGMA_DATA
 from sde_diffusion.sde import EDM, VESDE, VPSDE, DiscreteVP
 
 PUBLISHED: dict[str, Settings] = {}
@@ -176,10 +175,15 @@ def _network(name: str, settings: Settings) -> tuple[str, Settings]:
 
 
 def _edm_home(own: Settings) -> Settings:
-    only("EDM", "sigma_data", own["sigma_data"], [EDM_SIGMA_DATA])
     first = max(float(own["sigma_min"]), SIGMA_MIN)
     process = EDM(first, min(float(own["sigma_max"]), SIGMA_MAX))
-    return {"process": process, "prediction": "edm", "label": "edm", "input_scale": "unit"}
+    return {
+        "process": process,
+        "prediction": "edm",
+        "label": "edm",
+        "input_scale": "unit",
+        "sigma_data": float(own["sigma_data"]),
+    }
 
 
 def _vp_home(own: Settings) -> Settings:

@@ -7,7 +7,8 @@ rescaled sums of NCSN++ may have one. Nothing of diffusers is needed to write th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -120,42 +121,85 @@ def _width(stages: Iterable[Stage]) -> int:
     return first.conv1.out_channels
 
 
-def scheduler_config(spec: NetworkSpec) -> dict[str, Any]:
-    """DDPMScheduler's configuration of a network's home. Raises UserError where diffusers has none."""
+@dataclass(frozen=True)
+class Scheduler:
+    """A scheduler of diffusers for a home: what does not fit, and its configuration where all does.
+
+    reasons    why it is not equal to the home -> whether it is in this respect
+    config     of the scheduler
+    """
+
+    reasons: dict[str, bool]
+    config: Callable[[], dict[str, Any]]
+
+    @property
+    def misfits(self) -> list[str]:
+        return [reason for reason, fits in self.reasons.items() if not fits]
+
+
+def _of_betas(spec: NetworkSpec, shift: float) -> Scheduler:
     state = process_state(spec.process)
     reasons = {
         f"it knows processes of discrete betas, and this one is a {state['name']}": "betas" in state,
         f"its label is the index of a level, and this one's is {spec.label!r}": spec.label == "index",
         f"it has no prediction {spec.prediction!r}": spec.prediction in _PREDICTIONS,
-        "its data lie in [-1, 1]": spec.data_range == (-1.0, 1.0) and spec.input_scale == "none",
+        f"its steps have no shift, and this one is {shift:g}; export with a shift of 1": shift == 1.0,
     }
-    for reason, fits in reasons.items():
-        if not fits:
-            raise UserError(f"diffusers has no scheduler equal to this home: {reason}")
-    return {
-        "_class_name": "DDPMScheduler",
-        "_diffusers_version": VERSION,
-        "num_train_timesteps": len(state["betas"]),
-        "trained_betas": state["betas"],
-        "prediction_type": _PREDICTIONS[spec.prediction],
-        "variance_type": "learned_range" if spec.variance == "learned_range" else "fixed_small",
-        "clip_sample": False,
+    return Scheduler(
+        reasons,
+        lambda: {
+            "_class_name": "DDPMScheduler",
+            "num_train_timesteps": len(state["betas"]),
+            "trained_betas": state["betas"],
+            "prediction_type": _PREDICTIONS[spec.prediction],
+            "variance_type": "learned_range" if spec.variance == "learned_range" else "fixed_small",
+            "clip_sample": False,
+            # The others leave out the last level, from which sampling must begin (Lin et al. 2023, section 3.3).
+            **({"timestep_spacing": "trailing"} if state["betas"][-1] == 1.0 else {}),
+        },
+    )
+
+
+def _of_flow(spec: NetworkSpec, shift: float) -> Scheduler:
+    name = process_state(spec.process)["name"]
+    reasons = {
+        f"flow matching knows RectifiedFlow, and this one is a {name}": name == "RectifiedFlow",
+        f"its label is 1000 t, 'thousand_time', and this one's is {spec.label!r}": spec.label == "thousand_time",
+        f"flow matching predicts the velocity, and this one {spec.prediction!r}": spec.prediction == "velocity",
+        "flow matching has no learned variance": spec.variance == "fixed",
     }
+    return Scheduler(
+        reasons,
+        lambda: {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": shift},
+    )
 
 
-def export_diffusers(denoiser: NetworkDenoiser, folder: str | Path) -> None:
-    """Write a network into a new folder that diffusers loads: a DDPMPipeline of a UNet2DModel and a DDPMScheduler.
+def scheduler_config(spec: NetworkSpec, shift: float = 1.0) -> dict[str, Any]:
+    """The configuration of the scheduler of a network's home, which steps with a shift.
 
-    Raises UserError for a folder that is not empty, and with the reason where diffusers has no equal of it.
+    Raises UserError with the reason where diffusers has none.
+    """
+    range_fits = {"its data lie in [-1, 1]": spec.data_range == (-1.0, 1.0) and spec.input_scale == "none"}
+    found = min((of(spec, shift) for of in (_of_betas, _of_flow)), key=lambda scheduler: len(scheduler.misfits))
+    for reason in Scheduler({**found.reasons, **range_fits}, found.config).misfits:
+        raise UserError(f"diffusers has no scheduler equal to this home: {reason}")
+    return {**found.config(), "_diffusers_version": VERSION}
+
+
+def export_diffusers(denoiser: NetworkDenoiser, folder: str | Path, *, shift: float = 1.0) -> None:
+    """Write a network into a new folder that diffusers loads: a DDPMPipeline of a UNet2DModel and a scheduler.
+
+    The scheduler is DDPMScheduler for a table of betas, and FlowMatchEulerDiscreteScheduler with the shift for
+    rectified flow. Raises UserError for a folder that is not empty, and with the reason where diffusers has no equal.
     """
     place = Path(folder)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise UserError(f"{place} exists and is not an empty folder; choose another one")
     net = denoiser.net
-    network, scheduler = network_config(net), scheduler_config(denoiser.spec)
+    network, scheduler = network_config(net), scheduler_config(denoiser.spec, shift)
     assert isinstance(net, Backbone)
     weights = exported(net.state_dict(), unet_rules(net))
-    parts = {"scheduler": ["diffusers", "DDPMScheduler"], "unet": ["diffusers", "UNet2DModel"]}
+    parts = {"scheduler": ["diffusers", scheduler["_class_name"]], "unet": ["diffusers", "UNet2DModel"]}
     write_aside(place / "unet" / f"{WEIGHTS}.safetensors", safetensors(weights, metadata={"format": "pt"}))
     documents = {
         "unet/config.json": network,

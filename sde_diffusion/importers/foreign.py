@@ -27,6 +27,7 @@ class Foreign:
     weights     under its own keys; averages: the averaged ones, where the file has both
     ignored     keys that carry nothing which the spec does not say
     step        of its training, where the file says it
+    sampling    keys of a configuration's section of that name which the source has for it
     """
 
     spec: NetworkSpec
@@ -36,6 +37,7 @@ class Foreign:
     averages: Mapping[str, Tensor] | None = None
     ignored: Sequence[str] = field(default_factory=tuple)
     step: int = 0
+    sampling: Settings = field(default_factory=dict)
 
 
 def read_settings(

@@ -26,6 +26,7 @@ def import_network(config: ConfigDict, folder: Path, engine: Engine) -> None:
     check_empty(folder)
     found = imported(settings.path, settings.source, settings.config or None)
     adopted = build.as_trained(config, found.spec)
+    adopted.sampling.update(found.config.get("sampling", {}))
     origin = {"imported": {"source": settings.source, "file": Path(settings.path).name}}
     save_checkpoint(folder, found, keep=1)
     write_json(folder / "config.json", {**plain(adopted), **origin})
@@ -57,5 +58,6 @@ def export_network(config: ConfigDict, folder: Path, engine: Engine) -> None:
     config, trained = trained_network(config, folder, engine)  # which all processes read together
     if not engine.main:
         return
-    export_diffusers(denoiser_of(trained, config.sampling.weights), config.importing.path)
+    denoiser = denoiser_of(trained, config.sampling.weights)
+    export_diffusers(denoiser, config.importing.path, shift=config.sampling.shift)
     print(f"wrote {config.importing.path}: diffusers' DDPMPipeline.from_pretrained reads it")

@@ -67,6 +67,7 @@ KEPT = (
     "times",
     "p_mean",
     "p_std",
+    "shift",
     "augment",
     "label_dropout",
     "ema_decay",

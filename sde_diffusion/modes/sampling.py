@@ -193,6 +193,8 @@ def sampling_protocol(
         "grid": build.grid_kind(config, sampler, grid.sde),
         "grid_options": build.grid_options(config, sampler, grid.sde),
         "snap": config.sampling.snap,
+        "shift": config.sampling.shift,
+        "largest_time": float(grid.times[0]),
         "smallest_time": float(grid.times[-1]),
         "process": {key: value for key, value in process_state(grid.sde).items() if not isinstance(value, list)},
         "seed": config.seed,

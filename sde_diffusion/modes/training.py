@@ -172,6 +172,7 @@ class Run:
 
 def train(config: ConfigDict, folder: Path, engine: Engine) -> None:
     """Train to training.steps, from the newest whole checkpoint where there is one; one trainer at a time."""
+    build.check_pair(config)
     splits = None if folder.exists() else build.data(config)  # no folder is begun for data that cannot be read
     with ExitStack() as held:
 

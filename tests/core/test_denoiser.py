@@ -75,6 +75,9 @@ HOMES: dict[str, Home] = {
         "none",
         lambda c: sd.Kernel(torch.sigmoid(c / 2), torch.sigmoid(-c / 2)),
     ),
+    "velocity_flow": Home(
+        sd.RectifiedFlow(), "velocity", "thousand_time", "none", lambda c: sd.Kernel(1.0 - c / 1000.0, c / 1000.0)
+    ),
 }
 
 
@@ -97,7 +100,7 @@ class PerfectNetwork(nn.Module):
         if self.home.input_scale == "centre":
             x = (x + 1.0) / 2.0
         x0 = MIXTURE.denoiser()(x, k)
-        c_skip, c_out = PREDICTIONS[self.home.prediction](k)
+        c_skip, c_out = PREDICTIONS[self.home.prediction](k, 0.5)
         return (x0 - match(c_skip, x) * x) / match(c_out, x)
 
 
@@ -150,6 +153,67 @@ def test_all_conventions_are_covered() -> None:
     assert {home.label for home in HOMES.values()} | LEVELS_ONLY == set(LABELS)
     assert {home.prediction for home in HOMES.values()} == set(PREDICTIONS)
     assert {home.input_scale for home in HOMES.values()} == set(INPUT_SCALES)
+
+
+def test_the_std_of_the_data_is_the_specs() -> None:
+    """EDM's preconditioning with s_d = 0.2 (Karras et al. 2022, Table 1), stored with it; else 0.5."""
+    sigma, data = torch.logspace(-2.0, 1.0, 5, dtype=torch.float64), 0.2
+    spec = sd.NetworkSpec(sd.EDM(), "edm", "edm", "unit", sigma_data=data)
+
+    class Net(nn.Module):
+        def forward(self, x: Tensor, label: Tensor) -> Tensor:
+            return torch.tanh(x)
+
+    x = torch.randn(5, 2, generator=generator(0), dtype=torch.float64)
+    total = match(sigma**2 + data**2, x)
+    f = torch.tanh(x / total.sqrt())
+    expected = data**2 / total * x + data * match(sigma, x) / total.sqrt() * f
+    torch.testing.assert_close(sd.NetworkDenoiser(Net(), spec)(x, sd.Kernel(1.0, sigma)), expected, **CLOSE)
+    state = json.loads(json.dumps(spec.state()))
+    assert sd.NetworkSpec.from_state(state).sigma_data == data
+    del state["sigma_data"]
+    assert sd.NetworkSpec.from_state(state).sigma_data == 0.5
+    for wrong in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(UserError, match="sigma_data, a standard deviation, must be positive"):
+            sd.NetworkSpec(sd.EDM(), sigma_data=wrong)
+
+
+FLOW = sd.RectifiedFlow()
+
+
+@pytest.mark.parametrize("prediction", ["eps", "score", "sigma_score"])
+def test_a_pair_that_is_blind_at_its_first_level(prediction: str) -> None:
+    """The spec may be built; training is refused, and so is sampling from pure noise, by name and with the remedy. A
+    grid that begins later is sampled, and so is the network of another home there."""
+    spec = sd.NetworkSpec(FLOW, prediction, "time")
+    with pytest.raises(
+        UserError, match=f"RectifiedFlow has no signal.* prediction '{prediction}'.*choose 'v', 'x0' or"
+    ):
+        spec.check_first_level()
+    x = torch.randn(2, 2, generator=generator(0))
+
+    class Net(nn.Module):
+        def forward(self, x: Tensor, label: Tensor) -> Tensor:
+            return x
+
+    denoiser = sd.NetworkDenoiser(Net(), spec)
+    with pytest.raises(UserError, match=f"predicts '{prediction}', which says nothing.*t_start=0.99.*'velocity'"):
+        sd.sample(denoiser, x=x, grid=sd.make_grid(FLOW, 5))
+    assert bool(sd.sample(denoiser, x=x, grid=sd.make_grid(FLOW, 5, t_start=0.99)).x.isfinite().all())
+    sd.NetworkSpec(sd.VPSDE(), prediction).check_first_level()
+    elsewhere = sd.NetworkDenoiser(Net(), sd.NetworkSpec(sd.VPSDE(), prediction))
+    assert bool(sd.sample(elsewhere, x=x, grid=sd.make_grid(FLOW, 5)).x.isfinite().all())
+
+
+@pytest.mark.parametrize("label", ["logsnr", "log_sigma", "sigma", "edm", "log_half_sigma"])
+def test_a_label_that_is_infinite_at_the_first_level(label: str) -> None:
+    spec = sd.NetworkSpec(FLOW, "velocity", label)
+    with pytest.raises(UserError, match=f"where label '{label}' is infinite: choose one that is not, such as 'time'"):
+        spec.check_first_level()
+    denoiser = sd.NetworkDenoiser(nn.Identity(), spec)
+    with pytest.raises(UserError, match=f"told the noise level by '{label}', which is infinite where alpha = 0: start"):
+        denoiser(torch.zeros(2, 2), FLOW.kernel(1.0))
+    sd.NetworkSpec(FLOW, "velocity", "time").check_first_level()
 
 
 @pytest.mark.parametrize("process", PROCESSES)

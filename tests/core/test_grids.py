@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 from typing import Any
 
@@ -142,6 +143,105 @@ def test_polyexponential_spacing(process: str, rho: float) -> None:
         torch.testing.assert_close(
             sd.make_grid(sde, n, "polyexponential").times, sd.make_grid(sde, n, "logsnr").times, rtol=1e-9, atol=1e-9
         )
+
+
+# --- shift and t_start ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("s", [0.3, 1.0, 3.0, 12.0])
+@pytest.mark.parametrize("kind", CONTINUOUS)
+def test_the_shift_of_rectified_flow(kind: str, s: float) -> None:
+    """t -> s t/(1 + (s - 1) t) (Esser et al. 2024, equation 23), the first node and the last one too."""
+    for options in ({}, {"t_start": 0.8, "t_end": 0.05}):
+        t = sd.make_grid(sd.RectifiedFlow(), 30, kind, **options).times
+        shifted = sd.make_grid(sd.RectifiedFlow(), 30, kind, shift=s, **options).times
+        torch.testing.assert_close(shifted, s * t / (1.0 + (s - 1.0) * t), rtol=1e-12, atol=1e-15)
+
+
+def test_a_shift_of_edm_multiplies_sigma() -> None:
+    """By s, up to sigma_max: nodes beyond it lie between it and the nearest inside, in equal ratios."""
+    sigma = sd.make_grid(sd.EDM(), 18, "karras").levels.kernel.sigma
+    less = sd.make_grid(sd.EDM(), 18, "karras", shift=0.25).levels.kernel.sigma
+    torch.testing.assert_close(less, 0.25 * sigma, rtol=1e-12, atol=0.0)
+    more = sd.make_grid(sd.EDM(), 18, "karras", shift=3.0).levels.kernel.sigma
+    beyond = int((3.0 * sigma >= 80.0).sum())
+    assert beyond == 4 and float(more[0]) == 80.0
+    torch.testing.assert_close(more[beyond:], 3.0 * sigma[beyond:], rtol=1e-12, atol=0.0)
+    ratios = more[1 : beyond + 1] / more[:beyond]
+    torch.testing.assert_close(ratios, ratios[:1].expand(beyond), rtol=1e-9, atol=0.0)
+
+
+@pytest.mark.parametrize("s", [0.2, 0.9, 1.5, 5.0])
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("kind", CONTINUOUS)
+def test_a_shift_of_every_process(kind: str, process: str, s: float) -> None:
+    """log-SNR - 2 log s inside the process's range, its end for the outermost node beyond, distinct times in it."""
+    sde, n = PROCESSES[process], 40
+    plain, shifted = (sd.make_grid(sde, n, kind, shift=shift) for shift in (1.0, s))
+    bottom = min(float(plain.times[-1]), sde.known_times[0])
+    most, least = sde.kernel(torch.tensor([bottom, 1.0], dtype=torch.float64)).logsnr
+    moved = plain.levels.kernel.logsnr - 2.0 * math.log(s)
+    inside = (moved > least) & (moved < most)
+    assert int(inside.sum()) > 2
+    logsnr = shifted.levels.kernel.logsnr
+    torch.testing.assert_close(logsnr[inside], moved[inside], rtol=1e-7, atol=1e-7)
+    if s > 1.0:
+        assert float(shifted.times[0]) == 1.0
+    elif float(moved[-1]) >= float(most):
+        assert float(shifted.times[-1]) == bottom
+    for beyond in (logsnr[moved <= least], logsnr[moved >= most]):
+        if len(beyond) > 2:
+            torch.testing.assert_close(beyond.diff(), beyond.diff()[:1].expand(len(beyond) - 1), rtol=1e-5, atol=1e-7)
+
+
+def test_a_shift_that_leaves_no_node() -> None:
+    with pytest.raises(sd.UserError, match="every node of the grid out of the process's range: choose one nearer to 1"):
+        sd.make_grid(sd.VPSDE(), 10, shift=1e9)
+    assert sd.make_grid(sd.VPSDE(), 1, shift=1e9).times.tolist() == [1.0]
+    for wrong in (0.0, -2.0, float("inf"), float("nan")):
+        with pytest.raises(sd.UserError, match="a shift is a factor of sigma/alpha above 0"):
+            sd.make_grid(sd.VPSDE(), 10, shift=wrong)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("kind", CONTINUOUS)
+def test_a_grid_begins_where_it_is_told(kind: str, process: str) -> None:
+    """As a grid of its kind between the two times: of all but quadratic spacing the cut of one that hits t_start."""
+    sde, start = PROCESSES[process], 0.7
+    times = sd.make_grid(sde, 12, kind, t_start=start).times
+    assert float(times[0]) == start and float(times[-1]) == pytest.approx(t_end(process), abs=1e-15)
+    assert sd.make_grid(sde, 1, kind, t_start=start).times.tolist() == [start]
+    variable = {
+        "uniform": lambda t: t,
+        "quadratic": torch.sqrt,
+        "karras": lambda t: (-sde.kernel(t).logsnr / 14.0).exp(),
+    }.get(kind, lambda t: sde.kernel(t).logsnr)(times)
+    steps = variable.diff()
+    torch.testing.assert_close(steps, steps.mean().expand(11), rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["strided", "respaced"])
+def test_levels_are_not_moved(kind: str) -> None:
+    """They are refused by name, and the remedy is right: another kind, snapped."""
+    sde = SMALL["DiscreteVP"]
+    for options in ({"shift": 2.0}, {"t_start": 0.5}):
+        with pytest.raises(
+            sd.UserError, match=f"a {kind} grid has the nodes that it says.* choose one of uniform, .*snap"
+        ):
+            sd.make_grid(sde, 8, kind, **options)
+    snapped = sd.make_grid(sde, 8, "logsnr", shift=2.0, t_start=0.9, snap=sde)
+    nodes = levels_of(snapped, sde)
+    wanted = sd.make_grid(sde, 8, "logsnr", shift=2.0, t_start=0.9).levels.kernel.logsnr
+    nearest = (wanted[:, None] - sde.kernel(times_of(sde)).logsnr).abs().argmin(1)
+    assert torch.equal(nodes, nearest)
+
+
+@pytest.mark.parametrize("start", [0.0, 1.1, -0.5, float("nan")])
+def test_a_start_that_is_none(start: float) -> None:
+    with pytest.raises(sd.UserError, match=r"t_start must lie in \(0, 1\]"):
+        sd.make_grid(sd.VPSDE(), 10, t_start=start)
+    with pytest.raises(sd.UserError, match=r"descends from t_start to t_end, and .* is not above"):
+        sd.make_grid(sd.VPSDE(), 10, t_start=1e-3)
 
 
 # --- levels -----------------------------------------------------------------------------------------------------

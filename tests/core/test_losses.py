@@ -38,6 +38,10 @@ def _v(sde: sd.SDE, t: Tensor, x0: Tensor, noise: Tensor, x: Tensor) -> Tensor:
     return sd.v(wrong, x, k) - (match(k.alpha, x) * noise - match(k.sigma, x) * x0)
 
 
+def _velocity(sde: sd.SDE, t: Tensor, x0: Tensor, noise: Tensor, x: Tensor) -> Tensor:
+    return sd.velocity(wrong, x, sde.kernel(t)) - (noise - x0)
+
+
 def _score(sde: sd.SDE, t: Tensor, x0: Tensor, noise: Tensor, x: Tensor) -> Tensor:
     k = sde.kernel(t)
     return match(sde.diffusion(t), x) * (sd.score(wrong, x, k) + noise / match(k.sigma, x))
@@ -62,6 +66,7 @@ def _x0(sde: sd.SDE, t: Tensor, x0: Tensor, noise: Tensor, x: Tensor) -> Tensor:
 ERRORS: dict[str, Error] = {
     "simple": _eps,
     "v": _v,
+    "velocity": _velocity,
     "likelihood": _score,
     "edm": _edm,
     "min_snr": _min_snr,
@@ -140,12 +145,45 @@ def test_the_loss_of_the_truth_is_the_posterior_variance() -> None:
 
 
 def test_float32_at_the_smallest_time_is_finite() -> None:
-    for sde in (sd.VPSDE(), sd.SubVPSDE(), sd.VESDE()):
+    for sde in (sd.VPSDE(), sd.SubVPSDE(), sd.VESDE(), sd.RectifiedFlow()):
         for weighting in WEIGHTINGS:
             x0 = torch.randn(4, 2, generator=generator(0))
             t = torch.full((4,), sde.t_train, dtype=torch.float64)
             loss = sd.denoising_score_matching(wrong, sde, x0, t, x0.flip(0), weighting=weighting)
             assert loss.dtype == torch.float32 and bool(loss.isfinite().all())
+
+
+def test_the_loss_of_a_velocity_is_that_of_the_networks_output() -> None:
+    """|out - (eps - x_0)|^2 to rounding, and its gradient 2 (out - u)/D, from the smallest time to pure noise."""
+    flow, n = sd.RectifiedFlow(), 6
+    out = torch.nn.Parameter(torch.randn(n, 3, generator=generator(0)))
+
+    class Net(torch.nn.Module):
+        def forward(self, x: Tensor, label: Tensor) -> Tensor:
+            return out
+
+    denoiser = sd.NetworkDenoiser(Net(), sd.NetworkSpec(flow, "velocity", "time"))
+    x0, noise = torch.randn(2, n, 3, generator=generator(1))
+    t = torch.tensor([flow.t_train, 1e-3, 0.2, 0.7, 0.999, 1.0], dtype=torch.float64)
+    loss = sd.denoising_score_matching(denoiser, flow, x0, t, noise, weighting="velocity")
+    error = out.detach() - (noise - x0)
+    (gradient,) = torch.autograd.grad(loss.sum(), out)
+    # At t = 1e-5 a hundred thousandth of the rounding of x is seen.
+    torch.testing.assert_close(loss[1:], error.square().mean(1)[1:], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(gradient[1:], 2.0 * error[1:] / 3.0, rtol=1e-3, atol=1e-3)
+    assert bool(loss.isfinite().all() and gradient.isfinite().all())
+    assert float((gradient[0] - 2.0 * error[0] / 3.0).abs().max()) < 0.05
+
+
+def test_edms_weighting_is_told_the_std_of_the_data() -> None:
+    """(sigma^2 + s_d^2)/(sigma s_d)^2 (Karras et al. 2022, Table 1)."""
+    sde, data = sd.EDM(), 0.2
+    x0, noise, t = draw(sde, 16)
+    found = sd.denoising_score_matching(wrong, sde, x0, t, noise, weighting="edm", sigma_data=data)
+    k = sde.kernel(t)
+    weight = (k.variance + data**2) / (k.sigma * data) ** 2
+    expected = weight * (wrong(k.perturb(x0, noise), k) - x0).square().mean(1)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 # --- L_vlb and L_hybrid ----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -14,6 +15,7 @@ from sde_diffusion.grids import logsnr_ends
 from sde_diffusion.times import HISTORY, TIME_SAMPLERS, UNIFORM_SHARE, LossAware
 from tests.proofs.cases import MIXTURES, PROCESSES, generator
 
+LAWS = ("uniform", "stratified", "levels", "lognormal", "logit_normal", "importance")
 CONTINUOUS = ("VPSDE", "SubVPSDE", "VESDE", "CosineVPSDE", "EDM", "RectifiedFlow")
 
 
@@ -66,11 +68,59 @@ def test_lognormal_times_are_edms(process: str) -> None:
     assert kstest(((log_sigma + 1.2) / 1.2).numpy(), "norm").pvalue > 1e-3
 
 
+@pytest.mark.parametrize(("mean", "std"), [(None, None), (-0.4, 0.7)])
+@pytest.mark.parametrize("process", ["RectifiedFlow", "VPSDE", "VESDE"])
+def test_logit_normal_times(process: str, mean: float | None, std: float | None) -> None:
+    """log(t/(1 - t)) ~ N(m, s^2) (Esser et al. 2024, equation 19), under any process; N(0, 1) unless it is given."""
+    t = sd.sample_times(
+        PROCESSES[process], 20_000, generator=generator(7), kind="logit_normal", t_min=1e-9, p_mean=mean, p_std=std
+    )
+    standard = (t.logit() - (mean or 0.0)) / (std or 1.0)
+    assert kstest(standard.numpy(), "norm").pvalue > 1e-3
+
+
+def test_logit_normal_is_log_normal_for_rectified_flow() -> None:
+    """log(t/(1 - t)) is log(sigma/alpha) there: the same times."""
+    flow, options = PROCESSES["RectifiedFlow"], {"p_mean": -0.6, "p_std": 1.2}
+    times = [
+        sd.time_sampler(flow, kind, **options).draw(1000, generator(1))[0] for kind in ("lognormal", "logit_normal")
+    ]
+    torch.testing.assert_close(*times, rtol=1e-12, atol=0.0)
+
+
+@pytest.mark.parametrize("process", CONTINUOUS)
+@pytest.mark.parametrize("kind", [kind for kind in LAWS if kind != "levels"])
+def test_a_shift_of_times(kind: str, process: str) -> None:
+    """log-SNR - 2 log s of the same draws, with the same weights, within [t_min, 1]; of log-normal ones a mean."""
+    sde, t_min, s = PROCESSES[process], 0.01, 2.5
+    plain, weights = sd.time_sampler(sde, kind, t_min=t_min).draw(500, generator(5))
+    shifted, same = sd.time_sampler(sde, kind, t_min=t_min, shift=s).draw(500, generator(5))
+    assert torch.equal(weights, same) and float(shifted.max()) <= 1.0
+    least, ratio = sde.kernel(1.0).logsnr, math.log(s)
+    inside = (plain > t_min) & (plain < 1.0)
+    expected = (sde.kernel(plain).logsnr - 2.0 * ratio).clamp_min(least)
+    torch.testing.assert_close(sde.kernel(shifted[inside]).logsnr, expected[inside], rtol=1e-8, atol=1e-8)
+    if kind == "lognormal":
+        moved = sd.time_sampler(sde, kind, t_min=t_min, p_mean=-1.2 + ratio).draw(500, generator(5))[0]
+        torch.testing.assert_close(shifted, moved, rtol=1e-8, atol=1e-10)
+    back = sd.time_sampler(sde, kind, t_min=t_min, shift=1e-6).draw(500, generator(5))[0]
+    assert float(back.min()) == t_min
+
+
+@pytest.mark.parametrize("kind", ["levels", "loss_aware"])
+def test_levels_are_not_shifted(kind: str) -> None:
+    with pytest.raises(sd.UserError, match=f"times '{kind}' are levels, which no shift moves"):
+        sd.time_sampler(sd.DiscreteVP.linear(40), kind, shift=2.0)
+    for wrong in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(sd.UserError, match="a shift is a factor of sigma/alpha above 0"):
+            sd.time_sampler(sd.VPSDE(), shift=wrong)
+
+
 def test_every_time_sampler_is_tested() -> None:
-    assert set(TIME_SAMPLERS) == {"uniform", "stratified", "levels", "lognormal", "importance", "loss_aware"}
+    assert set(TIME_SAMPLERS) == {*LAWS, "loss_aware"}
 
 
-@pytest.mark.parametrize("kind", ["uniform", "stratified", "levels", "lognormal"])
+@pytest.mark.parametrize("kind", [kind for kind in LAWS if kind != "importance"])
 def test_laws_that_need_no_weights(kind: str) -> None:
     """They are the nominal law itself; a sampler that never learns has no state."""
     times = sd.time_sampler(sd.DiscreteVP.linear(40), kind)

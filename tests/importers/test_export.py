@@ -91,6 +91,62 @@ def test_diffusers_pipeline_samples_the_same_images(prediction: str, tmp_path: P
     torch.testing.assert_close(ours, x, rtol=0, atol=1e-4 * float(x.abs().max()))
 
 
+def flow_denoiser() -> sd.NetworkDenoiser:
+    return random_denoiser(*EQUAL["ddpm"], process=sd.RectifiedFlow(), prediction="velocity", label="thousand_time")
+
+
+def flow_grid(steps: int, shift: float) -> sd.TimeGrid:
+    """The nodes of diffusers' scheduler, which takes its smallest sigma from a table that is shifted already."""
+    return sd.make_grid(sd.RectifiedFlow(), steps, t_end=shift * 1e-3 / (1.0 + (shift - 1.0) * 1e-3), shift=shift)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_matching_samples_the_same_images(shift: float, tmp_path: Path) -> None:
+    """diffusers' FlowMatchEulerDiscreteScheduler and `euler`: the same sigmas, timesteps and images; and back again."""
+    from diffusers import DDPMPipeline, FlowMatchEulerDiscreteScheduler
+
+    denoiser = flow_denoiser()
+    sd.export_diffusers(denoiser, tmp_path / "out", shift=shift)
+    pipeline = DDPMPipeline.from_pretrained(tmp_path / "out")
+    scheduler = pipeline.scheduler
+    assert isinstance(scheduler, FlowMatchEulerDiscreteScheduler) and scheduler.shift == shift
+    scheduler.set_timesteps(10)
+    grid = flow_grid(10, shift)
+    torch.testing.assert_close(scheduler.sigmas[:-1].double(), grid.times, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(scheduler.timesteps.double(), 1000.0 * grid.times, rtol=1e-6, atol=1e-4)
+    noise = randn(2, 3, 16, 16, seed=2)
+    x = noise
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(pipeline.unet(x, t).sample, t, x).prev_sample
+    for ours in (denoiser, sd.import_checkpoint(tmp_path / "out", "diffusers")):
+        found = sd.sample(ours, x=noise, grid=grid, sampler="euler").x
+        assert float((found - noise).std()) > 0.1
+        torch.testing.assert_close(found, x, rtol=0, atol=1e-4 * float(x.abs().max()))
+
+
+@pytest.mark.parametrize("prediction", ["v", "x0"])
+def test_zero_terminal_snr_samples_the_same_images(prediction: str, tmp_path: Path) -> None:
+    """DDIM of diffusers from the level without signal, on the exported table and its own spacing."""
+    from diffusers import DDIMScheduler, DDPMPipeline
+
+    home = sd.DiscreteVP.linear(200, 0.1, 4.0).rescaled()
+    denoiser = random_denoiser(*EQUAL["ddpm"], process=home, prediction=prediction)
+    sd.export_diffusers(denoiser, tmp_path / "out")
+    pipeline = DDPMPipeline.from_pretrained(tmp_path / "out")
+    scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, set_alpha_to_one=True)
+    assert scheduler.config.timestep_spacing == "trailing"
+    scheduler.set_timesteps(8)
+    x = noise = randn(2, 3, 16, 16, seed=2)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(pipeline.unet(x, t).sample, t, x).prev_sample
+    grid = sd.make_grid(home, 8, "strided", spacing="trailing")
+    for ours in (denoiser, sd.import_checkpoint(tmp_path / "out", "diffusers")):
+        found = sd.sample(ours, x=noise, grid=grid, sampler="ddim").x
+        torch.testing.assert_close(found, x, rtol=0, atol=2e-4 * float(x.abs().max()))
+
+
 def test_there_and_back_again(tmp_path: Path) -> None:
     denoiser = random_denoiser(*EQUAL["adm"])
     sd.export_diffusers(denoiser, tmp_path / "out")
@@ -135,12 +191,22 @@ def test_a_network_without_an_equal_is_refused_with_the_reason(
         ({"label": "index_1000"}, "'index_1000'"),
         ({"prediction": "score"}, "no prediction 'score'"),
         ({"data_range": (0.0, 1.0), "input_scale": "centre"}, r"\[-1, 1\]"),
+        ({"process": sd.RectifiedFlow(), "prediction": "velocity", "label": "time"}, "label is 1000 t.*'time'"),
+        (
+            {"process": sd.RectifiedFlow(), "prediction": "v", "label": "thousand_time"},
+            "the velocity, and this one 'v'",
+        ),
     ],
 )
 def test_a_home_without_an_equal_is_refused_with_the_reason(home: dict[str, Any], says: str, tmp_path: Path) -> None:
     with pytest.raises(sd.UserError, match=f"no scheduler equal to this home: .*{says}"):
         sd.export_diffusers(random_denoiser(*EQUAL["ddpm"], **home), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_table_has_no_shift(tmp_path: Path) -> None:
+    with pytest.raises(sd.UserError, match="its steps have no shift, and this one is 3; export with a shift of 1"):
+        sd.export_diffusers(random_denoiser(*EQUAL["ddpm"]), tmp_path / "out", shift=3.0)
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 import sde_diffusion as sd
 from sde_diffusion.checkpoint import build_network, checkpoint_files, read_checkpoint
 from sde_diffusion.denoiser import moments
-from sde_diffusion.importers import SOURCES, openai, score_sde
+from sde_diffusion.importers import SOURCES, edm, openai, score_sde
 from sde_diffusion.importers.foreign import Settings
 from tests.golden.reference import arrays
 from tests.importers.golden import reference
@@ -370,6 +370,14 @@ def test_edm(name: str, tmp_path: Path) -> None:
     at.gives(column(c_skip) * at.x + column(c_out) * at.net(column(c_in) * at.x, sigma.log() / 4.0))
 
 
+def test_the_std_of_edms_data_is_the_files() -> None:
+    """sigma_data of the preconditioner's arguments; 0.5 where they do not say it (Karras et al. 2022, Table 1)."""
+    network = {"cls": "EDMPrecond", "model_type": "DhariwalUNet", "img_resolution": 16, "img_channels": 3}
+    assert edm.spec_of(network)[0].sigma_data == 0.5
+    spec, _ = edm.spec_of({**network, "sigma_data": 0.25})
+    assert (spec.sigma_data, spec.prediction, spec.input_scale) == (0.25, "edm", "unit")
+
+
 def test_edm_vp(tmp_path: Path) -> None:
     """D = x - sigma F(x / sqrt(sigma^2 + 1); 999 t), with t the time of sigma (ibid.)."""
     t = TIMES[1:]
@@ -563,7 +571,6 @@ def test_a_configuration_that_does_not_fit_is_named(case: str, key: str, value: 
         ("config", "block_out_channels", [32, 64], "is (32, 32, 3, 3) where it should make (64, 32, 3, 3)"),
         ("scheduler", "beta_schedule", "cosine", "unknown beta_schedule 'cosine'"),
         ("scheduler", "prediction_type", "eps", "did you mean 'epsilon'?"),
-        ("scheduler", "rescale_betas_zero_snr", True, "rescale_betas_zero_snr = True is not supported"),
     ],
 )
 def test_a_folder_of_diffusers_that_does_not_fit_is_named(
@@ -795,13 +802,58 @@ def test_edm_networks_stored_as_plain_containers(form: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "name",
-    ["FlowMatchEulerDiscreteScheduler", "ScoreSdeVeScheduler", "EDMEulerScheduler", "CMStochasticIterativeScheduler"],
+    ["FlowMatchLCMScheduler", "ScoreSdeVeScheduler", "EDMEulerScheduler", "CMStochasticIterativeScheduler"],
 )
 def test_schedulers_without_betas_are_refused(name: str, tmp_path: Path) -> None:
     folder = diffusers_folder(tmp_path / "net", "diffusers_unet2d_ddpm_family")
     (place,) = folder.rglob("scheduler_config.json")
     place.write_text(json.dumps({"_class_name": name, "num_train_timesteps": 1000}))
     assert f"the scheduler '{name}' has no table of betas" in refused(folder, "diffusers")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("use_dynamic_shifting", True, "its shift is another one for each size of picture"),
+        ("invert_sigmas", True, "told the time from noise to data"),
+        ("shift_terminal", 0.1, "its steps are not those of one shift"),
+        ("use_karras_sigmas", True, "its steps are not those of one shift"),
+        ("stochastic_sampling", True, "draw noise of their own"),
+        ("num_train_timesteps", 500, "num_train_timesteps of flow matching = 500 is not supported; supported: 1000"),
+        ("shifts", 2.0, "unknown key 'shifts' in the diffusers scheduler configuration; did you mean 'shift'?"),
+    ],
+)
+def test_what_flow_matching_has_no_equal_of_is_refused(key: str, value: Any, says: str, tmp_path: Path) -> None:
+    folder = diffusers_folder(tmp_path / "net", "diffusers_unet2d_ddpm_family")
+    (place,) = folder.rglob("scheduler_config.json")
+    place.write_text(json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler", key: value}))
+    assert says in refused(folder, "diffusers")
+
+
+def test_the_shift_of_a_scheduler_is_kept(tmp_path: Path) -> None:
+    """With the run, for the command line: sampling by `euler` on its grid."""
+    folder = diffusers_folder(tmp_path / "net", "diffusers_unet2d_ddpm_family")
+    (place,) = folder.rglob("scheduler_config.json")
+    place.write_text(json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}))
+    denoiser = sd.import_checkpoint(folder, "diffusers", folder=tmp_path / "run")
+    assert isinstance(denoiser.spec.process, sd.RectifiedFlow) and denoiser.spec.prediction == "velocity"
+    sampling = read_checkpoint(tmp_path / "run").config["sampling"]
+    assert sampling == {"sampler": "euler", "grid": "uniform", "shift": 3.0}
+
+
+def test_a_table_with_zero_terminal_snr(tmp_path: Path) -> None:
+    """rescale_betas_zero_snr is diffusers' own rescaling of the betas, which it does in float32."""
+    from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+
+    folder = diffusers_folder(tmp_path / "net", "diffusers_unet2d_ddpm_family")
+    (place,) = folder.rglob("scheduler_config.json")
+    settings = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    place.write_text(json.dumps({**json.loads(place.read_text()), **settings}))
+    process = sd.import_checkpoint(folder, "diffusers").spec.process
+    assert isinstance(process, sd.DiscreteVP)
+    expected = rescale_zero_terminal_snr(sd.DiscreteVP.linear(1000).betas)
+    torch.testing.assert_close(process.betas, expected, rtol=1e-9, atol=1e-9)
+    assert float(process.levels.alpha[-1]) == 0.0
 
 
 def test_a_variance_that_the_network_does_not_put_out_is_refused(tmp_path: Path) -> None:

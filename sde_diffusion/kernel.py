@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sde_diffusion.errors import UserError
+
 Scalar = float | Tensor
 
 
@@ -55,6 +57,20 @@ def combine(coefficients: Iterable[Scalar], *tensors: Tensor) -> Tensor:
         else:
             out.add_(x, alpha=float(c))
     return out
+
+
+def lifted(x: Tensor) -> Tensor:
+    """x in float32 where it has fewer bits: solvers and sums lose a step's change in half precision."""
+    return x.float() if x.is_floating_point() and x.element_size() < 4 else x
+
+
+def check_batch(x: Tensor) -> None:
+    """Raises UserError where x is no batch of samples [B, *D]."""
+    if x.ndim < 2:
+        raise UserError(
+            f"a batch [B, *D] is needed, got shape {tuple(x.shape)}: x.reshape(-1, 1) makes samples of one number, and "
+            "x[None] a batch of one sample"
+        )
 
 
 @dataclass(frozen=True, eq=False)

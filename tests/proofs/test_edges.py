@@ -487,7 +487,59 @@ def test_other_bad_requests_are_one_sentence() -> None:
         sd.sample(DENOISER, grid=grid, x=x * float("nan"))
     with pytest.raises(sd.UserError, match="stochasticity must be"):
         sd.sample(DENOISER, grid=grid, x=x, sampler="ito", stochasticity=float("nan"))
-    with pytest.raises(sd.UserError, match="refinements diverge"):
-        sd.ddim_inversion(MIXTURES[2].denoiser(), 0.1 * torch.ones(4, 2), sd.make_grid(sd.VPSDE(), 10), refinements=30)
+    with pytest.raises(sd.UserError, match="refinements must be 0 or more, got -1"):
+        sd.ddim_inversion(DENOISER, x, grid, refinements=-1)
+    with pytest.raises(sd.UserError, match=r"a batch \[B, \*D\] is needed, got shape \(3,\)"):
+        sd.ddim_inversion(DENOISER, x[:, 0], grid)
     with pytest.raises(sd.UserError, match=r"returned \(3, 1\)"):
         sd.ddim_inversion(lambda x, kernel: x[:, :1], x, grid)
+
+
+# --- inversion on coarse grids ------------------------------------------------------------------------------
+
+FAR_APART = sd.GaussianMixture([[-2.0, 0.0], [1.0, 1.0]], [0.3, 0.6], [0.4, 0.6])
+NARROW = sd.GaussianMixture([[-2.0, 0.0], [1.0, 1.0]], [0.05, 0.1], [0.4, 0.6])
+COARSE = [
+    (FAR_APART, "VPSDE", 5, "logsnr"),
+    (FAR_APART, "VPSDE", 40, "uniform"),
+    (FAR_APART, "DiscreteVP", 20, "strided"),
+    (MIXTURES[12], "EDM", 10, "karras"),
+    (NARROW, "VPSDE", 20, "uniform"),
+    (NARROW, "RectifiedFlow", 10, "uniform"),
+]
+"""Where the fixed-point iteration with theta = 1 grows, for most rows or for all."""
+
+
+@pytest.mark.parametrize(("mixture", "process", "steps", "kind"), COARSE)
+def test_refinements_never_lead_back_less_well(mixture: sd.GaussianMixture, process: str, steps: int, kind: str) -> None:
+    """Row by row, for any number of them; and forty come to rounding, 1e-6 of data of scale 1, on every grid."""
+    grid, x = sd.make_grid(PROCESSES[process], steps, kind), mixture.sample(100, generator=generator(0))
+
+    def error(refinements: int) -> Tensor:
+        z = sd.ddim_inversion(mixture.denoiser(), x, grid, refinements=refinements)
+        return (sd.sample(mixture.denoiser(), x=z, grid=grid, finish="none").x - x).norm(dim=1)
+
+    plain = error(0)
+    for refinements in (1, 3, 10):
+        assert bool((error(refinements) <= plain * (1.0 + 1e-9) + 1e-12).all()), refinements
+    assert float(error(40).max()) < 1e-6 < 1e-2 < float(plain.max())
+
+
+def test_an_inversion_takes_the_evaluations_that_it_says() -> None:
+    """Without refinements one a step; with them one more each, and one at the first node."""
+    gaussian = sd.GaussianMixture([[0.5, 0.0]], [0.4], [1.0])
+    grid, x = sd.make_grid(sd.VPSDE(), 6, "logsnr"), gaussian.sample(3, generator=generator(0))
+    for refinements, nfe in ((0, 5), (1, 5 + 5 + 1 + 3 * 5), (20, None)):
+        counted = sd.CountingDenoiser(gaussian.denoiser())
+        sd.ddim_inversion(counted, x, grid, refinements=refinements)
+        # One Gaussian's F is linear, with one slope: the second theta solves it, and the third change is rounding.
+        assert counted.nfe == nfe if nfe else counted.nfe <= 5 + 3 * 5 + 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_inversion_carries_half_precision_in_float32(dtype: torch.dtype) -> None:
+    """The latent is that of float32, rounded once."""
+    grid, x = sd.make_grid(sd.VPSDE(), 40, "logsnr"), MIXTURES[2].sample(6, generator=generator(0)).to(dtype)
+    out = sd.ddim_inversion(MIXTURES[2].denoiser(), x, grid, refinements=2)
+    assert out.dtype == dtype
+    assert torch.equal(out, sd.ddim_inversion(MIXTURES[2].denoiser(), x.float(), grid, refinements=2).to(dtype))

@@ -50,17 +50,17 @@ def moments(denoiser: Denoiser, x: Tensor, kernel: Kernel, **conditioning: Tenso
 
 
 def score(denoiser: Denoiser, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
-    """grad_x log p_t(x) = (alpha x0_hat - x) / sigma^2, [B, *D]."""
+    """grad_x log p_t(x) = (alpha x0_hat - x) / sigma^2, [B, *D]. Raises UserError where sigma = 0."""
     return score_from_x0(denoiser(x, kernel, **conditioning), x, kernel)
 
 
 def eps(denoiser: Denoiser, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
-    """The predicted standard noise (x - alpha x0_hat) / sigma, [B, *D]."""
+    """The predicted standard noise (x - alpha x0_hat) / sigma, [B, *D]. Raises UserError where sigma = 0."""
     return eps_from_x0(denoiser(x, kernel, **conditioning), x, kernel)
 
 
 def v(denoiser: Denoiser, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
-    """alpha eps - sigma x0_hat, [B, *D]."""
+    """alpha eps - sigma x0_hat, [B, *D]. Raises UserError where sigma = 0."""
     return v_from_x0(denoiser(x, kernel, **conditioning), x, kernel)
 
 

@@ -483,7 +483,7 @@ def vlb(
     least, most = logsnr_ends(sde, start)
     width = (most - least) / points
     if not bool(most.isfinite()):
-        raise UserError(f"there is no noise at t_min = {start}; the bound needs some at its end")
+        raise UserError(f"the bound does not exist where there is no noise at t_min = {start}; take t_min >= 1e-5")
     found, mse = (x0.new_zeros(len(x0), points, dtype=torch.float64) for _ in range(2))
     for section in reversed(range(points)):
         u = rand((len(x0),), generator, dtype=torch.float64).cpu()

@@ -133,7 +133,7 @@ class Flow:
             if not 0.0 <= float(t) <= 1.0:
                 raise UserError(f"times lie in [0, 1], got {float(t):g}")
             if float(kernel.sigma) == 0.0:
-                raise UserError(f"the flow cannot begin or end at t = {float(t):g}, where sigma = 0; take a later time")
+                raise UserError(f"the flow cannot begin or end at t = {float(t):g}, where sigma = 0; take t >= 1e-5")
             if not bool(u.isfinite()):
                 raise UserError(
                     f"{variable} is infinite at t = {float(t):g}, where alpha = 0; choose 'log_angle' or 't'"

@@ -25,7 +25,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from sde_diffusion.errors import choose
+from sde_diffusion.errors import UserError, choose
 from sde_diffusion.kernel import Kernel, match
 
 EDM_SIGMA_DATA = 0.5
@@ -73,22 +73,39 @@ PREDICTIONS: dict[str, Row] = {
 def to_x0(prediction: str, out: Tensor, x: Tensor, kernel: Kernel) -> Tensor:
     """x0_hat = c_skip x + c_out out, for a network output of any type. Shapes [B, *D].
 
-    Raises UserError for an unknown prediction type.
+    Raises UserError for an unknown prediction type, and for one that says nothing of x_0 where alpha = 0.
     """
     c_skip, c_out = choose("prediction", prediction, PREDICTIONS)(kernel)
+    if not bool(c_skip.isfinite().all() and c_out.isfinite().all()):
+        raise UserError(
+            f"a network that predicts {prediction!r} does not say x0_hat where alpha = 0, a level of noise alone: "
+            "it is a quotient by alpha; predict v or x0, or begin below that level"
+        )
     return match(c_skip, x) * x + match(c_out, x) * out
 
 
+def _noisy(quantity: str, kernel: Kernel) -> None:
+    """Raises UserError where sigma = 0, and x holds no noise to tell."""
+    if not bool((kernel.sigma > 0.0).all()):
+        raise UserError(
+            f"{quantity} does not exist where sigma = 0, the level of clean data at t = 0: it divides by sigma; take "
+            "t >= 1e-5"
+        )
+
+
 def eps_from_x0(x0: Tensor, x: Tensor, kernel: Kernel) -> Tensor:
-    """eps = (x - alpha x_0) / sigma, the standard noise in x. Shapes [B, *D]."""
+    """eps = (x - alpha x_0) / sigma, the standard noise in x. Shapes [B, *D]. Raises UserError where sigma = 0."""
+    _noisy("eps", kernel)
     return (x - match(kernel.alpha, x) * x0) / match(kernel.sigma, x)
 
 
 def score_from_x0(x0: Tensor, x: Tensor, kernel: Kernel) -> Tensor:
-    """grad_x log p_t(x) = (alpha x_0 - x) / sigma^2 (Tweedie). Shapes [B, *D]."""
+    """grad_x log p_t(x) = (alpha x_0 - x) / sigma^2 (Tweedie). Shapes [B, *D]. Raises UserError where sigma = 0."""
+    _noisy("the score", kernel)
     return (match(kernel.alpha, x) * x0 - x) / match(kernel.variance, x)
 
 
 def v_from_x0(x0: Tensor, x: Tensor, kernel: Kernel) -> Tensor:
-    """v = alpha eps - sigma x_0 (Salimans and Ho 2022, Appendix D). Shapes [B, *D]."""
+    """v = alpha eps - sigma x_0 (Salimans and Ho 2022, Appendix D), [B, *D]. Raises UserError where sigma = 0."""
+    _noisy("v", kernel)
     return match(kernel.alpha, x) * eps_from_x0(x0, x, kernel) - match(kernel.sigma, x) * x0

@@ -511,7 +511,9 @@ COARSE = [
 
 
 @pytest.mark.parametrize(("mixture", "process", "steps", "kind"), COARSE)
-def test_refinements_never_lead_back_less_well(mixture: sd.GaussianMixture, process: str, steps: int, kind: str) -> None:
+def test_refinements_never_lead_back_less_well(
+    mixture: sd.GaussianMixture, process: str, steps: int, kind: str
+) -> None:
     """Row by row, for any number of them; and forty come to rounding, 1e-6 of data of scale 1, on every grid."""
     grid, x = sd.make_grid(PROCESSES[process], steps, kind), mixture.sample(100, generator=generator(0))
 

@@ -312,7 +312,7 @@ def _data(
     bin_width: float,
     dtype: torch.dtype | None,
 ) -> Tensor:
-    """Data in model space, [B, *D]. Raises UserError for values that are not what `levels` says."""
+    """Data in model space, [B, *D], in float32 or more. Raises UserError for values that are not what `levels` says."""
     if x.ndim < 2 or not x.numel():
         raise UserError(f"a batch [B, *D] of data is needed, got shape {tuple(x.shape)}")
     device = getattr(denoiser, "device", None) or x.device
@@ -321,7 +321,7 @@ def _data(
     if levels is None:
         if not x.is_floating_point() or not bool(x.isfinite().all()):
             raise UserError("with levels=None the data are continuous: finite floating-point numbers are needed")
-        return x.to(device=device, dtype=dtype or lifted(x).dtype)
+        return lifted(x.to(device=device, dtype=dtype or x.dtype))
     if not isinstance(levels, int) or levels < 2:
         raise UserError(f"a whole number of at least 2 grey levels is needed, got {levels}")
     if x.is_floating_point() or x.dtype == torch.bool:
@@ -333,7 +333,7 @@ def _data(
         raise UserError(f"grey levels must be 0 to {levels - 1}, got {int(x.min())} to {int(x.max())}; see levels=")
     if isinstance(offset, Tensor) and offset.shape not in (x.shape, x.shape[1:], ()):
         raise UserError(f"the offset must have the shape of the data or of one sample, got {tuple(offset.shape)}")
-    scaled = 2.0 * x.to(device=device, dtype=dtype or torch.get_default_dtype()) / (levels - 1) - 1.0
+    scaled = 2.0 * lifted(x.to(device=device, dtype=dtype or torch.get_default_dtype())) / (levels - 1) - 1.0
     return scaled - (offset.to(scaled) if isinstance(offset, Tensor) else offset)
 
 

@@ -760,6 +760,11 @@ def test_half_precision_is_carried_in_float32(dtype: torch.dtype) -> None:
         for y in (x, x.float())
     ]
     assert torch.equal(bounds[0].total, bounds[1].total)
+    grid = sd.make_grid(sd.VPSDE(), 4, "logsnr")
+    terms = [
+        sd.elbo(MIXTURES[2].denoiser(), y, grid, levels=None, generator=generator(3)).total for y in (x, x.float())
+    ]
+    assert torch.equal(terms[0], terms[1])
 
 
 def test_by_default_rows_stand_alone_and_say_their_error() -> None:

@@ -318,7 +318,7 @@ def integrate(
         """f, of which nothing is kept for the backward pass but its arguments. It draws no random numbers."""
         if not torch.is_grad_enabled():
             return field(t, state)
-        return checkpoint(field, t, state, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+        return checkpoint(field, t, state, use_reentrant=False, preserve_rng_state=False)
 
     control = Control(rtol, atol, steps, max_nfe, lambda t: name(inside(t)))
     return solver(again, y.flatten(1), start, end, control).reshape(shape)

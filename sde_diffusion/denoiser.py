@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sde_diffusion.errors import UserError, choose
-from sde_diffusion.kernel import Kernel, match
+from sde_diffusion.kernel import Kernel, lifted, match
 from sde_diffusion.prediction import (
     EDM_SIGMA_DATA,
     PREDICTIONS,
@@ -53,17 +53,17 @@ def moments(denoiser: Denoiser, x: Tensor, kernel: Kernel, **conditioning: Tenso
 
 
 def score(denoiser: Denoiser, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
-    """grad_x log p_t(x) = (alpha x0_hat - x) / sigma^2, [B, *D]."""
+    """grad_x log p_t(x) = (alpha x0_hat - x) / sigma^2, [B, *D]. Raises UserError where sigma = 0."""
     return score_from_x0(denoiser(x, kernel, **conditioning), x, kernel)
 
 
 def eps(denoiser: Denoiser, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
-    """The predicted standard noise (x - alpha x0_hat) / sigma, [B, *D]."""
+    """The predicted standard noise (x - alpha x0_hat) / sigma, [B, *D]. Raises UserError where sigma = 0."""
     return eps_from_x0(denoiser(x, kernel, **conditioning), x, kernel)
 
 
 def v(denoiser: Denoiser, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
-    """alpha eps - sigma x0_hat, [B, *D]."""
+    """alpha eps - sigma x0_hat, [B, *D]. Raises UserError where sigma = 0."""
     return v_from_x0(denoiser(x, kernel, **conditioning), x, kernel)
 
 
@@ -291,7 +291,7 @@ class NetworkDenoiser:
         home = self.spec.process.kernel(t)
         # The two ratios agree inside the home's range; outside it the larger part of x is the one to preserve.
         ratio = torch.where(kernel.alpha > kernel.sigma, home.alpha / kernel.alpha, home.sigma / kernel.sigma)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = lifted(x)
         x_home, spec, own = match(ratio, wide) * wide, self.spec, self._dtype or wide.dtype
         seen = self._input_scale(x_home, home, spec.sigma_data).to(own)
         out, fraction = VARIANCES[spec.variance](self.net(seen, self._clock(t, x, own), **conditioning))

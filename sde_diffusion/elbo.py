@@ -45,7 +45,7 @@ from torch.special import log_ndtr
 from sde_diffusion.denoiser import CountingDenoiser, Denoiser, moments
 from sde_diffusion.errors import UserError, choose
 from sde_diffusion.grids import Node, TimeGrid, logsnr_ends, nearest_level
-from sde_diffusion.kernel import CLEAN, Kernel, match
+from sde_diffusion.kernel import CLEAN, Kernel, lifted, match, widened
 from sde_diffusion.noise import Generators, fresh, rand, randn
 from sde_diffusion.samplers.ancestral import VARIANCES, ancestral_row
 from sde_diffusion.sde import SDE
@@ -301,7 +301,7 @@ def _prior_nats(x0: Tensor, last: Kernel, prior_std: float) -> Tensor:
     variance = last.variance / prior_std**2
     moved = (last.alpha / prior_std) ** 2
     constant = 0.5 * x0[0].numel() * (variance - 1.0 - variance.log())
-    return float(constant) + 0.5 * float(moved) * x0.double().square().flatten(1).sum(1)
+    return float(constant) + 0.5 * float(moved) * widened(x0).square().flatten(1).sum(1)
 
 
 def _data(
@@ -312,7 +312,7 @@ def _data(
     bin_width: float,
     dtype: torch.dtype | None,
 ) -> Tensor:
-    """Data in model space, [B, *D]. Raises UserError for values that are not what `levels` says."""
+    """Data in model space, [B, *D], in float32 or more. Raises UserError for values that are not what `levels` says."""
     if x.ndim < 2 or not x.numel():
         raise UserError(f"a batch [B, *D] of data is needed, got shape {tuple(x.shape)}")
     device = getattr(denoiser, "device", None) or x.device
@@ -321,7 +321,7 @@ def _data(
     if levels is None:
         if not x.is_floating_point() or not bool(x.isfinite().all()):
             raise UserError("with levels=None the data are continuous: finite floating-point numbers are needed")
-        return x.to(device=device, dtype=dtype or x.dtype)
+        return lifted(x.to(device=device, dtype=dtype or x.dtype))
     if not isinstance(levels, int) or levels < 2:
         raise UserError(f"a whole number of at least 2 grey levels is needed, got {levels}")
     if x.is_floating_point() or x.dtype == torch.bool:
@@ -333,7 +333,7 @@ def _data(
         raise UserError(f"grey levels must be 0 to {levels - 1}, got {int(x.min())} to {int(x.max())}; see levels=")
     if isinstance(offset, Tensor) and offset.shape not in (x.shape, x.shape[1:], ()):
         raise UserError(f"the offset must have the shape of the data or of one sample, got {tuple(offset.shape)}")
-    scaled = 2.0 * x.to(device=device, dtype=dtype or torch.get_default_dtype()) / (levels - 1) - 1.0
+    scaled = 2.0 * lifted(x.to(device=device, dtype=dtype or torch.get_default_dtype())) / (levels - 1) - 1.0
     return scaled - (offset.to(scaled) if isinstance(offset, Tensor) else offset)
 
 
@@ -387,24 +387,24 @@ def elbo(
     chain, x0 = Chain.of(process), _data(denoiser, x, levels, offset, bin_width, dtype)
     near = float(chain.log_posterior[0] - chain.log_noise) < math.log(0.1)
     own = decoder == "published" or (decoder == "auto" and not near)
-    shift = offset.to(x0).double() if isinstance(offset, Tensor) else offset
+    shift = widened(offset.to(x0)) if isinstance(offset, Tensor) else offset
     space = Space(levels, shift, cdf, None if own else chain.log_noise)
     if terms is not None and not (isinstance(terms, int) and 1 <= terms < len(chain)):
         raise UserError(
             f"terms must be a whole number from 1 to the number of steps, {len(chain) - 1}, or None; got {terms}"
         )
-    generator, counted, exact = fresh(generator, x0.device), CountingDenoiser(denoiser), x0.double()
-    found, mse = (x0.new_zeros(len(x0), len(chain), dtype=torch.float64) for _ in range(2))
+    generator, counted, exact = fresh(generator, x0.device), CountingDenoiser(denoiser), widened(x0)
+    found, mse = (exact.new_zeros(len(x0), len(chain)) for _ in range(2))
 
     def evaluate(index: Tensor, weight: Tensor) -> None:
         kernel = chain.levels[index]
         for _ in range(draws):
             noisy = kernel.perturb(x0, randn(x0.shape, generator, like=x0))
-            x0_hat, fraction = (None if part is None else part.double() for part in moments(counted, noisy, kernel))
+            x0_hat, fraction = (None if part is None else widened(part) for part in moments(counted, noisy, kernel))
             assert x0_hat is not None
             term = bound_term(chain, index, exact, x0_hat, fraction, variance=variance, space=space)
-            column = index.expand(len(x0))[:, None].to(x0.device)
-            share = weight.to(x0.device) / draws
+            column = index.expand(len(x0))[:, None].to(exact.device)
+            share = weight.to(exact.device) / draws
             found.scatter_add_(1, column, (share * term.flatten(1).sum(1))[:, None])
             mse.scatter_add_(1, column, (share * (exact - x0_hat).square().flatten(1).mean(1))[:, None])
 
@@ -477,23 +477,23 @@ def vlb(
             f"points must be at least 1, t_min in [0, 1) and bin_width positive; got {points}, {start} and {bin_width}"
         )
     x0 = _data(denoiser, x, levels, offset, bin_width, dtype)
-    space = Space(levels, offset.to(x0).double() if isinstance(offset, Tensor) else offset)
-    generator, counted, exact = fresh(generator, x0.device), CountingDenoiser(denoiser), x0.double()
+    space = Space(levels, widened(offset.to(x0)) if isinstance(offset, Tensor) else offset)
+    generator, counted, exact = fresh(generator, x0.device), CountingDenoiser(denoiser), widened(x0)
     dims = x0[0].numel()
     least, most = logsnr_ends(sde, start)
     width = (most - least) / points
     if not bool(most.isfinite()):
-        raise UserError(f"there is no noise at t_min = {start}; the bound needs some at its end")
-    found, mse = (x0.new_zeros(len(x0), points, dtype=torch.float64) for _ in range(2))
+        raise UserError(f"the bound does not exist where there is no noise at t_min = {start}; take t_min >= 1e-5")
+    found, mse = (exact.new_zeros(len(x0), points) for _ in range(2))
     for section in reversed(range(points)):
         u = rand((len(x0),), generator, dtype=torch.float64).cpu()
         kernel = sde.kernel(sde.time_of(most - width * (section + u)))
         noise = randn(x0.shape, generator, like=x0)
-        error = (exact - counted(kernel.perturb(x0, noise), kernel).double()).square().flatten(1)
-        integrand = kernel.snr.to(x0.device) * error.sum(1)
+        error = (exact - widened(counted(kernel.perturb(x0, noise), kernel))).square().flatten(1)
+        integrand = kernel.snr.to(exact.device) * error.sum(1)
         if levels is None:  # of the noise little is found at high log-SNR, where its own size then makes the variance
-            excess = noise.double().square().flatten(1).sum(1) - dims
-            integrand = integrand - torch.sigmoid(kernel.logsnr).to(x0.device) * excess
+            excess = widened(noise).square().flatten(1).sum(1) - dims
+            integrand = integrand - torch.sigmoid(kernel.logsnr).to(exact.device) * excess
         found[:, section] = 0.5 * float(width) * integrand
         mse[:, section] = error.mean(1)
         on_level(points - section, points)
@@ -502,7 +502,7 @@ def vlb(
     if levels is None:
         decoder = exact.new_full((len(x0),), 0.5 * dims * (1.0 + math.log(2.0 * math.pi * std**2)))
     else:
-        decoder = _likeliest_level(exact, randn(x0.shape, generator, like=x0).double(), std, space)
+        decoder = _likeliest_level(exact, widened(randn(x0.shape, generator, like=x0)), std, space)
     bits = 1.0 / (dims * math.log(2.0))
     prior = _prior_nats(x0, sde.kernel(sde.time_of(least)), sde.prior_std)
     return Bound(

@@ -56,7 +56,8 @@ def flow_figure(
     def figure(denoiser: Denoiser, batch: Batch, on_level: OnLevel) -> tuple[Columns, int]:
         x, volume = batch.dequantized(transform, dequantizer, device)
         probes = sample_generators(batch.seed, batch.indices, stream=PROBE_STREAM)
-        found = log_likelihood(denoiser, x, sde, generator=probes, **options)
+        space = "continuous" if transform.levels is None else "images"
+        found = log_likelihood(denoiser, x, sde, generator=probes, space=space, **options)
         dims = x[0].numel()
         columns = {"ode": bits_per_dim(found.nats.double().cpu() + volume.cpu(), dims, 1.0)}
         if found.standard_error is not None and found.probes > 1:

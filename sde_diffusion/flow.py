@@ -30,8 +30,8 @@ from torch import Tensor
 
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.errors import UserError, choose
-from sde_diffusion.kernel import Kernel, Scalar, as_schedule, combine, match
-from sde_diffusion.ode import Field, integrate
+from sde_diffusion.kernel import Kernel, Scalar, as_schedule, check_batch, combine, lifted, match
+from sde_diffusion.ode import Field, integrate, recording
 from sde_diffusion.sde import SDE
 
 
@@ -133,7 +133,7 @@ class Flow:
             if not 0.0 <= float(t) <= 1.0:
                 raise UserError(f"times lie in [0, 1], got {float(t):g}")
             if float(kernel.sigma) == 0.0:
-                raise UserError(f"the flow cannot begin or end at t = {float(t):g}, where sigma = 0; take a later time")
+                raise UserError(f"the flow cannot begin or end at t = {float(t):g}, where sigma = 0; take t >= 1e-5")
             if not bool(u.isfinite()):
                 raise UserError(
                     f"{variable} is infinite at t = {float(t):g}, where alpha = 0; choose 'log_angle' or 't'"
@@ -193,23 +193,27 @@ def transport(
     atol: float = 1e-5,
     steps: int = 100,
     max_nfe: int = 100_000,
+    grad: bool = False,
 ) -> Tensor:
     """x [B, *D] at time t0 carried along the flow to time t1, later or earlier.
 
     variable: a key of VARIABLES; method, rtol, atol, steps and max_nfe as in `integrate`, whose errors it raises.
+    Numbers of 16 bits are carried in float32, and come back in their dtype. Where x requires a gradient, or with grad,
+    the result has one, by x and by the network's parameters: that of the steps taken (see ode.py). Under torch.no_grad
+    it has none.
     """
     if not x.is_floating_point():
         raise UserError(f"the flow carries floating-point numbers, got {x.dtype}")
-    flow = Flow.between(sde, t0, t1, variable)
-    y = x.float() if x.element_size() < 4 else x  # half precision cannot meet the tolerances
-    dtype = x.dtype
-    y = flow.solve(
-        lambda u, state: flow.rate(denoiser, u, state, dtype),
-        y / match(flow.scales[0], y),
-        method=method,
-        rtol=rtol,
-        atol=atol,
-        steps=steps,
-        max_nfe=max_nfe,
-    )
-    return (match(flow.scales[1], y) * y).to(x.dtype)
+    check_batch(x)
+    flow, start = Flow.between(sde, t0, t1, variable), lifted(x)
+    with torch.set_grad_enabled(recording(x, grad)):
+        y = flow.solve(
+            lambda u, state: flow.rate(denoiser, u, state, start.dtype),
+            start / match(flow.scales[0], start),
+            method=method,
+            rtol=rtol,
+            atol=atol,
+            steps=steps,
+            max_nfe=max_nfe,
+        )
+        return (match(flow.scales[1], y) * y).to(x.dtype)

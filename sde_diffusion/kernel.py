@@ -13,13 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sde_diffusion.errors import UserError
+
 Scalar = float | Tensor
 
 
 def as_schedule(value: Scalar) -> Tensor:
     """A schedule quantity as a float64 tensor on the CPU, [] or [B]."""
     if isinstance(value, Tensor):
-        return value.detach().to(device="cpu", dtype=torch.float64)
+        return value.detach().cpu().double()  # in this order: a device may have no float64
     return torch.tensor(float(value), dtype=torch.float64)
 
 
@@ -55,6 +57,34 @@ def combine(coefficients: Iterable[Scalar], *tensors: Tensor) -> Tensor:
         else:
             out.add_(x, alpha=float(c))
     return out
+
+
+def lifted(x: Tensor) -> Tensor:
+    """x in float32 where it has fewer bits: solvers and sums lose a step's change in half precision."""
+    return x.float() if x.is_floating_point() and x.element_size() < 4 else x
+
+
+def has_float64(x: Tensor) -> bool:
+    """Whether the device of x has float64, which MPS has not: the one place that asks."""
+    try:
+        x.new_empty(0, dtype=torch.float64)
+    except TypeError:
+        return False
+    return True
+
+
+def widened(x: Tensor) -> Tensor:
+    """x in float64, on its device where that has it and else on the CPU."""
+    return x.double() if has_float64(x) else x.cpu().double()
+
+
+def check_batch(x: Tensor) -> None:
+    """Raises UserError where x is no batch of samples [B, *D]."""
+    if x.ndim < 2:
+        raise UserError(
+            f"a batch [B, *D] is needed, got shape {tuple(x.shape)}: x.reshape(-1, 1) makes samples of one number, and "
+            "x[None] a batch of one sample"
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,11 +21,10 @@ from torch import Tensor
 from sde_diffusion.denoiser import CountingDenoiser, Denoiser
 from sde_diffusion.errors import UserError
 from sde_diffusion.flow import transport
-from sde_diffusion.kernel import match
+from sde_diffusion.kernel import match, widened
 from sde_diffusion.sde import SDE
 
 
-@torch.no_grad()
 def encode(
     denoiser: Denoiser,
     x: Tensor,
@@ -36,16 +35,17 @@ def encode(
     rtol: float = 1e-6,
     atol: float = 1e-6,
     max_nfe: int = 100_000,
+    grad: bool = False,
 ) -> Tensor:
     """The latent [B, *D] at t = 1 of data x [B, *D] at t_min (default: the smallest likelihood time).
 
-    method, rtol, atol, max_nfe: of `integrate`, whose errors it raises.
+    method, rtol, atol, max_nfe: of `integrate`, whose errors it raises. Where x requires a gradient, or with grad, the
+    latent has one, by x and by the network's parameters. Numbers of 16 bits are carried in float32.
     """
     start = sde.t_likelihood if t_min is None else t_min
-    return transport(denoiser, x, sde, start, 1.0, method=method, rtol=rtol, atol=atol, max_nfe=max_nfe)
+    return transport(denoiser, x, sde, start, 1.0, method=method, rtol=rtol, atol=atol, max_nfe=max_nfe, grad=grad)
 
 
-@torch.no_grad()
 def decode(
     denoiser: Denoiser,
     z: Tensor,
@@ -57,15 +57,18 @@ def decode(
     rtol: float = 1e-6,
     atol: float = 1e-6,
     max_nfe: int = 100_000,
+    grad: bool = False,
 ) -> Tensor:
     """The data [B, *D] at t_min of latents z [B, *D], multiplied by the temperature.
 
-    Raises UserError for a temperature that is not positive, and as `integrate` does.
+    Gradients and numbers of 16 bits as in `encode`. Raises UserError for a temperature that is
+    not positive, and as `integrate` does.
     """
     if not temperature > 0.0:
         raise UserError(f"the temperature must be positive, got {temperature}")
     end = sde.t_likelihood if t_min is None else t_min
-    return transport(denoiser, temperature * z, sde, 1.0, end, method=method, rtol=rtol, atol=atol, max_nfe=max_nfe)
+    code = temperature * z
+    return transport(denoiser, code, sde, 1.0, end, method=method, rtol=rtol, atol=atol, max_nfe=max_nfe, grad=grad)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +81,7 @@ class RoundTrip:
     nfe: int
 
 
+@torch.no_grad()
 def round_trip(
     denoiser: Denoiser,
     x: Tensor,
@@ -89,11 +93,11 @@ def round_trip(
     atol: float = 1e-6,
     max_nfe: int = 100_000,
 ) -> RoundTrip:
-    """Encode x [B, *D] and decode it again. Options as those of `encode`."""
+    """Encode x [B, *D] and decode it again. Options as those of `encode`; no gradients."""
     counted = CountingDenoiser(denoiser)
     z = encode(counted, x, sde, t_min=t_min, method=method, rtol=rtol, atol=atol, max_nfe=max_nfe)
     back = decode(counted, z, sde, t_min=t_min, method=method, rtol=rtol, atol=atol, max_nfe=max_nfe)
-    error = (back - x).double().square().flatten(1).mean(1).sqrt()
+    error = widened(back - x).square().flatten(1).mean(1).sqrt()
     return RoundTrip(z, back, error, counted.nfe)
 
 
@@ -104,15 +108,16 @@ def interpolate(z0: Tensor, z1: Tensor, weights: Tensor) -> Tensor:
     """
     if z0.shape != z1.shape or z0.ndim < 2:
         raise UserError(f"two batches [B, *D] of one shape are needed, got {tuple(z0.shape)} and {tuple(z1.shape)}")
-    a, b = (z.flatten(1).double() for z in (z0, z1))
+    wide0, wide1 = widened(z0), widened(z1)
+    a, b = wide0.flatten(1), wide1.flatten(1)
     cosine = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-300)
     angle = cosine.clamp(-1.0, 1.0).acos()
     found = []
-    for w in weights.double().tolist():
+    for w in weights.tolist():
         # Where the codes are parallel the circle is the straight line.
         straight = angle.sin() < 1e-6
         safe = torch.where(straight, torch.ones_like(angle), angle)
         first = torch.where(straight, 1.0 - w, ((1.0 - w) * safe).sin() / safe.sin())
         second = torch.where(straight, w, (w * safe).sin() / safe.sin())
-        found.append((match(first, z0.double()) * z0 + match(second, z0.double()) * z1).to(z0.dtype))
+        found.append((match(first, wide0) * wide0 + match(second, wide1) * wide1).to(z0))
     return torch.stack(found)

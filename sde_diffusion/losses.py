@@ -34,7 +34,7 @@ from torch import Tensor
 
 from sde_diffusion.denoiser import Denoiser, moments
 from sde_diffusion.elbo import GREY_LEVELS, STEP_VARIANCES, Chain, Space, bound_term
-from sde_diffusion.errors import choose
+from sde_diffusion.errors import UserError, choose
 from sde_diffusion.kernel import Kernel, match
 from sde_diffusion.prediction import EDM_SIGMA_DATA
 from sde_diffusion.sde import SDE
@@ -99,18 +99,30 @@ def denoising_score_matching(
     """w(t) |x0_hat(alpha x0 + sigma noise) - x0|^2, the mean over the dimensions of each sample, [B].
 
     x0, noise: [B, *D]; t: [B]; weighting: a key of WEIGHTINGS; sigma_data: the standard deviation of the data, of which
-    "edm" alone makes use. Raises UserError for an unknown weighting.
+    "edm" alone makes use. Raises UserError for an unknown weighting, and for times at which its weight is infinite.
     """
     kernel = sde.kernel(t)
+    root = _root_weight(sde, t, kernel, weighting, sigma_data)
     x0_hat = denoiser(kernel.perturb(x0, noise), kernel, **conditioning)
-    return _weighted(sde, t, kernel, x0_hat - x0, weighting, sigma_data)
+    return _weighted(root, x0_hat - x0)
 
 
-def _weighted(sde: SDE, t: Tensor, kernel: Kernel, error: Tensor, weighting: str, sigma_data: float) -> Tensor:
+def _root_weight(sde: SDE, t: Tensor, kernel: Kernel, weighting: str, sigma_data: float) -> Tensor:
+    """sqrt w(t), [B]: it multiplies the error, which keeps the product in the range of float32."""
+    root = choose("weighting", weighting, WEIGHTINGS)(sde, t, kernel, sigma_data).sqrt()
+    finite = root.isfinite()
+    if not bool(finite.all()):
+        first = float(t.detach().cpu().expand_as(finite)[~finite].reshape(-1)[0])
+        raise UserError(
+            f"the loss with weighting {weighting!r} does not exist at t = {first:g}: its weight is infinite where "
+            "sigma = 0; take t >= 1e-5, or the weighting 'min_snr' or 'x0'"
+        )
+    return root
+
+
+def _weighted(root: Tensor, error: Tensor) -> Tensor:
     """w(t) |error|^2, the mean over the dimensions, [B]."""
-    # The root of the weight multiplies the error, which keeps the product in the range of float32.
-    weight = choose("weighting", weighting, WEIGHTINGS)(sde, t, kernel, sigma_data).sqrt()
-    return (match(weight, error) * error).square().flatten(1).mean(1)
+    return (match(root, error) * error).square().flatten(1).mean(1)
 
 
 def variational_loss(
@@ -164,9 +176,10 @@ def hybrid_loss(
     """
     index = chain.index_of(t)
     kernel = chain.levels[index]
+    root = _root_weight(sde, t, kernel, weighting, sigma_data)
     x0_hat, fraction = moments(denoiser, kernel.perturb(x0, noise), kernel, **conditioning)
     bound = _term(chain, index, x0, x0_hat.detach(), fraction, variance, space)
-    return _weighted(sde, t, kernel, x0_hat - x0, weighting, sigma_data) + vlb_weight * bound
+    return _weighted(root, x0_hat - x0) + vlb_weight * bound
 
 
 # --- what a training minimises --------------------------------------------------------------------------------

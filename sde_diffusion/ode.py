@@ -19,6 +19,12 @@ The last digits of a float32 network depend on how many rows it is given. Step s
 noise, amplified to the tolerance, into the result; so those of per_sample are powers of two, rounded down, and at most
 double. On digits a row of the likelihood is then the same to 7e-7 bits/dim, where it was the same to 5e-4 at rtol 1e-3;
 the steps are a tenth more, and their error is half.
+
+Where torch records gradients, what comes out has the derivative of the very steps that were taken, their lengths held
+fixed: by y, and by all that f depends on. So it is right for the numbers that were computed, to rounding, and tends to
+that of the flow with the tolerances; solving an adjoint equation backwards (Chen et al. 2018) would multiply errors
+where the flow runs apart. Of an evaluation its arguments are kept, and it is made again when it is needed. scipy's
+solvers lie outside of torch and are refused there.
 """
 
 from __future__ import annotations
@@ -28,9 +34,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from sde_diffusion.errors import NotFinite, TooManyEvaluations, UserError, choose
-from sde_diffusion.kernel import Scalar, as_schedule
+from sde_diffusion.kernel import Scalar, as_schedule, has_float64
 
 Field = Callable[[Tensor, Tensor], Tensor]
 """dy/dt = f(t, y), with t a float64 tensor [] or [B] and y [B, *D]."""
@@ -75,28 +82,35 @@ def _rms(e: Tensor, scale: Tensor) -> Tensor:
     return (e / scale).square().mean(1).sqrt()
 
 
+def _sum(stages: Tensor | list[Tensor], weights: Tensor) -> Tensor:
+    """sum_i w_i k_i of stages k [n, B, D], [B, D]."""
+    k = stages if isinstance(stages, Tensor) else torch.stack(stages)
+    return torch.mv(k.flatten(1).T, weights).view(k.shape[1:])
+
+
 def _first_step(f: Field, t: Tensor, y: Tensor, k: Tensor, span: float, rtol: float, atol: float) -> Tensor:
     """A first step from the sizes of y, y' and y'', [B] (Hairer et al. 1993, section II.4, algorithm 4.14)."""
     scale = atol + rtol * y.abs()
     d0, d1 = _rms(y, scale), _rms(k, scale)
     h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), torch.full_like(d0, 1e-6), 0.01 * d0 / d1).clamp_max(abs(span))
     sign = 1.0 if span > 0 else -1.0
-    k1 = f(t + sign * h0.double().cpu(), y + sign * h0[:, None] * k)
+    k1 = f(t + sign * h0.cpu().double(), y + sign * h0[:, None] * k)
     slope = torch.maximum(d1, _rms(k1 - k, scale) / h0)
     h1 = torch.where(slope <= 1e-15, torch.clamp_min(1e-3 * h0, 1e-6), (0.01 / slope) ** 0.2)
-    return torch.minimum(100.0 * h0, h1).clamp_max(abs(span)).double().cpu()
+    return torch.minimum(100.0 * h0, h1).clamp_max(abs(span)).cpu().double()
 
 
 def _per_sample(f: Field, y: Tensor, t0: float, t1: float, control: Control) -> Tensor:
     rtol, atol = control.rtol, control.atol
     sign = 1.0 if t1 > t0 else -1.0
     t = torch.full((len(y),), t0, dtype=torch.float64)
-    # All stages lie in one piece of memory, so that a sum over them is one matrix product, one pass.
-    stages = y.new_empty(len(_C), *y.shape)
-    flat = stages.flatten(1)
+    # All stages lie in one piece of memory, so that a sum over them is one matrix product, one pass; but gradients need
+    # what was written to it before.
+    stages: Tensor | list[Tensor] = [y] * len(_C) if torch.is_grad_enabled() else y.new_empty(len(_C), *y.shape)
     rows = [y.new_tensor(row) for row in (*_A, _ERROR)]
     stages[0] = f(t, y)
-    h = _power_of_two(_first_step(f, t, y, stages[0], t1 - t0, rtol, atol))
+    with torch.no_grad():
+        h = _power_of_two(_first_step(f, t, y, stages[0], t1 - t0, rtol, atol))
     nfe = 2
     while bool((t != t1).any()):
         if nfe + 6 > control.max_nfe:
@@ -104,11 +118,12 @@ def _per_sample(f: Field, y: Tensor, t0: float, t1: float, control: Control) -> 
         step = sign * torch.minimum(h, (t1 - t).abs())
         weight = step.to(y)[:, None]
         for i, c in enumerate(_C[1:], 1):
-            y_stage = torch.addcmul(y, weight, torch.mv(flat[:i].T, rows[i]).view_as(y))
+            y_stage = torch.addcmul(y, weight, _sum(stages[:i], rows[i]))
             stages[i] = f(t + c * step, y_stage)
         nfe += 6
-        error = weight * torch.mv(flat.T, rows[-1]).view_as(y)
-        ratio = _rms(error, atol + rtol * torch.maximum(y.abs(), y_stage.abs())).double().cpu()
+        with torch.no_grad():
+            error = weight * _sum(stages, rows[-1])
+            ratio = _rms(error, atol + rtol * torch.maximum(y.abs(), y_stage.abs())).cpu().double()
         if bool(ratio.isnan().any()):
             raise NotFinite(_not_finite(control, t))
         accept = ratio <= 1.0
@@ -166,10 +181,18 @@ def _scipy(method: str) -> Solver:
         watched = _watched(f, control)
 
         def field(t: float, flat: object) -> object:
-            state = torch.as_tensor(flat).to(y).reshape(y.shape)
-            return watched(as_schedule(t), state).double().cpu().numpy().ravel()
+            rate = watched(as_schedule(t), torch.as_tensor(flat).to(y).reshape(y.shape))
+            if rate.requires_grad:
+                raise UserError(without)
+            return rate.cpu().double().numpy().ravel()
 
-        start = y.detach().double().cpu().numpy().ravel()
+        without = (
+            f"scipy's {method} has no gradient: choose one of the solvers "
+            f"{', '.join(name for name in SOLVERS if name not in SCIPY)}, or call it under torch.no_grad"
+        )
+        if y.requires_grad and torch.is_grad_enabled():
+            raise UserError(without)
+        start = y.detach().cpu().double().numpy().ravel()
         solution = solve_ivp(field, (t0, t1), start, method=method, rtol=control.rtol, atol=control.atol, t_eval=[t1])
         if not solution.success:
             raise UserError(f"scipy's {method} stopped: {solution.message}")
@@ -179,8 +202,8 @@ def _scipy(method: str) -> Solver:
 
 
 def _worst_sample(shape: torch.Size) -> Callable[[Tensor], Tensor]:
-    """The error norm of the worst row; torchdiffeq hands the state over flattened."""
-    return lambda e: e.reshape(shape).square().mean(1).sqrt().max()
+    """The error norm of the worst row, and so the steps, without gradient; torchdiffeq hands e over flattened."""
+    return lambda e: e.detach().reshape(shape).square().mean(1).sqrt().max()
 
 
 Options = Callable[[Tensor, Tensor, Control], dict[str, object]]
@@ -189,7 +212,7 @@ Options = Callable[[Tensor, Tensor, Control], dict[str, object]]
 
 def _adaptive(y: Tensor, span: Tensor, control: Control) -> dict[str, object]:
     # Without step_t an adaptive step may evaluate f beyond t1, where a schedule need not exist.
-    return {"norm": _worst_sample(y.shape), "step_t": span[1:], "dtype": torch.float64}
+    return {"norm": _worst_sample(y.shape), "step_t": span[1:], "dtype": span.dtype}
 
 
 def _fixed(y: Tensor, span: Tensor, control: Control) -> dict[str, object]:
@@ -204,7 +227,8 @@ def _torchdiffeq(method: str, options: Options) -> Solver:
         from torchdiffeq import odeint
 
         watched = _watched(f, control)
-        span = torch.tensor([t0, t1], dtype=torch.float64, device=y.device)
+        dtype = torch.float64 if has_float64(y) else torch.float32
+        span = torch.tensor([t0, t1], dtype=dtype, device=y.device)
         last = span[0]
 
         def field(t: Tensor, state: Tensor) -> Tensor:
@@ -235,17 +259,22 @@ FIXED_STEPS: dict[str, Solver] = {
 }
 """Solvers that take a number of steps; the others take tolerances."""
 
+SCIPY: dict[str, Solver] = {name.lower(): _scipy(name) for name in ("RK45", "RK23", "DOP853", "LSODA")}
+"""Solvers outside of torch, which know no gradients."""
+
 SOLVERS: dict[str, Solver] = {
     "per_sample": _per_sample,
-    "rk45": _scipy("RK45"),
-    "rk23": _scipy("RK23"),
-    "dop853": _scipy("DOP853"),
-    "lsoda": _scipy("LSODA"),
+    **SCIPY,
     "dopri5": _torchdiffeq("dopri5", _adaptive),
     "dopri8": _torchdiffeq("dopri8", _adaptive),
     "bosh3": _torchdiffeq("bosh3", _adaptive),
     **FIXED_STEPS,
 }
+
+
+def recording(x: Tensor, grad: bool) -> bool:
+    """Whether to record gradients: where torch does, and x requires one or the caller asks for that of the network."""
+    return torch.is_grad_enabled() and (grad or x.requires_grad)
 
 
 def integrate(
@@ -267,13 +296,13 @@ def integrate(
     (default: the share of the way).
 
     Raises UserError for an unknown method, tolerances or steps that are not positive; TooManyEvaluations beyond
-    max_nfe; NotFinite for a solution that is not a number.
+    max_nfe; NotFinite for a solution that is not a number; UserError for a gradient through a solver of scipy's.
     """
     solver = choose("ODE method", method, SOLVERS)
     if not (rtol > 0 and atol > 0 and steps > 0):
         raise UserError(f"rtol, atol and steps must be positive, got {rtol}, {atol} and {steps}")
     start, end = float(t0), float(t1)
-    if start == end:
+    if start == end or not y.numel():
         return y
     shape = y.shape
     name = where or _share(start, end)
@@ -282,6 +311,14 @@ def integrate(
         """t in the interval, beyond which the field need not exist: rounding or a look ahead may pass its end."""
         return as_schedule(t).clamp(min(start, end), max(start, end))
 
+    def field(t: Tensor, state: Tensor) -> Tensor:
+        return f(inside(t), state.reshape(shape)).flatten(1)
+
+    def again(t: Tensor, state: Tensor) -> Tensor:
+        """f, of which nothing is kept for the backward pass but its arguments. It draws no random numbers."""
+        if not torch.is_grad_enabled():
+            return field(t, state)
+        return checkpoint(field, t, state, use_reentrant=False, preserve_rng_state=False)
+
     control = Control(rtol, atol, steps, max_nfe, lambda t: name(inside(t)))
-    flat = solver(lambda t, state: f(inside(t), state.reshape(shape)).flatten(1), y.flatten(1), start, end, control)
-    return flat.reshape(shape)
+    return solver(again, y.flatten(1), start, end, control).reshape(shape)

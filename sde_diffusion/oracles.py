@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sde_diffusion.denoiser import Denoiser
 from sde_diffusion.errors import UserError
-from sde_diffusion.kernel import CLEAN, Kernel, match
+from sde_diffusion.kernel import CLEAN, Kernel, match, widened
 from sde_diffusion.noise import Generators, fresh, randn
 
 Values = Tensor | Sequence[float] | Sequence[Sequence[float]]
@@ -95,19 +95,19 @@ class GaussianMixture:
         x0_hat = (sum_k r_k shrink_k) x + sum_k r_k (1 - alpha shrink_k) m_k.
         """
         assert self._radii is not None
-        flat, means = x.flatten(1), self.means.flatten(1).to(x.device)
-        alpha, noise, variances = (
-            value.double().to(x.device) for value in (kernel.alpha, kernel.variance, self._radii)
+        # The squared distances are differences of large numbers at low noise, so they are formed in float64.
+        flat = x.flatten(1)
+        wide, means = widened(flat), self.means.flatten(1)
+        means, alpha, noise, variances = (
+            value.to(wide.device) for value in (means, kernel.alpha, kernel.variance, self._radii)
         )
         alpha, noise = (value.reshape(-1, 1) for value in (alpha, noise))  # [B, 1] or [1, 1]
         total = alpha**2 * variances + noise
-        # The squared distances are differences of large numbers at low noise, so they are formed in float64.
-        wide = flat.double()
         squares = wide.square().sum(1, keepdim=True) - 2.0 * alpha * (wide @ means.T) + alpha**2 * means.square().sum(1)
-        logits = self.weights.log().to(x.device) - 0.5 * (squares / total + flat.shape[1] * total.log())
+        logits = self.weights.log().to(wide.device) - 0.5 * (squares / total + flat.shape[1] * total.log())
         weights, shrink = logits.softmax(1), alpha * variances / total
-        pull = (weights * (1.0 - alpha * shrink)).to(x.dtype) @ means.to(x.dtype)
-        return torch.addcmul(pull, (weights * shrink).sum(1, keepdim=True).to(x.dtype), flat).reshape(x.shape)
+        pull = (weights * (1.0 - alpha * shrink)).to(x) @ means.to(x)
+        return torch.addcmul(pull, (weights * shrink).sum(1, keepdim=True).to(x), flat).reshape(x.shape)
 
 
 MIXTURE_SEED = 2
@@ -137,7 +137,8 @@ class EmpiricalDenoiser:
 
     def __call__(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
         # The logits are differences of large numbers at low noise, so they are formed in float64.
-        data, flat = (value.flatten(1).to(device=x.device, dtype=torch.float64) for value in (self.data, x))
+        flat = widened(x).flatten(1)
+        data = widened(self.data).flatten(1).to(flat.device)
         alpha, variance = match(kernel.alpha, flat), match(kernel.variance, flat)
         logits = (alpha * (flat @ data.T) - 0.5 * alpha**2 * (data**2).sum(1)) / variance
-        return (logits.softmax(1) @ data).to(x.dtype).reshape(x.shape)
+        return (logits.softmax(1) @ data).to(x).reshape(x.shape)

@@ -103,21 +103,34 @@ def to_x0(prediction: str, out: Tensor, x: Tensor, kernel: Kernel, *, sigma_data
     return match(c_skip, x) * x + match(c_out, x) * out
 
 
+def _noisy(quantity: str, kernel: Kernel) -> None:
+    """Raises UserError where sigma = 0, and x holds no noise to tell."""
+    if not bool((kernel.sigma > 0.0).all()):
+        raise UserError(
+            f"{quantity} does not exist where sigma = 0, the level of clean data at t = 0: it divides by sigma; take "
+            "t >= 1e-5"
+        )
+
+
 def eps_from_x0(x0: Tensor, x: Tensor, kernel: Kernel) -> Tensor:
-    """eps = (x - alpha x_0) / sigma, the standard noise in x. Shapes [B, *D]."""
+    """eps = (x - alpha x_0) / sigma, the standard noise in x. Shapes [B, *D]. Raises UserError where sigma = 0."""
+    _noisy("eps", kernel)
     return (x - match(kernel.alpha, x) * x0) / match(kernel.sigma, x)
 
 
 def score_from_x0(x0: Tensor, x: Tensor, kernel: Kernel) -> Tensor:
-    """grad_x log p_t(x) = (alpha x_0 - x) / sigma^2 (Tweedie). Shapes [B, *D]."""
+    """grad_x log p_t(x) = (alpha x_0 - x) / sigma^2 (Tweedie). Shapes [B, *D]. Raises UserError where sigma = 0."""
+    _noisy("the score", kernel)
     return (match(kernel.alpha, x) * x0 - x) / match(kernel.variance, x)
 
 
 def v_from_x0(x0: Tensor, x: Tensor, kernel: Kernel) -> Tensor:
-    """v = alpha eps - sigma x_0 (Salimans and Ho 2022, Appendix D). Shapes [B, *D]."""
+    """v = alpha eps - sigma x_0 (Salimans and Ho 2022, Appendix D), [B, *D]. Raises UserError where sigma = 0."""
+    _noisy("v", kernel)
     return match(kernel.alpha, x) * eps_from_x0(x0, x, kernel) - match(kernel.sigma, x) * x0
 
 
 def velocity_from_x0(x0: Tensor, x: Tensor, kernel: Kernel) -> Tensor:
-    """u = eps - x_0 (Liu et al. 2022, equation 1), dx/dt of rectified flow. Shapes [B, *D]."""
+    """u = eps - x_0 (Liu et al. 2022, equation 1), dx/dt of rectified flow, [B, *D]. UserError where sigma = 0."""
+    _noisy("velocity", kernel)
     return eps_from_x0(x0, x, kernel) - x0

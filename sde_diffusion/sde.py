@@ -98,12 +98,12 @@ class SDE(ABC):
         return self.alpha_rate(t) / self.kernel(t).alpha
 
     def dlog_sigma(self, t: Scalar) -> Tensor:
-        """dlog sigma / dt, [] or [B]; infinite where sigma = 0."""
+        """dlog sigma / dt, [] or [B]; infinite, or not a number, where sigma = 0."""
         return 0.5 * self.variance_rate(t) / self.kernel(t).variance
 
     def drift(self, x: Tensor, t: Scalar) -> Tensor:
-        """f_t x of the forward SDE, [B, *D]."""
-        return match(self.dlog_alpha(t), x) * x
+        """f_t x of the forward SDE, [B, *D]. Raises UserError where the rate f_t is infinite."""
+        return match(_exists("the drift", t, self.dlog_alpha(t))[0], x) * x
 
     def diffusion(self, t: Scalar) -> Tensor:
         """g_t of the forward SDE, [] or [B]: g^2 = d sigma^2/dt - 2 sigma^2 dlog alpha/dt."""
@@ -111,12 +111,19 @@ class SDE(ABC):
         return variance.clamp_min(0.0).sqrt()
 
     def flow(self, t: Scalar) -> tuple[Tensor, Tensor]:
-        """(p, q) of the probability flow dx/dt = p x + q x0_hat, [] or [B]: p = sigma'/sigma, q = alpha' - alpha p."""
+        """(p, q) of the probability flow dx/dt = p x + q x0_hat, [] or [B]: p = sigma'/sigma, q = alpha' - alpha p.
+
+        Raises UserError where they do not exist, at a level without noise.
+        """
         kernel, p = self.kernel(t), self.dlog_sigma(t)
-        return p, self.alpha_rate(t) - kernel.alpha * p
+        p, q = _exists("the flow's velocity", t, p, self.alpha_rate(t) - kernel.alpha * p)
+        return p, q
 
     def velocity(self, x: Tensor, x0_hat: Tensor, t: Scalar) -> Tensor:
-        """dx/dt of the probability-flow ODE, alpha' x0_hat + sigma' eps_hat, [B, *D] (Song et al. 2021, eq. 13)."""
+        """dx/dt of the probability-flow ODE, alpha' x0_hat + sigma' eps_hat, [B, *D] (Song et al. 2021, eq. 13).
+
+        Raises UserError as `flow` does.
+        """
         return combine(self.flow(t), x, x0_hat)
 
     def reverse(self, t: Scalar, level: Scalar = 1.0) -> tuple[Tensor, Tensor]:
@@ -124,12 +131,13 @@ class SDE(ABC):
 
         With the noise level * g they all have the marginals of the process (Huang et al. 2021; Zhang and Chen 2023,
         section 2): level 1 is its time reversal (Anderson 1982), where the drift is f x - g^2 score, and level 0 the
-        probability flow.
+        probability flow. Raises UserError where they do not exist.
         """
         kernel = self.kernel(t)
         p, q = self.flow(t)
         pull = 0.5 * (as_schedule(level) * self.diffusion(t)) ** 2 / kernel.variance
-        return p + pull, q - pull * kernel.alpha
+        p, q = _exists("the reverse drift", t, p + pull, q - pull * kernel.alpha)
+        return p, q
 
     def reverse_drift(self, x: Tensor, x0_hat: Tensor, t: Scalar) -> Tensor:
         """f_t x - g_t^2 score of the reverse-time SDE, [B, *D] (Anderson 1982; Song et al. 2021, equation 6)."""
@@ -152,6 +160,22 @@ class SDE(ABC):
         scaled = (x / self.prior_std).flatten(1)
         dims = scaled.shape[1]
         return -0.5 * (scaled**2).sum(1) - dims * (math.log(self.prior_std) + 0.5 * math.log(2.0 * math.pi))
+
+
+def _exists(quantity: str, t: Scalar, *coefficients: Tensor) -> tuple[Tensor, ...]:
+    """The coefficients, [] or [B]. Raises UserError where one is not finite: which quantity, and at which time.
+
+    They lie on the CPU, where looking waits for no device.
+    """
+    finite = torch.stack([c.isfinite() for c in torch.broadcast_tensors(*coefficients)]).all(0)  # type: ignore[no-untyped-call]
+    if not bool(finite.all()):
+        first = float(as_schedule(t).expand_as(finite)[~finite].reshape(-1)[0])
+        remedy = "take t >= 1e-5" if first < 0.5 else f"take t <= {1.0 - 1e-5}"
+        raise UserError(
+            f"{quantity} does not exist at t = {first:g}: its coefficients are infinite where sigma = 0 or alpha = 0; "
+            f"{remedy}"
+        )
+    return coefficients
 
 
 def _log_alpha_of(logsnr: Scalar) -> Tensor:

@@ -125,7 +125,7 @@ def flow_bits(config: ConfigDict, folder: Path, engine: Engine, subject: Subject
 def exact_bits(config: ConfigDict, subject: Subject, truth: GaussianMixture) -> dict[str, Any]:
     """Bits/dim of exact samples of a closed-form model: by its density, and by the flow of its denoiser."""
     x, sde = truth.sample(BITS_SAMPLES, generator=seeded(config.seed, stream=BITS_STREAM)), subject.model.sde
-    flow = log_likelihood(subject.model.denoiser(None), x, sde, rtol=BITS_RTOL, divergence="exact")
+    flow = log_likelihood(subject.model.denoiser(None), x, sde, rtol=BITS_RTOL, divergence="exact", space="continuous")
     rows = {"exact density": (truth.log_prob(x), 0, 0.0), "ode": (flow.nats, flow.nfe, sde.t_likelihood)}
     found = {}
     for name, (nats, nfe, smallest_time) in rows.items():

@@ -24,7 +24,6 @@ the variance "beta" and VE models "posterior".
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import torch
@@ -33,7 +32,7 @@ from torch import Tensor
 from sde_diffusion.denoiser import CheckedDenoiser, Denoiser, moments
 from sde_diffusion.errors import UserError, choose
 from sde_diffusion.grids import Node, TimeGrid
-from sde_diffusion.kernel import Kernel, combine
+from sde_diffusion.kernel import Kernel, check_batch, combine, lifted
 from sde_diffusion.noise_sources import FRESH_NOISE, NoiseSource
 from sde_diffusion.samplers.march import Coefficients, OnStep, as_table, ignore_step, march, table
 from sde_diffusion.sde import SDE
@@ -143,27 +142,84 @@ def ddim_inversion(denoiser: Denoiser, x: Tensor, grid: TimeGrid, *, refinements
 
     Each step takes x0_hat at the node where it starts, one evaluation, so that DDIM leads back to x up to its own
     first-order error. With refinements it is taken again at the node where the step ends, as DDIM will, `refinements`
-    times: a fixed-point iteration, whose limit DDIM inverts exactly (Pan et al. 2023). It converges where the steps are
-    short in log-SNR, so on fine grids of the kind "logsnr".
+    times at most, each one evaluation: the steps of a solver whose limit DDIM inverts exactly, on coarse grids too,
+    where ten are enough for most and thirty for all of the mixtures that were tried. No row is led back to x less well
+    than without refinements: where some step of the batch has not come to rounding, three more walks along the grid
+    find out which of its two latents is the better one.
 
-    Raises UserError for a negative number of refinements, for refinements that diverge, and for a denoiser that returns
-    another shape or values that are not finite.
+    Data of 16 bits are carried in float32, and come back in their dtype. Raises UserError for a negative number of
+    refinements, for what is no batch, and for a denoiser that returns another shape or values that are not finite.
     """
     if refinements < 0:
         raise UserError(f"refinements must be 0 or more, got {refinements}")
-    denoiser = CheckedDenoiser(denoiser, grid.place, finite=True)
+    check_batch(x)
+    denoiser, start = CheckedDenoiser(denoiser, grid.place, finite=True), lifted(x)
+    latent, exact = _upwards(denoiser, start, grid, refinements)
+    if not exact:
+        both = _upwards(denoiser, start, grid, 0)[0], latent
+        plain, refined = (
+            (march(ddim_flow_row, denoiser, z, grid, FRESH_NOISE, None) - start).flatten(1).norm(dim=1) for z in both
+        )
+        latent = torch.where(_beside(refined < plain, x), latent, both[0])
+    return latent.to(x.dtype)
+
+
+def _upwards(denoiser: Denoiser, x: Tensor, grid: TimeGrid, refinements: int) -> tuple[Tensor, bool]:
+    """The latent of x, and whether DDIM's step from each node leads back to rounding, or nothing was refined.
+
+    DDIM's step down from z is keep z + pull x0_hat(z), and misses x by keep F(z),
+
+        F(z) = z + (pull x0_hat(z) - x)/keep.
+
+    As dx0_hat/dz is a covariance times alpha/sigma^2 for the exact denoiser, symmetric and not negative, F is the
+    gradient of a convex function, and z - theta F(z) nears its one zero where theta is small enough. theta = 1, the
+    fixed-point iteration of Pan et al. (2023), is not where a step is long in log-SNR. So each row takes its own, 1 at
+    first and then that of the last change s of z and y of F,
+
+        theta = s.y / y.y    (Barzilai and Borwein 1988, equation 5),
+
+    and stays where it is if F has not become smaller, with the theta that the failure has taught.
+    """
     nodes = grid.nodes
     up = as_table(ddim_flow_row(grid.sde, grid.levels[1:], grid.levels[:-1]))
     down = table(ddim_flow_row, grid)
+    exact = True
+    x0_hat = denoiser(x, nodes[-1].kernel) if up else x
     for index in reversed(range(len(up))):
-        low, high = nodes[index + 1].kernel, nodes[index].kernel
-        latent = combine(up[index], x, denoiser(x, low))
-        keep, pull = down[index]
-        moved = math.inf
-        for _ in range(refinements):
-            before, latent = latent, combine((1.0 / keep, -pull / keep), x, denoiser(latent, high))
-            before_moved, moved = moved, float((latent - before).norm())
-            if moved > max(2.0 * before_moved, 1e-6 * float(latent.norm())):
-                raise UserError(f"the refinements diverge at {grid.place(high)}: take more steps, on a 'logsnr' grid")
-        x = latent
-    return x
+        kernel, (keep, pull) = nodes[index].kernel, down[index]
+        z = combine(up[index], x, x0_hat)
+        if refinements or index:
+            x0_hat = denoiser(z, kernel)
+        if refinements:
+            solve = (1.0, pull / keep, -1.0 / keep)
+            missed = combine(solve, z, x0_hat, x)
+            size, theta = _norm(missed), torch.ones_like(_norm(missed))
+            rounding = 16.0 * torch.finfo(x.dtype).eps * (_norm(z) + _norm(x) / keep)
+            for _ in range(refinements):
+                if bool((size <= rounding).all()):
+                    break
+                trial = torch.addcmul(z, _beside(theta, z), missed, value=-1.0)
+                told = denoiser(trial, kernel)
+                trial_missed = combine(solve, trial, told, x)
+                moved, changed = (trial - z).flatten(1), (trial_missed - missed).flatten(1)
+                trial_size = _norm(trial_missed)
+                better = trial_size < size
+                secant = (moved * changed).sum(1) / changed.square().sum(1)
+                theta = torch.where((secant > 0.0) & (secant <= 1.0), secant, torch.where(better, theta, 0.5 * theta))
+                size = torch.where(better, trial_size, size)
+                here = _beside(better, z)
+                z, x0_hat = torch.where(here, trial, z), torch.where(here, told, x0_hat)
+                missed = torch.where(here, trial_missed, missed)
+            exact = exact and bool((size <= rounding).all())
+        x = z
+    return x, exact
+
+
+def _norm(x: Tensor) -> Tensor:
+    """The Euclidean norm of each row, [B]."""
+    return x.flatten(1).norm(dim=1)
+
+
+def _beside(row: Tensor, x: Tensor) -> Tensor:
+    """One value a row, [B], with trailing axes of length one."""
+    return row.reshape(-1, *(1,) * (x.ndim - 1))

@@ -153,4 +153,5 @@ def ode(
         atol=atol,
         steps=grid.steps,
         max_nfe=max_nfe,
+        grad=True,  # where the driver records gradients
     )

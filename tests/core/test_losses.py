@@ -277,3 +277,25 @@ def test_unknown_weighting() -> None:
     with pytest.raises(sd.UserError, match="did you mean 'likelihood'"):
         x = torch.zeros(1, 2)
         sd.denoising_score_matching(wrong, sd.VPSDE(), x, torch.ones(1), x, weighting="likelyhood")
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_clean_data_have_a_loss_where_its_weight_is_finite(weighting: str) -> None:
+    """At t = 0 weights of x0 are 1 and min(inf, 5); the others are infinite, and a sentence."""
+    sde, x0 = sd.VPSDE(), torch.ones(2, 3, dtype=torch.float64)
+    t, finite = torch.tensor([0.5, 0.0]), {"x0": 1.0, "min_snr": 5.0}
+
+    def halved(x: torch.Tensor, kernel: sd.Kernel) -> torch.Tensor:
+        return 0.5 * x
+
+    def loss() -> torch.Tensor:
+        return sd.denoising_score_matching(halved, sde, x0, t, torch.zeros_like(x0), weighting=weighting)
+
+    if weighting in finite:
+        assert float(loss()[1]) == pytest.approx(0.25 * finite[weighting], rel=1e-12)
+    else:
+        with pytest.raises(sd.UserError, match=f"weighting '{weighting}' does not exist at t = 0: .*take t >= 1e-5"):
+            loss()
+    # Rectified flow has no signal at t = 1: every weight is finite there.
+    flow, one = sd.RectifiedFlow(), torch.ones(2)
+    assert bool(sd.denoising_score_matching(halved, flow, x0, one, x0, weighting=weighting).isfinite().all())

@@ -137,3 +137,31 @@ def test_an_unknown_prediction_is_answered() -> None:
     x = torch.zeros(1, 2)
     with pytest.raises(UserError, match="did you mean 'score'"):
         to_x0("scores", x, x, Kernel(1.0, 1.0))
+
+
+@pytest.mark.parametrize("sigma", [0.0, [0.3, 0.0]])
+@pytest.mark.parametrize(
+    ("name", "inverse"),
+    [("eps", eps_from_x0), ("the score", score_from_x0), ("v", v_from_x0)],
+    ids=["eps", "score", "v"],
+)
+def test_clean_data_have_no_noise_to_tell(
+    name: str, inverse: Callable[[Tensor, Tensor, Kernel], Tensor], sigma: float | list[float]
+) -> None:
+    """Where sigma = 0, for one level and for one a sample; at any other level they are as before."""
+    x = torch.ones(2, 3, dtype=torch.float64)
+    with pytest.raises(UserError, match=rf"^{name} does not exist where sigma = 0.*take t >= 1e-5$"):
+        inverse(x, x, Kernel(1.0, torch.tensor(sigma)))
+    assert bool(inverse(x, x, Kernel(1.0, 1e-9)).isfinite().all())
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_noise_alone_says_nothing_of_x0_but_by_v_and_x0(prediction: str) -> None:
+    """alpha = 0: quotients by alpha are refused; the others are the network's own output, with their sign."""
+    out = torch.full((2, 3), 0.7, dtype=torch.float64)
+    at_one = {"x0": out, "v": -out, "edm": 0.5 * out}
+    if prediction in at_one:
+        torch.testing.assert_close(to_x0(prediction, out, 5.0 * out, Kernel(0.0, 1.0)), at_one[prediction], **CLOSE)
+    else:
+        with pytest.raises(UserError, match=f"predicts '{prediction}' does not say x0_hat where alpha = 0"):
+            to_x0(prediction, out, out, Kernel(0.0, 1.0))

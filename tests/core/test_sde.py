@@ -10,6 +10,7 @@ import torch
 from torch.distributions import Normal
 
 import sde_diffusion as sd
+from sde_diffusion.errors import UserError
 from sde_diffusion.sde import process_from_state, process_state
 from tests.proofs.cases import PROCESSES, generator
 
@@ -171,3 +172,24 @@ def test_smallest_times() -> None:
 def test_impossible_parameters_are_refused(make: object) -> None:
     with pytest.raises(sd.UserError):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_the_ends_are_finite_or_a_sentence(process: str) -> None:
+    """Flow and reverse drift need noise at t = 0, the drift none.
+
+    At t = 1 all are finite, and rectified flow's velocity is x - x0_hat.
+    """
+    sde, x = PROCESSES[process], torch.tensor([[0.3, -0.4]], dtype=torch.float64)
+    noisy = bool(sde.kernel(0.0).sigma > 0)
+    for name, rate in (("the flow's velocity", sde.velocity), ("the flow's velocity", sde.reverse_drift)):
+        assert bool(rate(x, 0.5 * x, 1.0).isfinite().all())
+        if noisy:
+            assert bool(rate(x, 0.5 * x, 0.0).isfinite().all())
+            continue
+        for t in (0.0, torch.tensor([0.0])):
+            with pytest.raises(UserError, match=rf"{name} does not exist at t = 0: .*take t >= 1e-5"):
+                rate(x, 0.5 * x, t)
+    assert bool(sde.drift(x, 0.0).isfinite().all() and sde.drift(x, 1.0).isfinite().all())
+    if process == "RectifiedFlow":
+        torch.testing.assert_close(sde.velocity(x, 0.5 * x, 1.0), 0.5 * x)

@@ -480,7 +480,153 @@ def test_other_bad_requests_are_one_sentence() -> None:
         sd.sample(DENOISER, grid=grid, x=x * float("nan"))
     with pytest.raises(sd.UserError, match="stochasticity must be"):
         sd.sample(DENOISER, grid=grid, x=x, sampler="ito", stochasticity=float("nan"))
-    with pytest.raises(sd.UserError, match="refinements diverge"):
-        sd.ddim_inversion(MIXTURES[2].denoiser(), 0.1 * torch.ones(4, 2), sd.make_grid(sd.VPSDE(), 10), refinements=30)
+    with pytest.raises(sd.UserError, match="refinements must be 0 or more, got -1"):
+        sd.ddim_inversion(DENOISER, x, grid, refinements=-1)
+    with pytest.raises(sd.UserError, match=r"a batch \[B, \*D\] is needed, got shape \(3,\)"):
+        sd.ddim_inversion(DENOISER, x[:, 0], grid)
     with pytest.raises(sd.UserError, match=r"returned \(3, 1\)"):
         sd.ddim_inversion(lambda x, kernel: x[:, :1], x, grid)
+
+
+# --- inversion on coarse grids ------------------------------------------------------------------------------
+
+FAR_APART = sd.GaussianMixture([[-2.0, 0.0], [1.0, 1.0]], [0.3, 0.6], [0.4, 0.6])
+NARROW = sd.GaussianMixture([[-2.0, 0.0], [1.0, 1.0]], [0.05, 0.1], [0.4, 0.6])
+COARSE = [
+    (FAR_APART, "VPSDE", 5, "logsnr"),
+    (FAR_APART, "VPSDE", 40, "uniform"),
+    (FAR_APART, "DiscreteVP", 20, "strided"),
+    (MIXTURES[12], "EDM", 10, "karras"),
+    (NARROW, "VPSDE", 20, "uniform"),
+    (NARROW, "RectifiedFlow", 10, "uniform"),
+]
+"""Where the fixed-point iteration with theta = 1 grows, for most rows or for all."""
+
+
+@pytest.mark.parametrize(("mixture", "process", "steps", "kind"), COARSE)
+def test_refinements_never_lead_back_less_well(
+    mixture: sd.GaussianMixture, process: str, steps: int, kind: str
+) -> None:
+    """Row by row, for any number of them; and forty come to rounding, 1e-6 of data of scale 1, on every grid."""
+    grid, x = sd.make_grid(PROCESSES[process], steps, kind), mixture.sample(100, generator=generator(0))
+
+    def error(refinements: int) -> Tensor:
+        z = sd.ddim_inversion(mixture.denoiser(), x, grid, refinements=refinements)
+        return (sd.sample(mixture.denoiser(), x=z, grid=grid, finish="none").x - x).norm(dim=1)
+
+    plain = error(0)
+    for refinements in (1, 3, 10):
+        assert bool((error(refinements) <= plain * (1.0 + 1e-9) + 1e-12).all()), refinements
+    assert float(error(40).max()) < 1e-6 < 1e-2 < float(plain.max())
+
+
+def test_an_inversion_takes_the_evaluations_that_it_says() -> None:
+    """Without refinements one a step; with them one more each, and one at the first node."""
+    gaussian = sd.GaussianMixture([[0.5, 0.0]], [0.4], [1.0])
+    grid, x = sd.make_grid(sd.VPSDE(), 6, "logsnr"), gaussian.sample(3, generator=generator(0))
+    for refinements, nfe in ((0, 5), (1, 5 + 5 + 1 + 3 * 5), (20, None)):
+        counted = sd.CountingDenoiser(gaussian.denoiser())
+        sd.ddim_inversion(counted, x, grid, refinements=refinements)
+        # One Gaussian's F is linear, with one slope: the second theta solves it, and the third change is rounding.
+        assert counted.nfe == nfe if nfe else counted.nfe <= 5 + 3 * 5 + 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_inversion_carries_half_precision_in_float32(dtype: torch.dtype) -> None:
+    """The latent is that of float32, rounded once."""
+    grid, x = sd.make_grid(sd.VPSDE(), 40, "logsnr"), MIXTURES[2].sample(6, generator=generator(0)).to(dtype)
+    out = sd.ddim_inversion(MIXTURES[2].denoiser(), x, grid, refinements=2)
+    assert out.dtype == dtype
+    assert torch.equal(out, sd.ddim_inversion(MIXTURES[2].denoiser(), x.float(), grid, refinements=2).to(dtype))
+
+
+# --- devices without float64 --------------------------------------------------------------------------------
+
+
+class NoFloat64(torch.Tensor):
+    """A tensor of a device without float64, as MPS: what would be one there raises, unless it goes to the CPU first."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        leaves = func is torch.Tensor.cpu or (func is torch.Tensor.to and "cpu" in (*args[1:], *kwargs.values()))
+        out = super().__torch_function__(func, types, args, kwargs)
+        if leaves:
+            return out.as_subclass(torch.Tensor)
+        if isinstance(out, NoFloat64) and out.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return out
+
+
+X32 = MIXTURES[2].sample(4, generator=generator(1)).float()
+ROUND = sd.GaussianMixture(MIXTURES[2].means, [0.3, 0.4, 0.5], [1.0, 1.0, 2.0])
+GRID = sd.make_grid(sd.VPSDE(), 9, "logsnr")
+LOOSE = {"rtol": 1e-3, "atol": 1e-3}
+ORACLE = MIXTURES[2].denoiser()
+EVERYTHING: dict[str, Callable[[Tensor], Tensor]] = {
+    "encode": lambda x: sd.encode(ORACLE, x, sd.VPSDE(), **LOOSE),
+    "encode dopri5": lambda x: sd.encode(ORACLE, x, sd.VPSDE(), method="dopri5", **LOOSE),
+    "encode rk45": lambda x: sd.encode(ORACLE, x, sd.VPSDE(), method="rk45", **LOOSE),
+    "decode": lambda x: sd.decode(ORACLE, x, sd.VPSDE(), **LOOSE),
+    "round trip": lambda x: sd.round_trip(ORACLE, x, sd.VPSDE(), **LOOSE).error,
+    "interpolate": lambda x: sd.interpolate(x, x.flip(0), torch.tensor([0.3])),
+    "log_likelihood": lambda x: sd.log_likelihood(ORACLE, x, sd.VPSDE(), **LOOSE).nats,
+    "elbo": lambda x: sd.elbo(ORACLE, x, GRID, levels=None, generator=generator(2)).per_sample.total,
+    "vlb": lambda x: sd.vlb(ORACLE, x, sd.VPSDE(), levels=None, points=3, generator=generator(2)).per_sample.total,
+    "inversion": lambda x: sd.ddim_inversion(ORACLE, x, GRID, refinements=3),
+    "score": lambda x: sd.score(MIXTURES[2].denoiser(), x, sd.VPSDE().kernel(torch.full((4,), 0.3))),
+    "round mixture": lambda x: ROUND.denoiser()(x, sd.VPSDE().kernel(torch.full((4,), 0.3))),
+    "density": lambda x: ROUND.log_prob(x),
+    "finite set": lambda x: sd.EmpiricalDenoiser(X32.flip(1))(x, sd.VPSDE().kernel(0.3)),
+}
+"""What takes a batch on a device."""
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_a_device_without_float64_is_no_obstacle(name: str) -> None:
+    """The result of the CPU, to float32's precision through the steps of a solver."""
+    run_it, there = EVERYTHING[name], X32.as_subclass(NoFloat64)
+    with pytest.raises(TypeError, match="float64"):
+        there.double()
+    found, expected = run_it(there).cpu(), run_it(X32)
+    torch.testing.assert_close(found.double(), expected.double(), rtol=2e-3, atol=2e-3)
+
+
+# --- shapes of what is no sampler ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["encode", "decode", "inversion", "log_likelihood", "elbo", "vlb"])
+def test_samples_without_axes_are_a_sentence(name: str) -> None:
+    with pytest.raises(sd.UserError, match=r"a batch \[B, \*D\] .*got shape \(4,\)"):
+        EVERYTHING[name](X32[:, 0])
+
+
+@pytest.mark.parametrize("name", ["encode", "decode", "inversion", "log_likelihood", "elbo", "vlb"])
+def test_no_row_is_no_row_or_a_sentence(name: str) -> None:
+    if name in ("encode", "decode", "inversion"):
+        assert EVERYTHING[name](X32[:0]).shape == (0, 2)
+    else:
+        with pytest.raises(sd.UserError, match=r"a batch \[B, \*D\] .*got shape \(0, 2\)"):
+            EVERYTHING[name](X32[:0])
+
+
+def test_a_volume_is_a_vector() -> None:
+    """[1, 2, 2, 3] and its twelve numbers in a row, one sample: one likelihood, code, bound, inversion and score."""
+    volumes = sd.GaussianMixture(
+        MIXTURES[12].means.view(2, 1, 2, 2, 3), MIXTURES[12].stds.view(2, 1, 2, 2, 3), [1.0, 2.0]
+    )
+    x, sde = volumes.sample(1, generator=generator(3)), sd.VPSDE()
+    vectors = sd.GaussianMixture(MIXTURES[12].means, MIXTURES[12].stds, [1.0, 2.0])
+
+    def numbers(mixture: sd.GaussianMixture, x: Tensor) -> list[Tensor]:
+        d = mixture.denoiser()
+        return [
+            sd.log_likelihood(d, x, sde, divergence="exact", **LOOSE).nats,
+            sd.encode(d, x, sde, **LOOSE),
+            sd.vlb(d, x, sde, levels=None, points=3, generator=generator(2)).total,
+            sd.ddim_inversion(d, x, GRID, refinements=1),
+            sd.score(d, x, sde.kernel(0.3)),
+        ]
+
+    for volume, vector in zip(numbers(volumes, x), numbers(vectors, x.flatten(1)), strict=True):
+        torch.testing.assert_close(volume.flatten(), vector.flatten(), rtol=1e-9, atol=1e-9)

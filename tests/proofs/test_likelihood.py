@@ -358,7 +358,10 @@ def test_a_row_of_a_mixture_does_not_depend_on_the_batch() -> None:
     for rows in ([0], [3], [4, 0], [2, 1, 3]):
         torch.testing.assert_close(run(rows), whole[rows], rtol=0.0, atol=1e-11)
     # What the rows share otherwise is not negligible: one step size for the batch.
-    shared = [sd.log_likelihood(mixture.denoiser(), x[rows], sde, divergence="exact").nats for rows in ([0], [0, 1, 2])]
+    shared = [
+        sd.log_likelihood(mixture.denoiser(), x[rows], sde, method="rk45", divergence="exact").nats
+        for rows in ([0], [0, 1, 2])
+    ]
     assert float((shared[0][0] - shared[1][0]).abs()) > 1e-9
 
 
@@ -565,7 +568,7 @@ def test_a_network_refuses_data_of_another_shape_or_range(wrapper: str) -> None:
 
 @pytest.mark.parametrize("x", [torch.zeros(4), torch.tensor(1.0), torch.zeros(0, 2)])
 def test_what_is_no_batch_is_refused(x: Tensor) -> None:
-    with pytest.raises(sd.UserError, match=r"a batch \[B, \*D\] of data is needed"):
+    with pytest.raises(sd.UserError, match=r"a batch \[B, \*D\] (of data )?is needed, got shape"):
         quick(x)
 
 
@@ -654,3 +657,138 @@ def test_a_denoiser_without_a_gradient_is_refused() -> None:
     x = mixture.sample(2, generator=generator(1))
     with pytest.raises(sd.UserError, match=r"no gradient: it must not run under torch.no_grad"):
         sd.log_likelihood(torch.no_grad()(mixture.denoiser()), x, sd.VPSDE())
+
+
+# --- gradients ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["per_sample", "dopri5"])
+def test_the_gradient_of_log_p_is_the_score(method: str) -> None:
+    """Of the noisy marginal at t_min = 0.01, to 1e-5 of scores of size 1 to 10, where p_1 is the prior.
+
+    The steps' lengths carry no gradient, which would be as large as the solver's error: 100 times more.
+    """
+    mixture, sde, t = MIXTURES[2], REACHING["VPSDE"], 0.01
+    x = mixture.sample(3, generator=generator(1)).requires_grad_()
+    out = sd.log_likelihood(mixture.denoiser(), x, sde, method=method, rtol=1e-7, divergence="exact", t_min=t)
+    found, truth = (torch.autograd.grad(f.sum(), x)[0] for f in (out.nats, mixture.log_prob(x, sde.kernel(t))))
+    torch.testing.assert_close(found, truth, rtol=0.0, atol=1e-5)
+
+
+def test_hutchinsons_gradient_is_that_of_its_estimate() -> None:
+    """Central differences of the same steps and probes, two batched ones, by x."""
+    mixture, options = MIXTURES[12], {"method": "rk4", "steps": 3, "probes": 2}
+    x, step = mixture.sample(2, generator=generator(1)), 1e-5
+
+    def nats(x: Tensor) -> Tensor:
+        return sd.log_likelihood(mixture.denoiser(), x, sd.VPSDE(), generator=generator(2), **options).nats
+
+    leaf = x.clone().requires_grad_()
+    (found,) = torch.autograd.grad(nats(leaf).sum(), leaf)
+    nudge = step * torch.nn.functional.one_hot(torch.tensor(5), 12)
+    torch.testing.assert_close(found[:, 5], (nats(x + nudge) - nats(x - nudge)) / (2.0 * step), rtol=1e-6, atol=1e-6)
+
+
+def tiny(dtype: torch.dtype = torch.float64) -> sd.NetworkDenoiser:
+    """A random network of two numbers."""
+    options: dict[str, Any] = {"shape": (2,), "width": 8, "blocks": 1}
+    net, g = sd.nets.NETWORKS["mlp"](**options), generator(0)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.4, generator=g)
+    return sd.NetworkDenoiser(net.to(dtype), sd.NetworkSpec(sd.VPSDE(), "v", "time", shape=(2,)))
+
+
+WAYS: dict[str, Callable[..., Tensor]] = {
+    "log_likelihood": lambda *arguments, **named: sd.log_likelihood(*arguments, divergence="exact", **named).nats,
+    "encode": sd.encode,
+    "decode": sd.decode,
+}
+"""What has a gradient by the network's parameters."""
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_networks_parameters_have_a_gradient_where_it_is_asked_for(way: str) -> None:
+    """Central differences by the first weight of each parameter, with the same five steps."""
+    denoiser, x = tiny(), torch.randn(2, 2, generator=generator(1), dtype=torch.float64)
+    parameters = [p for p in denoiser.net.parameters() if p.numel()]
+
+    def value(**named: Any) -> Tensor:
+        return WAYS[way](denoiser, x, sd.VPSDE(), method="per_sample", rtol=0.3, atol=0.3, **named).square().sum()
+
+    found = torch.autograd.grad(value(grad=True), parameters, allow_unused=True)
+    assert sum(g is not None and bool(g.abs().max() > 1e-3) for g in found) > 3
+    for parameter, gradient in list(zip(parameters, found, strict=True))[:4]:
+        first, step, ends = parameter.detach().view(-1), 1e-6, []
+        for sign in (1.0, -1.0):
+            first[0] += sign * step
+            ends.append(float(value()))
+            first[0] -= sign * step
+        expected = (ends[0] - ends[1]) / (2.0 * step)
+        assert float(0.0 if gradient is None else gradient.view(-1)[0]) == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_graph_is_built_for_those_who_do_not_ask(way: str) -> None:
+    """Though the parameters require gradients; nor under torch.no_grad, whoever asks; and scipy's solvers have none."""
+    denoiser, x = tiny(), torch.randn(2, 2, generator=generator(1), dtype=torch.float64)
+    quick = {"rtol": 0.3, "atol": 0.3}
+    assert not WAYS[way](denoiser, x, sd.VPSDE(), **quick).requires_grad
+    with torch.no_grad():
+        assert not WAYS[way](denoiser, x.clone().requires_grad_(), sd.VPSDE(), grad=True, **quick).requires_grad
+    leaf = x.clone().requires_grad_()
+    assert WAYS[way](denoiser, leaf, sd.VPSDE(), **quick).requires_grad
+    assert not WAYS[way](denoiser, x, sd.VPSDE(), method="rk45", **quick).requires_grad
+    for asked, named in ((leaf, {}), (x, {"grad": True})):
+        with pytest.raises(sd.UserError, match="scipy's RK45 has no gradient: choose one of the solvers per_sample, "):
+            WAYS[way](denoiser, asked, sd.VPSDE(), method="rk45", **quick, **named)
+
+
+# --- dtypes and defaults ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_carried_in_float32(dtype: torch.dtype) -> None:
+    """Equal to float32 of the same numbers: nats stay float32, and the latent is rounded once."""
+    x = MIXTURES[2].sample(3, generator=generator(1)).to(dtype)
+    half, single = (sd.log_likelihood(MIXTURES[2].denoiser(), y, sd.VPSDE(), rtol=1e-3) for y in (x, x.float()))
+    assert half.latent.dtype == dtype and half.nats.dtype == torch.float32
+    assert torch.equal(half.nats, single.nats) and torch.equal(half.latent, single.latent.to(dtype))
+    codes = [sd.encode(MIXTURES[2].denoiser(), y, sd.VPSDE(), rtol=1e-3) for y in (x, x.float())]
+    assert codes[0].dtype == dtype and torch.equal(codes[0], codes[1].to(dtype))
+    bounds = [
+        sd.vlb(MIXTURES[2].denoiser(), y, sd.VPSDE(), levels=None, points=3, generator=generator(3))
+        for y in (x, x.float())
+    ]
+    assert torch.equal(bounds[0].total, bounds[1].total)
+    grid = sd.make_grid(sd.VPSDE(), 4, "logsnr")
+    terms = [
+        sd.elbo(MIXTURES[2].denoiser(), y, grid, levels=None, generator=generator(3)).total for y in (x, x.float())
+    ]
+    assert torch.equal(terms[0], terms[1])
+
+
+def test_by_default_rows_stand_alone_and_say_their_error() -> None:
+    """Exact up to eight dimensions; four probes and their error beyond; as many as are asked for."""
+    for dims, probes in ((2, 0), (12, 4)):
+        mixture = WIDE[dims]
+        x, generators = mixture.sample(3, generator=generator(1)), [generator(i) for i in range(3)]
+        out = sd.log_likelihood(mixture.denoiser(), x, sd.VPSDE(), rtol=1e-3, generator=generators)
+        alone = sd.log_likelihood(mixture.denoiser(), x[2:], sd.VPSDE(), rtol=1e-3, generator=[generator(2)])
+        assert out.probes == probes and (out.standard_error is None) == (probes == 0)
+        torch.testing.assert_close(alone.nats, out.nats[2:], rtol=1e-12, atol=1e-12)
+    x = MIXTURES[2].sample(3, generator=generator(1))
+    assert sd.log_likelihood(MIXTURES[2].denoiser(), x, sd.VPSDE(), rtol=0.1, probes=3).probes == 3
+
+
+def test_continuous_data_may_be_anything() -> None:
+    """Latents beyond the pixels' range, and masks of two values: refused as images, in words that say what to say."""
+    wide, masks = 9.0 * small_images(6, torch.float64), small_images(6, torch.float64).sign()
+    for x, says in ((wide, "these run from"), (masks, "only 2 different values")):
+        for named in ({}, {"space": "images"}):
+            with pytest.raises(sd.UserError, match=f"{says}.*of data that are no images say space='continuous'"):
+                quick(x, unet(torch.float64), **named)
+        assert quick(x, unet(torch.float64), space="continuous").nats.shape == (6,)
+    with pytest.raises(sd.UserError, match="only 2 different values"):
+        quick(masks.flatten(1), space="images")  # three axes fewer: vectors by default
+    with pytest.raises(sd.UserError, match="did you mean 'continuous'"):
+        quick(masks, space="continous")

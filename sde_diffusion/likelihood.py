@@ -37,6 +37,7 @@ from sde_diffusion.flow import Flow
 from sde_diffusion.kernel import Kernel, check_batch, has_float64, lifted, match
 from sde_diffusion.noise import Generators, rademacher, randn
 from sde_diffusion.ode import recording
+from sde_diffusion.priors import Prior, log_prob
 from sde_diffusion.sde import SDE
 
 PROBES = {"rademacher": rademacher, "gaussian": randn}
@@ -211,6 +212,7 @@ def log_likelihood(
     variable: str = "log_angle",
     steps: int = 100,
     max_nfe: int = 100_000,
+    prior: str | Prior | None = None,
     space: str | None = None,
     grad: bool = False,
 ) -> LogLikelihood:
@@ -223,6 +225,7 @@ def log_likelihood(
     in one batched backward pass, beyond. sensitivity: integrate from 2 t_min too. variable: a key of
     `sde_diffusion.flow.VARIABLES`. A conditional network is given by `ConditionedDenoiser`.
 
+    prior: what stands for x at t = 1, a key of `sde_diffusion.PRIORS` or a Prior; the process's own unless it is given.
     space: "images", whose values must lie in the network's range and not be grey levels; or "continuous" for latents,
     fields and masked data, which may be anything. Default: images where x has four axes or more.
 
@@ -285,8 +288,8 @@ def log_likelihood(
             max_nfe=max_nfe,
         )
         latent = high * state[:, :dims].reshape(x.shape)
-        prior = sde.prior_logp(latent) + dims * float(high.log() - low.log())
-        return latent, prior[:, None] + state[:, dims:]
+        at_end = sde.prior_logp(latent) if prior is None else log_prob(prior, sde, sde.kernel(1.0), latent)
+        return latent, (at_end + dims * float(high.log() - low.log()))[:, None] + state[:, dims:]
 
     with torch.set_grad_enabled(recorded):
         latent, nats = solve(start)

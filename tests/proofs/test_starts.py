@@ -85,6 +85,20 @@ def test_the_priors_density_is_that_of_its_draws() -> None:
         torch.testing.assert_close(found, process.prior_logp(x), rtol=1e-12, atol=1e-12)
 
 
+def test_a_likelihood_with_the_fitted_prior_is_exact_for_one_gaussian() -> None:
+    """Data of N(m, s^2) have exactly the fitted prior's law at t = 1, however much signal is left there."""
+    mean, std = torch.tensor([0.5, -1.0]).double(), torch.tensor([0.7, 2.0]).double()
+    gaussian, sde = sd.GaussianMixture(mean[None], std[None], [1.0]), sd.VESDE(0.01, 1.5)
+    x = gaussian.sample(4, generator=generator(1))
+    own, fitted = (
+        sd.log_likelihood(gaussian.denoiser(), x, sde, prior=prior, rtol=1e-9, atol=1e-9).nats
+        for prior in ("process", sd.GaussianPrior(mean, std))
+    )
+    truth = gaussian.log_prob(x, sde.kernel(sde.t_likelihood))
+    torch.testing.assert_close(fitted, truth, rtol=1e-7, atol=1e-7)
+    assert float((own - truth).abs().min()) > 0.1
+
+
 def test_priors_that_are_none() -> None:
     grid, x = sd.make_grid(sd.VPSDE(), 5), torch.zeros(2, 2)
     with pytest.raises(sd.UserError, match="did you mean 'process'"):

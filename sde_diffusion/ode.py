@@ -104,11 +104,14 @@ def _per_sample(f: Field, y: Tensor, t0: float, t1: float, control: Control) -> 
     rtol, atol = control.rtol, control.atol
     sign = 1.0 if t1 > t0 else -1.0
     t = torch.full((len(y),), t0, dtype=torch.float64)
+    first = f(t, y)
     # All stages lie in one piece of memory, so that a sum over them is one matrix product, one pass; but gradients need
     # what was written to it before.
-    stages: Tensor | list[Tensor] = [y] * len(_C) if torch.is_grad_enabled() else y.new_empty(len(_C), *y.shape)
+    stages: Tensor | list[Tensor] = (
+        [first] * len(_C) if first.requires_grad or y.requires_grad else y.new_empty(len(_C), *y.shape)
+    )
     rows = [y.new_tensor(row) for row in (*_A, _ERROR)]
-    stages[0] = f(t, y)
+    stages[0] = first
     with torch.no_grad():
         h = _power_of_two(_first_step(f, t, y, stages[0], t1 - t0, rtol, atol))
     nfe = 2
@@ -314,11 +317,16 @@ def integrate(
     def field(t: Tensor, state: Tensor) -> Tensor:
         return f(inside(t), state.reshape(shape)).flatten(1)
 
+    recorded = torch.is_grad_enabled()
+
     def again(t: Tensor, state: Tensor) -> Tensor:
         """f, of which nothing is kept for the backward pass but its arguments. It draws no random numbers."""
-        if not torch.is_grad_enabled():
+        nonlocal recorded
+        if not (recorded and torch.is_grad_enabled()):
             return field(t, state)
-        return checkpoint(field, t, state, use_reentrant=False, preserve_rng_state=False)
+        rate = checkpoint(field, t, state, use_reentrant=False, preserve_rng_state=False)
+        recorded = rate.requires_grad or state.requires_grad
+        return rate
 
     control = Control(rtol, atol, steps, max_nfe, lambda t: name(inside(t)))
     return solver(again, y.flatten(1), start, end, control).reshape(shape)

@@ -662,17 +662,17 @@ def test_a_denoiser_without_a_gradient_is_refused() -> None:
 # --- gradients ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["per_sample", "dopri5"])
-def test_the_gradient_of_log_p_is_the_score(method: str) -> None:
-    """Of the noisy marginal at t_min = 0.01, to 1e-5 of scores of size 1 to 10, where p_1 is the prior.
+@pytest.mark.parametrize(("method", "rtol"), [("per_sample", 1e-6), ("dopri5", 1e-7)])
+def test_the_gradient_of_log_p_is_the_score(method: str, rtol: float) -> None:
+    """Of the noisy marginal at t_min = 0.01, to 5e-5 of scores of size 1 to 10, where p_1 is the prior.
 
-    The steps' lengths carry no gradient, which would be as large as the solver's error: 100 times more.
+    The steps' lengths carry no gradient, which would be 100 times the solver's error.
     """
     mixture, sde, t = MIXTURES[2], REACHING["VPSDE"], 0.01
     x = mixture.sample(3, generator=generator(1)).requires_grad_()
-    out = sd.log_likelihood(mixture.denoiser(), x, sde, method=method, rtol=1e-7, divergence="exact", t_min=t)
+    out = sd.log_likelihood(mixture.denoiser(), x, sde, method=method, rtol=rtol, divergence="exact", t_min=t)
     found, truth = (torch.autograd.grad(f.sum(), x)[0] for f in (out.nats, mixture.log_prob(x, sde.kernel(t))))
-    torch.testing.assert_close(found, truth, rtol=0.0, atol=1e-5)
+    torch.testing.assert_close(found, truth, rtol=0.0, atol=5e-5)
 
 
 def test_hutchinsons_gradient_is_that_of_its_estimate() -> None:

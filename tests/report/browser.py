@@ -17,9 +17,7 @@ from playwright.sync_api import Browser, Error, Playwright, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
 REQUIRED = "SDE_DIFFUSION_BROWSER"
-MISSING = (
-    "no Chromium starts here: apt-get install chromium, or python -m playwright install --with-deps chromium, brings one"
-)
+MISSING = "no Chromium starts here: apt-get install chromium, or python -m playwright install --with-deps chromium"
 
 
 def candidates(playwright: Playwright) -> Iterator[str]:

@@ -60,7 +60,7 @@ def about(place: Place) -> str:
 def report(wanted: Sequence[Row], place: Place, minutes: float) -> int:
     """Measure the rows and print the table as they come; 1 where one is bad or failed, 0 otherwise."""
     end = time.perf_counter() + 60.0 * minutes
-    print(about(place), f"\n\n| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}", flush=True)
+    print(f"{about(place)}\n\n| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}", flush=True)
     outcomes = []
     for row in wanted:
         cells = outcome(row, place, end - time.perf_counter())
@@ -84,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--network", default="ddpmpp_cifar", help="--train: a configuration")
     parser.add_argument("--workdir", default="runs/gpu", help="--train: where it is written")
     given = parser.parse_args(argv)
+    if given.train and not (given.root or given.toy):
+        parser.error("--train needs --root FOLDER, where CIFAR-10 lies; with --toy it trains on digits")
     with tempfile.TemporaryDirectory() as folder:
         try:
             place = place_of(given.device, given.toy, Path(folder))

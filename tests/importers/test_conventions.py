@@ -18,7 +18,7 @@ B0, B1, LEVELS = 0.00085, 0.012, 1000
 
 @pytest.mark.parametrize("name", ["edm_songunet_ddpmpp_cond_aug", "edm_dhariwal_cond_aug"])
 def test_edm_without_a_class_sees_a_vector_of_zeros(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """EDM multiplies zeros by W in place of a class, so that the bias alone is left: as any class where W = 0."""
+    """EDM multiplies zeros by W in place of a class, so that its bias alone is left: as any class where W = 0."""
     denoiser = sd.import_checkpoint(writing.edm_file(tmp_path / "net.pkl", name), "edm")
     blind = reference(name)
     (key,) = (key for key in blind.weights if key.endswith("map_label.weight"))
@@ -28,6 +28,9 @@ def test_edm_without_a_class_sees_a_vector_of_zeros(name: str, tmp_path: Path, m
     x, kernel = randn(3, *denoiser.spec.shape).float(), denoiser.spec.model_process.kernel(0.5)
     classes = torch.arange(3)
     torch.testing.assert_close(denoiser(x, kernel), without(x, kernel, labels=classes), rtol=1e-5, atol=1e-5)
+    table, own = denoiser.net.conditioning.classes.weight, reference(name).weights
+    bias = own.get(key.replace("weight", "bias"))
+    torch.testing.assert_close(table[-1], torch.zeros_like(table[-1]) if bias is None else bias)
     told = denoiser(x, kernel, labels=classes)
     assert float((told - denoiser(x, kernel)).abs().amax(dim=(1, 2, 3)).min()) > 1e-3
 

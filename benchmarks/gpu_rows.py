@@ -203,27 +203,39 @@ def as_on_the_cpu(compute: Compute, place: Place) -> Found:
 
 
 def without_waiting(name: str, place: Place) -> Found:
-    """A sampler's loop, which must not wait for the GPU: torch raises an error where it would."""
+    """The steps of a sampler, none of which may wait for the GPU: torch raises an error where one would.
+
+    From the first node to the last; before and after, the driver looks once whether all values are finite.
+    """
     if SAMPLER_TABLE[name].tolerances:
         raise NotHere("it looks at its errors to choose its steps")
-    place.gpu_only("waiting")
     denoiser = small(place.device, torch.float32)
     sde = denoiser.spec.model_process
-    grid = sd.make_grid(sde, 10, SAMPLER_TABLE[name].grid or sde.grid)
+    grid = sd.make_grid(sde, 3 if place.toy else 10, SAMPLER_TABLE[name].grid or sde.grid)
     generator = torch.Generator(place.device).manual_seed(0)
-    x = sde.prior_sample((4, *denoiser.spec.shape), generator=generator, device=place.device)
+    modes: list[str] = []
 
-    def loop() -> None:
-        with torch.no_grad():
-            sd.SAMPLERS[name](denoiser, x, grid, generator=generator, **OPTIONS.get(name, {}))
+    def watch(index: int, *_: Any) -> None:
+        if index in (0, grid.steps - 1):
+            modes.append("default" if index else "error")
+            if place.cuda:
+                torch.cuda.set_sync_debug_mode(modes[-1])
 
-    elapsed(loop, place.device)  # the first call loads kernels
-    torch.cuda.set_sync_debug_mode("error")
+    def draw(on_step: Callable[..., None] | None) -> None:
+        options = {**OPTIONS.get(name, {}), "generator": generator, "device": place.device}
+        sd.sample(denoiser, (4, *denoiser.spec.shape), grid, sampler=name, on_step=on_step, **options)
+
+    if place.cuda:
+        elapsed(lambda: draw(None), place.device)  # the first call loads kernels
     try:
-        loop()
+        draw(watch)
     finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return Found("0 waits in 10 steps", "0", True)
+        if place.cuda:
+            torch.cuda.set_sync_debug_mode("default")
+    if (modes[0], modes[-1]) != ("error", "default"):
+        raise RuntimeError(f"the sampler's steps were not seen from the first to the last: {modes}")
+    place.gpu_only("waits")
+    return Found(f"0 waits in {grid.steps} steps", "0", True)
 
 
 # --- speed ----------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ No network is needed. A row that fails tells its error in one sentence and the o
     python benchmarks/gpu.py                              # the table, on the GPU
     python benchmarks/gpu.py --device cpu --toy           # the same at toy size, to see that it runs
     python benchmarks/gpu.py --only sampling              # the rows whose names hold this word
-    python benchmarks/gpu.py --train 1800 --root FOLDER   # CIFAR-10 for so many seconds: gpu_training.py
+    python benchmarks/gpu.py --train 1800 --root FOLDER   # CIFAR-10 for so many seconds: gpu_headline.py
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from gpu_rows import NotHere, Place, Row, place_of, rows
+from gpu_place import NotHere, Place
+from gpu_rows import Row, place_of, rows
 
 from sde_diffusion.errors import UserError
 
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             place = place_of(given.device, given.toy, Path(folder))
             if given.train:
-                from gpu_training import headline
+                from gpu_headline import headline
 
                 headline(place, given.network, given.train, given.root, Path(given.workdir))
                 return 0

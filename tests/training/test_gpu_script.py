@@ -84,6 +84,7 @@ def commands(monkeypatch: pytest.MonkeyPatch, processes_made: int) -> Callable[.
 def toy(script: Callable[[str], ModuleType], tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any]]:
     """The exit code and the rows of the toy table, with some of the test's own that go wrong."""
     gpu, rows, folder = script("gpu"), script("gpu_rows"), tmp_path_factory.mktemp("gpu")
+    place_module, agreement = script("gpu_place"), script("gpu_agreement")
     generator = torch.Generator().manual_seed(0)
 
     def breaks(place: Any) -> Any:
@@ -94,13 +95,13 @@ def toy(script: Callable[[str], ModuleType], tmp_path_factory: pytest.TempPathFa
 
     own = [
         rows.Row("breaks", breaks),
-        rows.Row("differs", partial(rows.as_on_the_cpu, differs)),
-        rows.Row("after", lambda place: rows.Found("1 unit")),
+        rows.Row("differs", partial(agreement.as_on_the_cpu, differs)),
+        rows.Row("after", lambda place: place_module.Found("1 unit")),
     ]
     chosen = {row.name: row for row in rows.rows()}
     lines: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        place = rows.Place(torch.device("cpu"), True, folder, commands(patch, 2))
+        place = place_module.Place(torch.device("cpu"), True, folder, commands(patch, 2))
         patch.setattr("builtins.print", lambda *words, **_: lines.extend(" ".join(map(str, words)).splitlines()))
         code = gpu.report([chosen[name] for name in ROWS] + own, place, 5.0)
     cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line.startswith("| ")]
@@ -144,12 +145,12 @@ def test_a_row_that_goes_wrong_is_told_and_the_others_go_on(toy: tuple[int, dict
 
 
 def test_rows_are_not_begun_without_time_for_them(script: Callable[[str], ModuleType], tmp_path: Path) -> None:
-    gpu, rows = script("gpu"), script("gpu_rows")
-    row = rows.Row("slow", lambda place: rows.Found("done"), 20.0)
-    real, small = (rows.Place(torch.device("cpu"), toy, tmp_path) for toy in (False, True))
+    gpu, rows, place_module = script("gpu"), script("gpu_rows"), script("gpu_place")
+    row = rows.Row("slow", lambda place: place_module.Found("done"), 20.0)
+    real, small = (place_module.Place(torch.device("cpu"), toy, tmp_path) for toy in (False, True))
     assert [gpu.outcome(row, real, left)[3] for left in (30.0, 10.0)] == ["measured", "not run"]
     assert [gpu.outcome(row, small, left)[3] for left in (10.0, 0.0)] == ["measured", "not run"]
-    assert gpu.report([rows.Row("good", lambda place: rows.Found("1", "1", True))], small, 1.0) == 0
+    assert gpu.report([rows.Row("good", lambda place: place_module.Found("1", "1", True))], small, 1.0) == 0
 
 
 def test_every_sampler_has_its_rows(script: Callable[[str], ModuleType]) -> None:
@@ -159,7 +160,7 @@ def test_every_sampler_has_its_rows(script: Callable[[str], ModuleType]) -> None
 
 def test_the_way_to_train_is_the_one_that_passes_most_images(script: Callable[[str], ModuleType]) -> None:
     """A compiler's start must pay in the time there is; a way whose losses are others is not taken."""
-    training = script("gpu_training")
+    training = script("gpu_headline")
     plain, half, compiled, wrong = (
         training.Way("fp32", "", 1000.0, 1.0, 1.0),
         training.Way("bf16", "", 2000.0, 1.0, 1.01),

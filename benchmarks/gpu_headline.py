@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_rows import LOSSES, ROOT, Place, train_speed
+from gpu_place import LOSSES, ROOT, Place
+from gpu_speed import train_speed
 
 from sde_diffusion.checkpoint import checkpoint_at
 from sde_diffusion.files import write_aside

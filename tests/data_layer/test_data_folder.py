@@ -1,5 +1,6 @@
 """A person's own pictures: layouts, channels, sizes, and what can be wrong with them."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,16 @@ def test_train_and_test_folders_keep_their_parts(tmp_path):
     paint(tmp_path / "test" / "bird" / "0.png", 0)
     with pytest.raises(UserError, match="same class folders"):
         load(tmp_path)
+
+
+def test_of_several_held_out_folders_test_comes_first(tmp_path):
+    """test, val, valid, validation: the first that is there, whatever the order of their names."""
+    for part, value in (("train", 0), ("validation", 40), ("valid", 30), ("val", 20), ("test", 10)):
+        paint(tmp_path / part / "cat" / "0.png", value)
+    for name, value in (("test", 10), ("val", 20), ("valid", 30), ("validation", 40)):
+        assert load(tmp_path).test.samples.unique().tolist() == [value]
+        assert load(tmp_path).train.samples.unique().tolist() == [0]
+        shutil.rmtree(tmp_path / name)
 
 
 def test_class_folders_hold_a_tenth_of_each_class_out(tmp_path):

@@ -119,6 +119,21 @@ def test_the_interval_of_a_kernel_distance_pairs_no_sample_with_its_copies() -> 
     close((score.high - score.value) / 1.96, float(np.std(resampled, ddof=1)), 1e-9)
 
 
+def test_the_interval_of_a_kernel_distance_counts_all_samples_and_not_a_subset_only() -> None:
+    """Four times as many samples as a subset holds: half of the spread that a subset's resamples have.
+
+    Where x and y differ by a shift, the values of other samples spread as the interval says, to the error of 40 draws.
+    """
+    judging, y = Judging(bootstraps=30, subset_size=50, subsets=10), normal(200, 3, 1)
+    scores = [judge(["kid"], normal(200, 3, 2 + i, mean=0.7), y, judging)["kid"] for i in range(40)]
+    errors = [
+        (score.high - score.value) / 1.96 for score in scores if score.high is not None and score.value is not None
+    ]
+    values = [score.value for score in scores if score.value is not None]
+    assert len(errors) == len(values) == 40
+    assert 0.75 < float(np.mean(errors) / np.std(values, ddof=1)) < 1.45  # twice as much without the factor
+
+
 @pytest.mark.parametrize("size", [60, 25])
 def test_kernel_distance_has_no_bias(size: int) -> None:
     """The mean over draws of one distribution is zero within its error, with all samples or with subsets of them."""

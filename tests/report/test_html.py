@@ -6,7 +6,6 @@ import base64
 import copy
 import io
 import math
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from sde_diffusion.report.charts import colour
 from sde_diffusion.report.html import Film, comparison_html
+from tests.report.browser import launched, or_skip
 from tests.report.synthetic import SAMPLERS, synthetic_pictures, synthetic_report
 
 POINT = "#quality-chart path[aria-roledescription=point]"
@@ -29,11 +29,8 @@ Visit = Callable[..., Page]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        pytest.fail("the page is tested in Chromium, which was not found: install it (apt-get install chromium)")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = or_skip(launched(playwright))
         yield browser
         browser.close()
 

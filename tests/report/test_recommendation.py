@@ -95,6 +95,18 @@ def test_nothing_better_for_more() -> None:
     assert [row["sentence"] for row in found["budgets"]] == ["Within 10 evaluations: a, 1.00."]
 
 
+def test_a_tie_goes_to_the_cheapest() -> None:
+    """Of equal values that of fewer evaluations is the best, wherever it stands in the report."""
+    found = recommend(small(("a", 20, 1.0, None), ("a", 10, 2.0, None), ("b", 10, 1.0, None), ("b", 20, 3.0, None)))
+    assert [(row["nfe"], row["cell"]) for row in found["budgets"]] == [(10, "b-10")] and found["knee"]["best"] == "b-10"
+
+
+def test_budgets_at_which_nothing_has_happened_are_left_out() -> None:
+    """Of 10, 20, 50 and 100 those that hold a cell more than the one before; ending at the dearest cell's."""
+    found = recommend(small(("a", 7, 10.0, None), ("b", 90, 1.0, None), ("c", 8, 11.0, None)))
+    assert [(row["nfe"], row["label"]) for row in found["budgets"]] == [(10, "a"), (100, "b")]
+
+
 def test_without_shared_budgets_round_numbers_are_taken() -> None:
     cells = [(label, nfe, 10.0 / nfe, None) for label, nfe in (("a", 7), ("b", 13), ("c", 31), ("d", 90))]
     assert [(row["nfe"], row["label"]) for row in recommend(small(*cells))["budgets"]] == [

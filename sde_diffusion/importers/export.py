@@ -23,7 +23,7 @@ from sde_diffusion.importers.diffusers import WEIGHTS, unet_rules
 from sde_diffusion.importers.rules import exported
 from sde_diffusion.nets.backbone import Backbone
 from sde_diffusion.nets.blocks import GroupNorm, ResidualBlock, SelfAttention, Stage
-from sde_diffusion.sde import process_state
+from sde_diffusion.sde import RectifiedFlow, process_state
 
 T = TypeVar("T")
 VERSION = "0.30.0"
@@ -163,7 +163,7 @@ def _of_betas(spec: NetworkSpec, shift: float) -> Scheduler:
 def _of_flow(spec: NetworkSpec, shift: float) -> Scheduler:
     name = process_state(spec.process)["name"]
     reasons = {
-        f"flow matching knows RectifiedFlow, and this one is a {name}": name == "RectifiedFlow",
+        f"flow matching knows RectifiedFlow, and this one is a {name}": spec.process == RectifiedFlow(),
         f"its label is 1000 t, 'thousand_time', and this one's is {spec.label!r}": spec.label == "thousand_time",
         f"flow matching predicts the velocity, and this one {spec.prediction!r}": spec.prediction == "velocity",
         "flow matching has no learned variance": spec.variance == "fixed",

@@ -1,9 +1,9 @@
 """Death at any change of the disk: a process that ends, as by kill -9, at its n-th write, flush or rename.
 
-A kill between two changes of the disk leaves what the kill at the next change leaves, so that every n once is every kill
-that there is. At a write half of the data has reached the file; at a flush half of what came after the last flush is
+A kill between two changes of the disk leaves what the kill at the next change leaves, so that every n once is every
+kill that there is. At a write half of the data has reached the file; at a flush half of what came after the last one is
 left of the file, as a loss of power leaves it; what is renamed, removed or made is as before. A board of TensorBoard is
-left out: a thread of its own writes it, at no moment of its own.
+left out, which a thread writes at moments that are never the same.
 """
 
 from __future__ import annotations

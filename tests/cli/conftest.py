@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from comparing import NETWORK, SAMPLERS, compare
 from warm import Warm
 
-from tests.conftest import session_folder
+from tests.conftest import Made, session_folder
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,3 +28,21 @@ def warm(cache: Path) -> Iterator[Warm]:
     process = Warm(cache)
     yield process
     process.end()
+
+
+@pytest.fixture(scope="session")
+def trained(warm: Warm, made: Made) -> Path:
+    """A run folder after the training of the comparisons, and nothing else."""
+    return made(NETWORK, lambda folder: warm.run(*NETWORK, "--mode", "train", "--workdir", folder))
+
+
+@pytest.fixture(scope="session")
+def compared(warm: Warm, trained: Path, made: Made) -> Path:
+    """The run folder after a comparison."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(trained, folder)
+        text = warm.run(*compare(folder, *SAMPLERS))
+        assert str(folder / "report.html") in text
+
+    return made(compare(Path(), *SAMPLERS), make)

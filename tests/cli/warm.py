@@ -1,4 +1,4 @@
-"""Command lines in processes that are forked from one that has imported everything: the same entry point, seconds sooner.
+"""Command lines in processes that are forked from one that has imported everything: the same program, seconds sooner.
 
 Run as a program this file is that process: a request is a line of JSON, and so is the answer.
 """
@@ -65,6 +65,14 @@ class Warm:
         (line,) = [line for line in text.splitlines() if "error" in line.lower()]
         return line
 
+    def begin(self, *flags: object) -> int:
+        """The number of a process that has begun with a command line; `wait` for it before another is asked for."""
+        return self.ask(flags, begin=True)[0]
+
+    def wait(self, process: int) -> tuple[int, str]:
+        """The exit code of what has begun, and what it prints."""
+        return self.ask((), wait=process)
+
     def killed(self, number: int, folder: Path, *flags: object) -> bool:
         """Whether a command line was killed at its change of a folder of that number, from 0 (tests/faults.py).
 
@@ -126,6 +134,20 @@ def forked(out: IO[bytes], request: dict[str, Any], rank: int, port: int, script
         os._exit(code)
 
 
+def ended(children: list[int]) -> int:
+    """The exit code of processes that work together, or of the first that fails: the others would wait for it."""
+    code = 0
+    while children:
+        child, status = os.waitpid(children[0] if len(children) == 1 else -1, 0)
+        if child in children:
+            children.remove(child)
+            if status and not code:
+                code = os.waitstatus_to_exitcode(status)
+                for other in children:
+                    os.kill(other, signal.SIGTERM)
+    return code
+
+
 def serve(cache: Path) -> None:
     """Answer requests until there are no more."""
     import socket
@@ -136,24 +158,26 @@ def serve(cache: Path) -> None:
     from tests.conftest import acknowledged
 
     os.fsync = acknowledged
+    begun: dict[int, IO[bytes]] = {}
     for line in sys.stdin:
         request = json.loads(line)
-        with tempfile.TemporaryFile() as out, socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-            free.close()
-            children = [
-                forked(out, request, rank, port, cache / "vega.js") for rank in range(request.get("processes", 1))
-            ]
-            code = 0
-            while children:
-                child, status = os.wait()
-                children.remove(child)
-                if status and not code:  # the others would wait for it; a launcher ends them
-                    code = os.waitstatus_to_exitcode(status)
-                    for other in children:
-                        os.kill(other, signal.SIGTERM)
+        if "wait" in request:
+            children, out = [request["wait"]], begun.pop(request["wait"])
+        else:
+            out = tempfile.TemporaryFile()  # noqa: SIM115, as what has begun may outlive this line
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                port = free.getsockname()[1]
+            ranks = range(request.get("processes", 1))
+            children = [forked(out, request, rank, port, cache / "vega.js") for rank in ranks]
+        if "begin" in request:
+            begun[children[0]] = out
+            answer = [children[0], ""]
+        else:
+            code = ended(children)
             out.seek(0)
-            print(json.dumps([code, out.read().decode()]), flush=True)
+            answer = [code, out.read().decode()]
+            out.close()
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ class Disk:
         """Whether a path is one of the folder; the relative ones are, with which a tree is removed."""
         if isinstance(path, int):
             return False
-        text = os.fspath(path)
+        text = os.fsdecode(path)
         return (text.startswith(self.folder) or not os.path.isabs(text)) and "tensorboard" not in text
 
     def install(self) -> None:

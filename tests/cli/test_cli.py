@@ -51,7 +51,10 @@ def run(*flags: object, code: int = 0) -> subprocess.CompletedProcess[str]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder after the bare job."""
     folder = tmp_path_factory.mktemp("run") / "digits"
-    few = ("--config.compare.samplers=('ddim','ode')", "--config.compare.steps=(2,)", "--config.compare.bootstraps=3")
+    few = (
+        *("--config.compare.samplers=('ddim','ode')", "--config.compare.steps=(2,)", "--config.compare.bootstraps=3"),
+        *("--config.compare.metrics=('frechet','precision')", "--config.likelihood.rtol=1e-2"),
+    )
     done = run(
         *("--config", "vpsde_digits", "--workdir", folder, *TINY, "--config.training.steps=40", *few),
         "--config.sampling.gallery=('ddim:5','pc:4','ode')",
@@ -98,10 +101,9 @@ def test_same_seed_same_samples_whatever_the_batch_size(warm: Warm, trained: Pat
 def test_class_means_and_labels(warm: Warm, tmp_path: Path) -> None:
     """A class-conditional network, with the mean of each class subtracted: its samples are near the means."""
     flags = ("--config", "vpsde_digits", "--workdir", tmp_path, *TINY, "--config.model.class_conditional=True")
-    warm.run(
-        *(*flags, "--config.data.subtract_mean=class", "--config.training.steps=40"),
-        *("--config.sampling.gallery=('ddim:5',)", "--config.sampling.num_samples=40"),
-    )
+    flags += ("--config.data.subtract_mean=class", "--config.training.steps=40", "--mode")
+    warm.run(*flags, "train")
+    warm.run(*flags, "sample", "--sampler", "ddim", "--steps", 5, "--num_samples", 40)
     with np.load(tmp_path / "samples_ddim.npz") as arrays:
         labels, images = arrays["labels"], arrays["images"][..., 0].astype(float)
     assert labels.tolist() == [i % 10 for i in range(40)]

@@ -26,7 +26,8 @@ def test_the_distance_to_the_flow_is_of_as_many_samples_whatever_the_batch(
 ) -> None:
     """Its 16 samples in batches of 5, drawn anew."""
     shutil.copytree(compared, tmp_path / "run", ignore=shutil.ignore_patterns("compare*"))
-    warm.run(*compare(tmp_path / "run", "--samplers", "ddim", "--steps", "4", "--config.sampling.batch_size=5"))
+    flags = ("--samplers", "ddim", "--steps", "4", "--metrics", "frechet", "--config.sampling.batch_size=5")
+    warm.run(*compare(tmp_path / "run", *flags))
     (mine,) = report(tmp_path / "run")["cells"]
     theirs = next(cell for cell in report(compared)["cells"] if cell["id"] == mine["id"])
     assert mine["values"]["flow_distance"]["value"] == pytest.approx(

@@ -123,6 +123,7 @@ def test_data_without_labels(warm: Warm, tmp_path: Path) -> None:
     )
     warm.run(*flags, "--mode", "train")
     request = (*flags, "--mode", "compare", "--samplers", "ddim", "--steps", "2")
+    request += ("--metrics", "frechet,sliced_wasserstein")
     assert "labels" in warm.refused(*request, "--config.compare.features=classifier")
     warm.run(*request)
     found = report(tmp_path / "run")

@@ -124,14 +124,7 @@ def test_likelihood_weighted_training_comes_near_the_truth(process: str, tmp_pat
     config: ConfigDict = import_module("configs.vpsde_toy2d").get_config()
     config.device, config.data.shape, config.process.name = "cpu", "mixture", process
     config.model.mlp.width, config.model.mlp.blocks = 64, 2
-    settings = {
-        "steps": 200,
-        "cooldown_steps": 150,
-        "warmup_steps": 5,
-        "learning_rate": 3e-3,
-        "sample_every": 0,
-        "held_out_batches": 4,
-    }
+    settings = {"steps": 400, "cooldown_steps": 300, "warmup_steps": 5, "sample_every": 0, "held_out_batches": 4}
     for key, value in (settings | {"weighting": "likelihood", "times": "importance"}).items():
         config.training[key] = value
     run_lib.train(config, tmp_path, build.engine(config))

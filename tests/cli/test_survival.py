@@ -52,17 +52,17 @@ def tensors(folder: Path) -> dict[str, np.ndarray]:
     return {f"{file.name}/{k}": v for file in sorted(newest.glob("*.safetensors")) for k, v in load_file(file).items()}
 
 
-def killed_at_every_change(
+def killed_again_and_again(
     warm: Warm,
     folder: Path,
     flags: tuple[object, ...],
     check: Callable[[], object],
+    every: int,
     like: Path | None = None,
-    every: int = 1,
 ) -> int:
-    """Kill a command at its n-th change of a folder, for every n once, and go on from there; how many there were.
+    """Kill a command at its n-th change of a folder, for one n after another, and go on from there; how many they were.
 
-    every: 1, or each second or third one only.
+    every: the distance of one n from the next.
 
     Whenever it ends by itself the outcome is checked, and it begins anew, with a copy of `like`: the last of all is one
     that nothing went before.
@@ -86,7 +86,10 @@ def killed_at_every_change(
 
 
 def test_kills_of_a_training(warm: Warm, tmp_path: Path) -> None:
-    """At every change of the disk: checkpoints, averages, snapshots, the log of the metrics, results."""
+    """At each fifth change of the disk, among checkpoints, averages, snapshots, the log of the metrics, results.
+
+    At every change of what writes them: tests/training/test_checkpoint.py, test_metrics_log.py.
+    """
     steps, folder = 6, tmp_path / "killed"
     short = (
         *("--config.training.checkpoint_every=3", "--config.training.keep_checkpoints=1"),
@@ -102,13 +105,14 @@ def test_kills_of_a_training(warm: Warm, tmp_path: Path) -> None:
         assert whole.keys() == found.keys() and all(np.array_equal(whole[key], found[key]) for key in whole)
         told = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert sorted(set(told)) == [2, 4, 6], "every logged step, none lost"
-        asides = [path for path in (folder / "checkpoints").iterdir() if path.name.startswith(".")]
-        assert not asides, "what killed writers left is cleared away"
+        # The next writer clears away what killed ones left; the last of all removes the checkpoint before its own.
+        asides = [path.name for path in (folder / "checkpoints").glob(".*")]
+        assert len(asides) <= 1 and all(name.startswith(".step_000000003.") for name in asides)
         assert [path.name for path in (folder / "ema_snapshots").glob("[!.]*")] == names
 
     names = [path.name for path in (tmp_path / "whole" / "ema_snapshots").glob("[!.]*")]
     assert len(names) == 1
-    assert killed_at_every_change(warm, folder, (*training(folder, steps), *short), check) > 60
+    assert killed_again_and_again(warm, folder, (*training(folder, steps), *short), check, 5) > 60
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +124,7 @@ def trained(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_kills_of_a_sampling(warm: Warm, trained: Path, tmp_path: Path) -> None:
-    """At each second change of the disk: the images of an undisturbed one, and nothing left behind.
+    """At each fifth change of the disk: the images of an undisturbed one, and nothing left behind.
 
     At every change of what writes them: tests/training/test_shards.py.
     """
@@ -135,7 +139,7 @@ def test_kills_of_a_sampling(warm: Warm, trained: Path, tmp_path: Path) -> None:
             assert np.abs(a["images"].astype(int) - b["images"]).max() <= 1 and len(b["images"]) == 7
         assert not [path for path in broken.iterdir() if path.name.startswith(".samples")]
 
-    assert killed_at_every_change(warm, broken, (*flags, "--workdir", broken), check, trained, every=2) > 40
+    assert killed_again_and_again(warm, broken, (*flags, "--workdir", broken), check, 5, trained) > 40
 
 
 def test_kills_of_a_likelihood_run(warm: Warm, trained: Path, tmp_path: Path) -> None:
@@ -151,7 +155,7 @@ def test_kills_of_a_likelihood_run(warm: Warm, trained: Path, tmp_path: Path) ->
     def check() -> None:
         assert numbers(whole) == numbers(broken) and len(numbers(broken)) == 7
 
-    assert killed_at_every_change(warm, broken, (*flags, "--workdir", broken), check, trained) > 20
+    assert killed_again_and_again(warm, broken, (*flags, "--workdir", broken), check, 2, trained) > 20
 
 
 def begun(warm: Warm, folder: Path, *flags: object) -> int:

@@ -7,7 +7,8 @@ them without another specification. A label has one colour and one shape everywh
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -243,6 +244,16 @@ def baselines(report: Report, metric: str, log: bool, values: Sequence[float]) -
     ]
 
 
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Parts of charts without a check of each against the schema, which takes half of their time; a test does that."""
+    from altair.utils.schemapi import debug_mode
+
+    with debug_mode(False):
+        yield
+
+
+@unchecked()
 def quality(report: Report, metric: str, cost: str = "nfe") -> alt.LayerChart:
     """A metric against what it costs: each label over its budgets, with intervals; the Pareto front is ringed.
 
@@ -280,6 +291,7 @@ def quality(report: Report, metric: str, cost: str = "nfe") -> alt.LayerChart:
     return axes.chart(f"{capital(about.get('title', metric))}, {wanted}", [*below, ring])
 
 
+@unchecked()
 def agreement(report: Report) -> alt.LayerChart:
     """The distance to the converged flow over the evaluations, beside the slopes of orders 1, 2 and 3.
 

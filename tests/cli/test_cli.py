@@ -1,4 +1,4 @@
-"""The real command line, in subprocesses, on small trainings."""
+"""The real command line on small trainings: in processes of its own, or forked from a warm one (warm.py)."""
 
 from __future__ import annotations
 
@@ -47,19 +47,14 @@ def run(*flags: object, code: int = 0) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def refused(*flags: object) -> str:
-    """What a bad request says: one line, without a traceback."""
-    done = run(*flags, code=1)
-    assert "Traceback" not in done.stderr
-    (line,) = [text for text in done.stderr.splitlines() if "error" in text.lower() and "urllib" not in text]
-    return line
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder after the bare job."""
     folder = tmp_path_factory.mktemp("run") / "digits"
-    few = ("--config.compare.samplers=('ddim','ode')", "--config.compare.steps=(2,)", "--config.compare.bootstraps=3")
+    few = (
+        *("--config.compare.samplers=('ddim','ode')", "--config.compare.steps=(2,)", "--config.compare.bootstraps=3"),
+        *("--config.compare.metrics=('frechet','precision')", "--config.likelihood.rtol=1e-2"),
+    )
     done = run(
         *("--config", "vpsde_digits", "--workdir", folder, *TINY, "--config.training.steps=40", *few),
         "--config.sampling.gallery=('ddim:5','pc:4','ode')",
@@ -88,10 +83,10 @@ def test_bare_job_leaves_all_it_promises(trained: Path) -> None:
     assert json.loads((trained / "config.json").read_text())["training"]["steps"] == 40
 
 
-def test_same_seed_same_samples_whatever_the_batch_size(trained: Path) -> None:
+def test_same_seed_same_samples_whatever_the_batch_size(warm: Warm, trained: Path) -> None:
     drawn = []
     for size in (12, 5):
-        run(
+        warm.run(
             *("--config", "vpsde_digits", "--workdir", trained, *TINY, "--mode", "sample", "--sampler", "pc"),
             *("--steps", 6, "--num_samples", 11, "--seed", 3, f"--config.sampling.batch_size={size}"),
         )
@@ -103,13 +98,12 @@ def test_same_seed_same_samples_whatever_the_batch_size(trained: Path) -> None:
     assert drawn[0].std() > 10
 
 
-def test_class_means_and_labels(tmp_path: Path) -> None:
+def test_class_means_and_labels(warm: Warm, tmp_path: Path) -> None:
     """A class-conditional network, with the mean of each class subtracted: its samples are near the means."""
     flags = ("--config", "vpsde_digits", "--workdir", tmp_path, *TINY, "--config.model.class_conditional=True")
-    run(
-        *(*flags, "--config.data.subtract_mean=class", "--config.training.steps=40"),
-        *("--config.sampling.gallery=('ddim:5',)", "--config.sampling.num_samples=40"),
-    )
+    flags += ("--config.data.subtract_mean=class", "--config.training.steps=40", "--mode")
+    warm.run(*flags, "train")
+    warm.run(*flags, "sample", "--sampler", "ddim", "--steps", 5, "--num_samples", 40)
     with np.load(tmp_path / "samples_ddim.npz") as arrays:
         labels, images = arrays["labels"], arrays["images"][..., 0].astype(float)
     assert labels.tolist() == [i % 10 for i in range(40)]
@@ -143,13 +137,13 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return {f"{part}.{key}": value for part, tensors in parts.items() for key, value in tensors.items()}
 
 
-def test_a_killed_training_resumes_to_the_same_bits(tmp_path: Path) -> None:
+def test_a_killed_training_resumes_to_the_same_bits(warm: Warm, tmp_path: Path) -> None:
     """kill -9 in the middle, then the same command again: weights, averages and moments as if never killed."""
     flags = (
         *("--config", "vpsde_digits", "--mode", "train", *TINY, "--config.training.steps=60", "--device", "cpu"),
         *("--config.training.checkpoint_every=10", "--config.model.dropout=0.2"),
     )
-    run(*flags, "--workdir", tmp_path / "whole")
+    warm.run(*flags, "--workdir", tmp_path / "whole")
     process = subprocess.Popen(
         command(*flags, "--workdir", tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -159,8 +153,8 @@ def test_a_killed_training_resumes_to_the_same_bits(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert checkpoint_files(tmp_path / "killed")
-    done = run(*flags, "--workdir", tmp_path / "killed")
-    assert "resuming" in done.stdout or "is trained" in done.stdout
+    text = warm.run(*flags, "--workdir", tmp_path / "killed")
+    assert "resuming" in text or "is trained" in text
     whole, resumed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "killed")
     assert whole.keys() == resumed.keys()
     for key, value in whole.items():
@@ -215,11 +209,11 @@ def test_options_on_the_command_line_are_read_in_any_form() -> None:
             resolve_options(["main.py", *alone.split()])
 
 
-def test_the_catalogue_lists_every_sampler_and_grid_with_its_options() -> None:
+def test_the_catalogue_lists_every_sampler_and_grid_with_its_options(warm: Warm) -> None:
     from sde_diffusion.grids import GRIDS, grid_options
     from sde_diffusion.samplers import SAMPLERS, sampler_options
 
-    text = run("--mode", "samplers").stdout
+    text = warm.run("--mode", "samplers")
     assert max(map(len, text.splitlines())) <= 120
     # A row goes on in the lines that begin with a space.
     rows = {row.split()[0]: row for row in re.split(r"\n(?! )", text) if row}
@@ -248,33 +242,33 @@ def test_named_options_reach_the_sampler_and_the_grid(warm: Warm, trained: Path)
     assert stored["options"] == {"order": 2, "start": "runge_kutta"} and stored["grid_options"] == {"rho": 5.0}
 
 
-def test_a_missing_data_folder_is_named(tmp_path: Path) -> None:
+def test_a_missing_data_folder_is_named(warm: Warm, tmp_path: Path) -> None:
     missing = tmp_path / "nowhere"
-    said = refused("--config", "vpsde_cifar", f"--config.data.root={missing}", "--workdir", tmp_path / "run")
+    said = warm.refused("--config", "vpsde_cifar", f"--config.data.root={missing}", "--workdir", tmp_path / "run")
     assert str(missing) in said and not missing.exists()
 
 
-def test_sampling_without_a_training_says_so(tmp_path: Path) -> None:
-    said = refused("--config", "vpsde_digits", "--mode", "sample", "--workdir", tmp_path / "none")
+def test_sampling_without_a_training_says_so(warm: Warm, tmp_path: Path) -> None:
+    said = warm.refused("--config", "vpsde_digits", "--mode", "sample", "--workdir", tmp_path / "none")
     assert "none" in said
 
 
-def test_another_configuration_is_refused_and_nothing_is_lost(trained: Path) -> None:
+def test_another_configuration_is_refused_and_nothing_is_lost(warm: Warm, trained: Path) -> None:
     def files() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in trained.rglob("*") if path.is_file() and path.name != ".lock"}
 
     before = files()
-    said = refused("--config", "subvpsde_digits", "--workdir", trained, *TINY)
+    said = warm.refused("--config", "subvpsde_digits", "--workdir", trained, *TINY)
     assert "process.name ('VPSDE' there, 'SubVPSDE' here)" in said
     assert before == files()
 
 
-def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint(warm: Warm, tmp_path: Path) -> None:
     flags = ("--config", "vpsde_digits", "--mode", "train", "--workdir", tmp_path / "run", *TINY)
-    run(*flags, "--config.training.steps=10", "--config.training.checkpoint_every=10")
+    warm.run(*flags, "--config.training.steps=10", "--config.training.checkpoint_every=10")
     (good,) = checkpoint_files(tmp_path / "run")
     kept = {path: path.read_bytes() for path in good.iterdir()}
-    said = refused(
+    said = warm.refused(
         *flags, "--config.training.steps=40", "--config.training.learning_rate=1e30", "--config.training.grad_clip=0"
     )
     assert "nan" in said.lower() or "inf" in said.lower()
@@ -282,11 +276,11 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_checkpoint(tmp_path: Pa
     assert {path: path.read_bytes() for path in good.iterdir()} == kept
 
 
-def test_a_damaged_checkpoint_is_named(trained: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_named(warm: Warm, trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "checkpoints", tmp_path / "run" / "checkpoints")
     damaged = checkpoint_files(tmp_path / "run")[-1] / "weights_ema.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:1000])
-    assert str(damaged) in refused("--config", "vpsde_digits", "--mode", "sample", "--workdir", tmp_path / "run")
+    assert str(damaged) in warm.refused("--config", "vpsde_digits", "--mode", "sample", "--workdir", tmp_path / "run")
 
 
 def test_help_reads_well() -> None:

@@ -5,11 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
-import random
 import shutil
-import signal
-import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -24,7 +20,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 from warm import Warm
 
-KILLS = 4  # as a training begins, and as many as it goes on
+KILLS = (1, 50, 75, 100)
+"""Changes of the disk after which a training is killed; a checkpoint is about 25 of them."""
 STEPS, EPOCH = 20, 15
 CLASSES = ("cat", "dog")
 TINY = (
@@ -58,11 +55,10 @@ def warm(cache: Path) -> Iterator[Warm]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_DATASETS_CACHE", str(cache))
         patch.setenv("OMP_NUM_THREADS", "1")
-        process = Warm()
+        process = Warm(cache)
     process.run("--mode", "samplers")  # which waits until it is warm
     yield process
-    process.process.kill()
-    process.process.wait()
+    process.end()
 
 
 def survivors(warm: Warm, cache: Path, seconds: float = 10.0) -> list[int]:
@@ -173,45 +169,26 @@ def same(one: Path, other: Path) -> bool:
     return here == there and all(np.array_equal(mine[key], theirs[key]) for key in mine)
 
 
-def kill_a_trainer(folder: Path, seconds: float) -> None:
-    """Kill the process that has the folder's lock, some seconds after it has written a checkpoint."""
-    before, deadline = reached(folder), time.monotonic() + 120
-    while reached(folder) == before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(seconds)
-    process = (folder / ".lock").read_text().partition("by process ")[2].split()[0]
-    os.kill(int(process), signal.SIGKILL)
-
-
 @pytest.mark.parametrize(("storage", "whole"), [("streaming", "streaming"), ("mapped", "memory")])
 def test_kills_of_a_training_whose_data_workers_read(
     warm: Warm, cache: Path, shards: Path, storage: str, whole: str, tmp_path: Path
 ) -> None:
-    """As it begins, and at random moments after it has gone on: the bits are those of an unbroken one without workers.
+    """As it begins, and in and between checkpoints later on: the bits are those of an unbroken one without workers.
 
-    What is mapped gives those of what lies in memory.
+    What is mapped gives those of what lies in memory. No worker outlives its trainer.
     """
-    steps, draw = 120, random.Random(0)
+    steps, folder = 60, tmp_path / "killed"
     data: dict[str, Any] = {"root": shards, "shuffle_window": 50}  # windows that begin amid the shards
-    began = time.monotonic()
     warm.run(*training(tmp_path / "whole", steps, storage=whole, **data))
-    session = results(tmp_path / "whole")["seconds_of_last_session"]
-    start = time.monotonic() - began - session
-    flags = training(tmp_path / "killed", steps, storage=storage, workers=2, **data)
+    flags = training(folder, steps, storage=storage, workers=2, **data)
     steps_at = []
-    for _ in range(KILLS):
-        code, text = warm.signalled(signal.SIGKILL, draw.uniform(0.3 * start, start), *flags)
-        assert code == -signal.SIGKILL, text
-        killer = threading.Thread(target=kill_a_trainer, args=(tmp_path / "killed", draw.uniform(0.0, session / 20)))
-        killer.start()
-        code, text = warm.signalled(0, 0.0, *flags)
-        killer.join()
-        assert code == -signal.SIGKILL, text
-        steps_at.append(reached(tmp_path / "killed"))
-    assert 0 < steps_at[0] < steps_at[-1] < steps and steps_at == sorted(set(steps_at))
+    for number in KILLS:
+        assert warm.killed(number, folder, *flags)
+        steps_at.append(reached(folder))
+    assert steps_at[0] == 0 < steps_at[1] < steps_at[-1] < steps and steps_at == sorted(set(steps_at))
     warm.run(*flags)
-    assert same(tmp_path / "whole", tmp_path / "killed")
-    assert (outcome(tmp_path / "killed")[1] != {}) == (storage == "streaming")
+    assert same(tmp_path / "whole", folder)
+    assert (outcome(folder)[1] != {}) == (storage == "streaming")
     assert not survivors(warm, cache)
 
 

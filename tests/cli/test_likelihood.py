@@ -1,4 +1,4 @@
-"""Bits/dim on the real command line, in subprocesses, of small trainings: files, interruptions, refusals."""
+"""Bits/dim on the real command line, of small trainings: files, interruptions, refusals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_cli import TINY, command, refused, run
+from test_cli import TINY, command
 from warm import Warm
 
 from sde_diffusion.checkpoint import read_checkpoint, save_checkpoint
@@ -42,10 +42,10 @@ PARTS = ("prior", "denoising", "reconstruction")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder after a training, and nothing else; to be copied."""
     folder = tmp_path_factory.mktemp("trained") / "digits"
-    run(*DIGITS, "--mode", "train", "--workdir", folder, "--config.training.steps=60")
+    warm.run(*DIGITS, "--mode", "train", "--workdir", folder, "--config.training.steps=60")
     return folder
 
 
@@ -55,10 +55,10 @@ def copied(folder: Path, to: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def whole(warm: Warm, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run folder after a likelihood that was never disturbed, and what was printed."""
     folder = copied(trained, tmp_path_factory.mktemp("whole") / "digits")
-    return folder, run(*LIKELIHOOD, "--workdir", folder).stdout
+    return folder, warm.run(*LIKELIHOOD, "--workdir", folder)
 
 
 def rows_of(folder: Path, name: str = "test") -> list[dict[str, str]]:
@@ -235,7 +235,7 @@ def test_neither_the_batch_nor_the_number_of_samples_changes_a_row(
     assert indices == list(range(COUNT))
 
 
-def test_killed_in_the_middle_and_run_again(trained: Path, whole: tuple[Path, str], tmp_path: Path) -> None:
+def test_killed_in_the_middle_and_run_again(warm: Warm, trained: Path, whole: tuple[Path, str], tmp_path: Path) -> None:
     """kill -9 after some rows, then the same command: the rows of one never killed, to the last digit.
 
     While the first process lives, a second one is refused with a sentence.
@@ -252,14 +252,14 @@ def test_killed_in_the_middle_and_run_again(trained: Path, whole: tuple[Path, st
         os.waitpid(process.pid, os.WUNTRACED)  # until it stands still
         (records,) = records_of(folder)
         before = records.read_bytes()
-        assert f"{records} is being written by another process" in refused(*flags)
+        assert f"{records} is being written by another process" in warm.refused(*flags)
         assert records.read_bytes() == before and process.poll() is None
     finally:
         process.kill()
         process.wait()
     done = before.count(b"\n") - 1
     assert 2 <= done < COUNT and not (folder / "likelihood" / "test.csv").exists()
-    assert f"{done} of {COUNT} samples are in {records} already" in run(*flags).stdout
+    assert f"{done} of {COUNT} samples are in {records} already" in warm.run(*flags)
     assert records.read_bytes().startswith(before[: before.rindex(b"\n") + 1])
 
     def results(rows: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -354,9 +354,9 @@ def test_results_hold_the_last_request_only(variants: tuple[Path, list[dict[str,
     assert found["results"] == {key: found[key] for key in found if key not in ("rows", "text", "results")}
 
 
-def test_a_discrete_model_with_learned_variance(tmp_path: Path) -> None:
+def test_a_discrete_model_with_learned_variance(warm: Warm, tmp_path: Path) -> None:
     """iDDPM, the bare job: the bound is one on the grey levels, with every level and the learned variance."""
-    done = run(
+    text = warm.run(
         *("--config", "iddpm_digits", *TINY, "--device", "cpu", "--workdir", tmp_path, *LOOSE),
         *("--config.training.steps=30", "--config.sampling.gallery=('ddim:2',)", "--config.sampling.num_samples=4"),
         *("--config.likelihood.num_samples=5", "--config.likelihood.batch_size=3", "--config.likelihood.terms=0"),
@@ -369,7 +369,7 @@ def test_a_discrete_model_with_learned_variance(tmp_path: Path) -> None:
     assert adds_up(rows, "elbo")
     # Probabilities, not densities: no part of the bound is negative.
     assert all((column(rows, f"elbo_{part}") >= 0).all() for part in PARTS)
-    assert "100 levels, variance learned" in done.stdout and "held-out loss" in done.stdout
+    assert "100 levels, variance learned" in text and "held-out loss" in text
     assert json.loads((tmp_path / "results.json").read_text())["likelihood"] == found
 
 
@@ -380,6 +380,7 @@ def test_continuous_vectors(warm: Warm, tmp_path: Path) -> None:
         *("--config.training.steps=20", "--config.sampling.gallery=('ddim:2',)", "--config.sampling.num_samples=4"),
         *("--config.likelihood.num_samples=5", "--config.likelihood.figures=('ode','elbo','vlb')"),
         *("--config.compare.samplers=('ddim',)", "--config.compare.steps=(2,)", "--config.compare.bootstraps=3"),
+        "--config.compare.reference_samples=500",
     )
     compared = json.loads((tmp_path / "compare.json").read_text())
     assert compared["protocol"]["features"]["network"] == "values" and "energy" in compared["cells"][0]["values"]

@@ -1,15 +1,15 @@
-"""Kills at random moments: nothing is lost, nothing is done twice, and the outcome is the same to the bit."""
+"""Kills at any change of the disk: nothing is lost, nothing is done twice, and the outcome is the same to the bit."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,6 @@ import pytest
 from safetensors.numpy import load_file
 from warm import Warm
 
-ROOT = Path(__file__).resolve().parents[2]
 DIGITS = (
     "--config",
     "vpsde_digits",
@@ -35,7 +34,6 @@ DIGITS = (
     "--config.model.dropout=0.1",
 )
 """A digits training of milliseconds a step, dropout included."""
-KILLS = 30
 
 
 def training(folder: Path, steps: int) -> tuple[object, ...]:
@@ -54,110 +52,128 @@ def tensors(folder: Path) -> dict[str, np.ndarray]:
     return {f"{file.name}/{k}": v for file in sorted(newest.glob("*.safetensors")) for k, v in load_file(file).items()}
 
 
-def test_thirty_kills_of_a_training(warm: Warm, tmp_path: Path) -> None:
-    """At random moments, most of them near or in the writing of a checkpoint, of which there is one in seven steps."""
-    steps, draw = 200, random.Random(0)
-    began = time.monotonic()
-    warm.run(*training(tmp_path / "whole", steps))
-    undisturbed = time.monotonic() - began
-    killed, resumed = 0, 0
-    for _ in range(4 * KILLS):
-        code, text = warm.signalled(
-            signal.SIGKILL, draw.uniform(0.3, 0.4 + undisturbed / 8), *training(tmp_path / "killed", steps)
-        )
-        assert code in (0, -signal.SIGKILL), text
-        resumed += "resuming" in text
-        killed += code != 0
-        if killed == KILLS:
-            break
-        if code == 0:  # trained before it was killed: from the beginning, so that every kill is one of a training
-            shutil.rmtree(tmp_path / "killed")
-    assert killed == KILLS and resumed > KILLS // 3
-    warm.run(*training(tmp_path / "killed", steps))
-    whole, found = tensors(tmp_path / "whole"), tensors(tmp_path / "killed")
-    assert whole.keys() == found.keys() and len(whole) > 100
-    assert all(np.array_equal(whole[key], found[key]) for key in whole)
-    told = [json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
-    assert sorted(set(told)) == sorted(set(range(10, steps + 1, 10))), "every logged step, none lost"
-    snapshots = [sorted(p.name for p in (tmp_path / n / "ema_snapshots").iterdir()) for n in ("whole", "killed")]
-    assert snapshots[0] == snapshots[1] and len(snapshots[0]) == steps // 50
-    asides = [path for path in (tmp_path / "killed" / "checkpoints").iterdir() if path.name.startswith(".")]
-    assert not asides, "what killed writers left is cleared away"
+def killed_again_and_again(
+    warm: Warm,
+    folder: Path,
+    flags: tuple[object, ...],
+    check: Callable[[], object],
+    every: int,
+    like: Path | None = None,
+) -> int:
+    """Kill a command at its n-th change of a folder, for one n after another, and go on from there; how many they were.
+
+    every: the distance of one n from the next.
+
+    Whenever it ends by itself the outcome is checked, and it begins anew, with a copy of `like`: the last of all is one
+    that nothing went before.
+    """
+
+    def anew() -> bool:
+        shutil.rmtree(folder, ignore_errors=True)
+        if like is not None:
+            shutil.copytree(like, folder)
+        return True
+
+    number, new = 0, anew()
+    while True:
+        if warm.killed(number, folder, *flags):
+            number, new = number + every, False
+            continue
+        check()
+        if new:
+            return number
+        new = anew()
+
+
+def test_kills_of_a_training(warm: Warm, tmp_path: Path) -> None:
+    """At each fifth change of the disk, among checkpoints, averages, snapshots, the log of the metrics, results.
+
+    At every change of what writes them: tests/training/test_checkpoint.py, test_metrics_log.py.
+    """
+    steps, folder = 6, tmp_path / "killed"
+    short = (
+        *("--config.training.checkpoint_every=3", "--config.training.keep_checkpoints=1"),
+        *("--config.training.ema_decays=()", "--config.training.ema_lengths=(0.1,)"),
+        *("--config.training.ema_snapshots=6", "--config.training.log_every=2"),
+    )
+    warm.run(*training(tmp_path / "whole", steps), *short)
+    whole = tensors(tmp_path / "whole")
+    assert len(whole) > 80
+
+    def check() -> None:
+        found = tensors(folder)
+        assert whole.keys() == found.keys() and all(np.array_equal(whole[key], found[key]) for key in whole)
+        told = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert sorted(set(told)) == [2, 4, 6], "every logged step, none lost"
+        # The next writer clears away what killed ones left; the last of all removes the checkpoint before its own.
+        asides = [path.name for path in (folder / "checkpoints").glob(".*")]
+        assert len(asides) <= 1 and all(name.startswith(".step_000000003.") for name in asides)
+        assert [path.name for path in (folder / "ema_snapshots").glob("[!.]*")] == names
+
+    names = [path.name for path in (tmp_path / "whole" / "ema_snapshots").glob("[!.]*")]
+    assert len(names) == 1
+    assert killed_again_and_again(warm, folder, (*training(folder, steps), *short), check, 5) > 60
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a network trained for a moment."""
     folder = tmp_path_factory.mktemp("survival") / "trained"
-    command = [sys.executable, str(ROOT / "main.py"), *map(str, training(folder, 10))]
-    subprocess.run(command, check=True, capture_output=True)
+    warm.run(*training(folder, 10))
     return folder
 
 
-def killed_until_done(warm: Warm, flags: tuple[object, ...], seconds: float, times: int) -> int:
-    """How often a command was killed, at random moments, before it ended by itself after `times` kills."""
-    draw, killed = random.Random(1), 0
-    while killed < times:
-        code, text = warm.signalled(signal.SIGKILL, draw.uniform(0.2, seconds), *flags)
-        assert code in (0, -signal.SIGKILL), text
-        if code == 0:
-            break
-        killed += 1
-    warm.run(*flags)
-    return killed
+def test_kills_of_a_sampling(warm: Warm, trained: Path, tmp_path: Path) -> None:
+    """At each fifth change of the disk: the images of an undisturbed one, and nothing left behind.
 
+    At every change of what writes them: tests/training/test_shards.py.
+    """
+    whole, broken = Path(shutil.copytree(trained, tmp_path / "whole")), tmp_path / "broken"
+    flags = (*DIGITS, "--mode", "sample", "--sampler", "ddpm", "--steps", 3, "--num_samples", 7)
+    flags += ("--config.sampling.batch_size=4",)
+    warm.run(*flags, "--workdir", whole)
 
-def test_kills_of_a_sampling_of_2000_images(warm: Warm, trained: Path, tmp_path: Path) -> None:
-    whole, broken = (Path(shutil.copytree(trained, tmp_path / name)) for name in ("whole", "broken"))
-    flags = (*DIGITS, "--mode", "sample", "--sampler", "ddim", "--steps", 8, "--num_samples", 2000)
-    began = time.monotonic()
-    warm.run(*flags, "--workdir", whole, "--config.sampling.batch_size=2000")
-    seconds = time.monotonic() - began
-    cut = (*flags, "--workdir", broken, "--config.sampling.batch_size=50")
-    assert killed_until_done(warm, cut, 0.4 + seconds / 6, 15) > 1
-    with np.load(whole / "samples_ddim.npz") as a, np.load(broken / "samples_ddim.npz") as b:
-        assert a["images"].shape == (2000, 8, 8, 1)
-        # In another batch a convolution sums in another order, and now and then a grey level is rounded the other way.
-        difference = np.abs(a["images"].astype(int) - b["images"])
-        assert difference.max() <= 1 and (difference > 0).mean() < 1e-4
-    assert not [path for path in broken.iterdir() if path.name.startswith(".samples")]
+    def check() -> None:
+        with np.load(whole / "samples_ddpm.npz") as a, np.load(broken / "samples_ddpm.npz") as b:
+            # What is drawn again may be so in another batch, where a convolution sums in another order.
+            assert np.abs(a["images"].astype(int) - b["images"]).max() <= 1 and len(b["images"]) == 7
+        assert not [path for path in broken.iterdir() if path.name.startswith(".samples")]
+
+    assert killed_again_and_again(warm, broken, (*flags, "--workdir", broken), check, 5, trained) > 40
 
 
 def test_kills_of_a_likelihood_run(warm: Warm, trained: Path, tmp_path: Path) -> None:
-    whole, broken = (Path(shutil.copytree(trained, tmp_path / name)) for name in ("whole", "broken"))
-    flags = (*DIGITS, "--mode", "likelihood", "--config.likelihood.num_samples=60", "--config.likelihood.batch_size=4")
-    flags += ("--config.likelihood.figures=('elbo',)", "--config.likelihood.terms=20")
-    began = time.monotonic()
+    whole, broken = Path(shutil.copytree(trained, tmp_path / "whole")), tmp_path / "broken"
+    flags = (*DIGITS, "--mode", "likelihood", "--config.likelihood.num_samples=7", "--config.likelihood.batch_size=3")
+    flags += ("--config.likelihood.figures=('elbo',)", "--config.likelihood.terms=5")
     warm.run(*flags, "--workdir", whole)
-    seconds = time.monotonic() - began
-    assert killed_until_done(warm, (*flags, "--workdir", broken), 0.3 + seconds / 6, 12) > 1
-    rows = [(folder / "likelihood" / "test.csv").read_text().splitlines() for folder in (whole, broken)]
-    columns = rows[0][0].split(",")
-    timed = [i for i, name in enumerate(columns) if name.endswith("_seconds")]
 
-    def numbers(lines: list[str]) -> list[list[str]]:
-        return [[cell for i, cell in enumerate(line.split(",")) if i not in timed] for line in lines]
+    def numbers(folder: Path) -> list[dict[str, str]]:
+        with open(folder / "likelihood" / "test.csv", newline="") as file:
+            return [{k: v for k, v in row.items() if not k.endswith("_seconds")} for row in csv.DictReader(file)]
 
-    assert numbers(rows[0]) == numbers(rows[1]) and len(rows[0]) == 61
+    def check() -> None:
+        assert numbers(whole) == numbers(broken) and len(numbers(broken)) == 7
+
+    assert killed_again_and_again(warm, broken, (*flags, "--workdir", broken), check, 2, trained) > 20
 
 
-def begun(folder: Path, *flags: object) -> subprocess.Popen[str]:
-    """A training that has written a line of its metrics at least."""
-    command = [sys.executable, str(ROOT / "main.py"), *map(str, flags)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def begun(warm: Warm, folder: Path, *flags: object) -> int:
+    """The number of the process of a training that has written a line of its metrics at least."""
+    process = warm.begin(*flags)
     deadline = time.monotonic() + 120
     while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").read_text():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     return process
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_ends_cleanly(warm: Warm, number: signal.Signals, tmp_path: Path) -> None:
-    process = begun(tmp_path, *training(tmp_path, 100_000), "--config.training.checkpoint_every=1000000")
-    process.send_signal(number)
-    text, _ = process.communicate(timeout=60)
-    assert process.returncode == 0 and f"{number.name} came: stopped at step" in text and "Traceback" not in text
+    process = begun(warm, tmp_path, *training(tmp_path, 100_000), "--config.training.checkpoint_every=1000000")
+    os.kill(process, number)
+    code, text = warm.wait(process)
+    assert code == 0 and f"{number.name} came: stopped at step" in text and "Traceback" not in text
     (saved,) = (tmp_path / "checkpoints").glob("step_*")
     step = int(saved.name.removeprefix("step_"))
     assert str(saved) in text and 0 < step < 100_000
@@ -166,13 +182,13 @@ def test_a_signal_saves_and_ends_cleanly(warm: Warm, number: signal.Signals, tmp
 
 
 def test_a_second_trainer_is_refused_while_the_first_lives(warm: Warm, tmp_path: Path) -> None:
-    first = begun(tmp_path, *training(tmp_path, 1_000_000))
+    first = begun(warm, tmp_path, *training(tmp_path, 1_000_000), "--config.training.checkpoint_every=1")
     try:
         said = warm.refused(*training(tmp_path, 1_000_000))
-        assert f"is being trained by process {first.pid}" in said
+        assert f"is being trained by process {first}" in said
     finally:
-        first.send_signal(signal.SIGKILL)
-        first.communicate()
+        os.kill(first, signal.SIGKILL)
+        warm.wait(first)
     step = int(newest(tmp_path).name.removeprefix("step_"))
     assert f"step {step:,} to {step + 2:,}" in warm.run(*training(tmp_path, step + 2))
 

@@ -1,24 +1,97 @@
-"""Command lines in processes that are forked from one that has imported everything."""
+"""Command lines in processes that are forked from one that has imported everything: the same program, seconds sooner.
+
+Run as a program this file is that process: a request is a line of JSON, and so is the answer.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import tempfile
+import traceback
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-WARM = """
-import json, os, signal, sys, tempfile, threading, traceback
-sys.path.insert(0, sys.argv[1])
-import main, run_lib, scipy.integrate, scipy.stats, sklearn.datasets
-import accelerate, datasets, torch._dynamo, torch.distributed.checkpoint.state_dict
-from torch.utils.tensorboard import SummaryWriter
+IMPORTED = (
+    *("main", "run_lib", "scipy.integrate", "scipy.stats", "sklearn.datasets", "accelerate", "datasets"),
+    *("torch._dynamo", "torch.distributed.checkpoint.state_dict", "torch.utils.tensorboard"),
+    *("altair", "matplotlib.figure", "matplotlib.backends.backend_agg", "torchmetrics"),
+)
 
-def request(arguments):
-    sys.argv = ["main.py", *arguments]
+
+class Warm:
+    """Command lines, one after the other, each in a process of its own.
+
+    cache: a folder for what depends on nothing that a test changes.
+    """
+
+    def __init__(self, cache: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, str(cache)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def ask(self, flags: tuple[object, ...], **request: Any) -> tuple[int, str]:
+        """The exit code of a command line, the negative signal where one ended it, and what it prints."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"flags": [str(flag) for flag in flags], **request}) + "\n")
+        self.process.stdin.flush()
+        code, text = json.loads(self.process.stdout.readline())
+        return code, text
+
+    def run(self, *flags: object, code: int = 0, processes: int = 1) -> str:
+        """What a command line prints; it must end with the exit code.
+
+        processes: as many of them, with the environment that torchrun gives, in which all must end so.
+        """
+        found, text = self.ask(flags, processes=processes)
+        if found != code or "Traceback" in text:
+            pytest.fail(f"exit code {found} where {code} was expected:\n{text}")
+        return text
+
+    def refused(self, *flags: object, processes: int = 1) -> str:
+        """The one sentence of a request that is refused."""
+        text = self.run(*flags, code=1, processes=processes)
+        (line,) = [line for line in text.splitlines() if "error" in line.lower()]
+        return line
+
+    def begin(self, *flags: object) -> int:
+        """The number of a process that has begun with a command line; `wait` for it before another is asked for."""
+        return self.ask(flags, begin=True)[0]
+
+    def wait(self, process: int) -> tuple[int, str]:
+        """The exit code of what has begun, and what it prints."""
+        return self.ask((), wait=process)
+
+    def killed(self, number: int, folder: Path, *flags: object) -> bool:
+        """Whether a command line was killed at its change of a folder of that number, from 0 (tests/faults.py).
+
+        Where it makes fewer changes it must end well.
+        """
+        code, text = self.ask(flags, number=number, folder=str(folder))
+        if code not in (0, -signal.SIGKILL) or "Traceback" in text:
+            pytest.fail(f"exit code {code}:\n{text}")
+        return code != 0
+
+
+# --- the process ----------------------------------------------------------------------------------------------
+
+
+def command(flags: list[str]) -> int:
+    """The exit code of main.py."""
+    import main
+
+    sys.argv = ["main.py", *flags]
     try:
         main.cli()
     except SystemExit as done:
@@ -26,56 +99,86 @@ def request(arguments):
     except BaseException:
         traceback.print_exc()
         return 1
-
-for line in sys.stdin:
-    arguments, end, after = json.loads(line)
-    with tempfile.TemporaryFile() as out:
-        child = os.fork()
-        if not child:
-            os.dup2(out.fileno(), 1)
-            os.dup2(out.fileno(), 2)
-            code = request(arguments)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-        timer = threading.Timer(after, os.kill, [child, end])
-        if end:
-            timer.start()
-        _, status = os.waitpid(child, 0)
-        timer.cancel()
-        out.seek(0)
-        print(json.dumps([os.waitstatus_to_exitcode(status), out.read().decode()]), flush=True)
-"""
-"""A process that has imported everything, and forks for each command line: the same entry point, seconds sooner."""
+    return 0
 
 
-class Warm:
-    """Command lines, one after the other, each in a process of its own."""
+def forked(out: IO[bytes], request: dict[str, Any], rank: int, port: int, scripts: Path) -> int:
+    """The number of a process that answers a request and writes to a file."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+        if (processes := request.get("processes", 1)) > 1:
+            told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+            os.environ.update({key: str(value) for key, value in told.items()})
+            os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+        from sde_diffusion.report import html
 
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", WARM, str(ROOT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        if scripts.exists():  # the same for every report, and three seconds to make
+            html.vega = scripts.read_text  # type: ignore[assignment]
+        if "number" in request:
+            from tests.faults import Disk
 
-    def signalled(self, number: int, seconds: float, *flags: object) -> tuple[int, str]:
-        """The exit code of a command line, the negative signal where one ended it, and what it prints.
+            Disk(Path(request["folder"]), request["number"]).install()
+        code = command(request["flags"])
+        if not scripts.exists() and html.vega.cache_info().currsize:
+            from sde_diffusion.files import write_aside
 
-        The signal of that number is sent to it after some seconds; 0 for none.
-        """
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps([[str(flag) for flag in flags], number, seconds]) + "\n")
-        self.process.stdin.flush()
-        code, text = json.loads(self.process.stdout.readline())
-        return code, text
+            write_aside(scripts, html.vega().encode())
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
 
-    def run(self, *flags: object, code: int = 0) -> str:
-        """What a command line prints; it must end with the exit code."""
-        found, text = self.signalled(0, 0.0, *flags)
-        if found != code or "Traceback" in text:
-            pytest.fail(f"exit code {found} where {code} was expected:\n{text}")
-        return text
 
-    def refused(self, *flags: object) -> str:
-        """The one sentence of a request that is refused."""
-        (line,) = [line for line in self.run(*flags, code=1).splitlines() if "error" in line.lower()]
-        return line
+def ended(children: list[int]) -> int:
+    """The exit code of processes that work together, or of the first that fails: the others would wait for it."""
+    code = 0
+    while children:
+        child, status = os.waitpid(children[0] if len(children) == 1 else -1, 0)
+        if child in children:
+            children.remove(child)
+            if status and not code:
+                code = os.waitstatus_to_exitcode(status)
+                for other in children:
+                    os.kill(other, signal.SIGTERM)
+    return code
+
+
+def serve(cache: Path) -> None:
+    """Answer requests until there are no more."""
+    import socket
+
+    sys.path.insert(0, str(ROOT))
+    for name in IMPORTED:
+        importlib.import_module(name)
+    from tests.conftest import acknowledged
+
+    os.fsync = acknowledged
+    begun: dict[int, IO[bytes]] = {}
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            children, out = [request["wait"]], begun.pop(request["wait"])
+        else:
+            out = tempfile.TemporaryFile()  # noqa: SIM115, as what has begun may outlive this line
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                port = free.getsockname()[1]
+            ranks = range(request.get("processes", 1))
+            children = [forked(out, request, rank, port, cache / "vega.js") for rank in ranks]
+        if "begin" in request:
+            begun[children[0]] = out
+            answer = [children[0], ""]
+        else:
+            code = ended(children)
+            out.seek(0)
+            answer = [code, out.read().decode()]
+            out.close()
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]))

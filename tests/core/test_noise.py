@@ -9,7 +9,7 @@ import torch
 from scipy.stats import kstest
 from torch import Tensor
 
-from sde_diffusion.noise import fresh, rademacher, rand, randn, sample_generators
+from sde_diffusion.noise import fresh, rademacher, rand, randn, row_generators, sample_generators
 from tests.proofs.cases import generator
 
 DRAWS: dict[str, Callable[..., Tensor]] = {"randn": randn, "rademacher": rademacher, "rand": rand}
@@ -65,3 +65,15 @@ def test_dtype_and_shape(draw: str) -> None:
 
 def test_without_a_generator_draws_differ() -> None:
     assert not torch.equal(randn((4,), None), randn((4,), None))
+
+
+@pytest.mark.parametrize("stream", [0, 5])
+def test_generators_of_some_rows_are_those_of_all(stream: int) -> None:
+    """Rows a to b of a step draw what they draw as a part of the whole batch; other steps, seeds and streams do not."""
+    whole = randn((9, 20), row_generators(3, 11, range(9), stream=stream))
+    assert len(whole.unique(dim=0)) == 9
+    for rows in (range(9), range(0, 4), range(4, 9), range(2, 3), range(8, 9)):
+        part = randn((len(rows), 20), row_generators(3, 11, rows, stream=stream))
+        assert torch.equal(part, whole[rows.start : rows.stop])
+    for seed, step, other in ((4, 11, stream), (3, 12, stream), (3, 11, stream + 1)):
+        assert not torch.isclose(randn((9, 20), row_generators(seed, step, range(9), stream=other)), whole).any()

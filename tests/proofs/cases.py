@@ -102,7 +102,7 @@ class SamplerRow:
     order: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     shrinking: Callable[[int], Mapping[str, Any]] = field(default=lambda steps: {})
-    steps: int = 1000
+    steps: int = 500
     excess: float = 0.0
     flow: tuple[str, Mapping[str, Any]] | None = None
 
@@ -119,7 +119,7 @@ def two(n: int) -> int:
 
 def flow_row(order: int, nfe: Callable[[int], int] = one, /, **options: Any) -> SamplerRow:
     """A deterministic sampler."""
-    return SamplerRow(nfe=nfe, deterministic=True, order=order, options=options, steps=1000 if order == 1 else 150)
+    return SamplerRow(nfe=nfe, deterministic=True, order=order, options=options, steps=1000 if order == 1 else 100)
 
 
 def started(order: int) -> Callable[[int], int]:

@@ -71,13 +71,13 @@ def test_no_compiler_unless_it_is_named_and_an_unknown_one_is_refused() -> None:
 
 
 def test_a_training_and_its_samples_are_the_same_behind_a_compiler(tmp_path: Path) -> None:
-    """Two steps of a real training, and what is drawn from it."""
+    """Two steps of a real training, and what is drawn from it; with a network that is soon compiled."""
     found = []
     for backend in ("", "aot_eager"):
         torch._dynamo.reset()
         config = vpsde_digits.get_config()
         config.compile = backend
-        config.model.unet.channels, config.model.unet.blocks = 8, 1
+        config.model.network, config.model.mlp.width, config.model.mlp.blocks = "mlp", 16, 1
         config.training.steps, config.training.batch_size, config.training.evaluate_every = 2, 8, 2
         config.training.held_out_batches = 1
         config.sampling.num_samples, config.sampling.steps = 2, 3

@@ -98,14 +98,14 @@ def test_a_learned_variance_doubles_the_channels_of_every_network() -> None:
 
 
 def test_a_resumed_training_remembers_the_losses_of_each_level(tmp_path: Path) -> None:
-    """60 steps, and 30 and then 30 more, end with the same weights and the same memory, bit for bit."""
+    """20 steps, and 10 and then 10 more, end with the same weights and the same memory, bit for bit."""
 
     def config(steps: int) -> ConfigDict:
-        found = tiny("iddpm_digits", steps, loss="vlb", times="loss_aware", checkpoint_every=30, warmup_steps=5)
-        found.process.levels = 25
+        found = tiny("iddpm_digits", steps, loss="vlb", times="loss_aware", checkpoint_every=10, warmup_steps=5)
+        found.process.levels = 10
         return found
 
-    for steps, folder in ((60, "whole"), (30, "halved"), (60, "halved")):
+    for steps, folder in ((20, "whole"), (10, "halved"), (20, "halved")):
         run_lib.train(config(steps), tmp_path / folder, build.engine(config(steps)))
     whole, halved = (read_checkpoint(tmp_path / name) for name in ("whole", "halved"))
     assert int(whole.times["seen"].min()) >= 10  # warm, so that the levels were drawn by their losses

@@ -1,0 +1,158 @@
+"""Death at any change of the disk: a process that ends, as by kill -9, at its n-th write, flush or rename.
+
+A kill between two changes of the disk leaves what the kill at the next change leaves, so that every n once is every
+kill that there is. At a write half of the data has reached the file; at a flush half of what came after the last one is
+left of the file, as a loss of power leaves it; what is renamed, removed or made is as before. A board of TensorBoard is
+left out, which a thread writes at moments that are never the same.
+"""
+
+from __future__ import annotations
+
+import builtins
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from stat import S_ISREG
+from typing import Any, NoReturn
+
+import pytest
+
+
+def die() -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("a process that was killed goes on")
+
+
+class Written:
+    """A file whose writes are counted; all else is the file's own."""
+
+    def __init__(self, file: Any, disk: Disk) -> None:
+        self._file, self._disk = file, disk
+
+    def write(self, data: Any) -> int:
+        if self._disk.due():
+            self._file.write(data[: len(data) // 2])
+            self._file.flush()
+            die()
+        return self._file.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._file)
+
+    def __enter__(self) -> Written:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+class Disk:
+    """Counts the changes of a folder by this process's main thread, which dies at the one of that number, from 0."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.folder, self.left = str(folder), number
+        self.flushed: dict[int, int] = {}
+
+    def due(self) -> bool:
+        if threading.current_thread() is not threading.main_thread():
+            return False
+        self.left -= 1
+        return self.left < 0
+
+    def holds(self, path: Any) -> bool:
+        """Whether a path is one of the folder; the relative ones are, with which a tree is removed."""
+        if isinstance(path, int):
+            return False
+        text = os.fsdecode(path)
+        return (text.startswith(self.folder) or not os.path.isabs(text)) and "tensorboard" not in text
+
+    def install(self) -> None:
+        """From now on, and for good: this is for processes that were forked to die."""
+        for name in ("replace", "rename", "unlink", "remove", "rmdir", "mkdir"):
+            setattr(os, name, self.guarded(getattr(os, name)))
+        os.fsync = self.flushing(os.fsync)  # type: ignore[assignment]
+        builtins.open = io.open = self.opening(builtins.open)  # type: ignore[assignment]
+        log = sys.modules.get("sde_diffusion.metrics_log")
+        if log is not None:
+            log.FileIO = self.opening(io.FileIO)  # type: ignore[attr-defined]
+
+    def guarded(self, change: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *arguments: Any, **options: Any) -> Any:
+            if self.holds(path) and self.due():
+                die()
+            return change(path, *arguments, **options)
+
+        return call
+
+    def flushing(self, flush: Callable[[int], None]) -> Callable[[int], None]:
+        def call(descriptor: int) -> None:
+            found = os.fstat(descriptor)
+            if self.due():
+                if S_ISREG(found.st_mode):
+                    whole = self.flushed.get(descriptor, 0)
+                    os.ftruncate(descriptor, whole + (found.st_size - whole) // 2)
+                die()
+            flush(descriptor)
+            self.flushed[descriptor] = found.st_size
+
+        return call
+
+    def opening(self, open_file: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+            if "r" in mode or not self.holds(path):
+                return open_file(path, mode, *arguments, **options)
+            if self.due():
+                die()
+            file = open_file(path, mode, *arguments, **options)
+            self.flushed[file.fileno()] = os.fstat(file.fileno()).st_size
+            return Written(file, self)
+
+        return call
+
+
+def killed(number: int, folder: Path, action: Callable[[], object]) -> bool:
+    """Do it in a forked process that dies at its change of a folder of that number, from 0; whether it died."""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            Disk(folder, number).install()
+            action()
+            code = 0
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, -signal.SIGKILL)
+    return code != 0
+
+
+@contextmanager
+def recorded(patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The flushes and the renames of what is done in this context, in their order: "flush a", "a -> b"."""
+    seen: list[str] = []
+    with patch.context() as within:
+        flush = os.fsync
+
+        def flushed(descriptor: int) -> None:
+            seen.append(f"flush {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+            flush(descriptor)
+
+        def renaming(rename: Callable[..., None]) -> Callable[..., None]:
+            def renamed(old: Any, new: Any) -> None:
+                seen.append(f"{Path(old).name} -> {Path(new).name}")
+                rename(old, new)
+
+            return renamed
+
+        within.setattr(os, "fsync", flushed)
+        within.setattr(os, "replace", renaming(os.replace))
+        within.setattr(os, "rename", renaming(os.rename))
+        yield seen

@@ -82,7 +82,7 @@ class GivenNoise:
                 "noise [draws, B, *D] is needed, or a list of tensors [B, *D]"
             )
         self.used += 1
-        return given.to(like)
+        return given.to(like.dtype).to(like.device)  # in this order: a device may have no float64
 
     def check_used(self) -> None:
         """Raises UserError where tensors are left over."""

@@ -93,11 +93,11 @@ def draw(
     Raises UserError where none is named and the level has more signal than that prior can stand for.
     """
     if prior is None and float(kernel.snr) > MOST_SNR:
-        level = f"alpha = {float(kernel.alpha):.4g}, sigma = {float(kernel.sigma):.4g}"
+        level = f"alpha {float(kernel.alpha):.4g}, sigma {float(kernel.sigma):.4g}"
         raise UserError(
             f"the grid starts at log-SNR {round(float(kernel.logsnr), 2) + 0.0:g} ({level}), where noise alone does "
             f"not stand for the data: start at more noise, below log-SNR {math.log(MOST_SNR):.1f}, from data with x= or "
-            "sd.edit, or name a prior, such as prior='process'"
+            "by sd.edit, or name a prior, such as prior='process'"
         )
     noise = randn(shape, generator, dtype=dtype)
     noise = noise.to(device_of(generator) if device is None else device)

@@ -96,8 +96,8 @@ def draw(
         level = f"alpha {float(kernel.alpha):.4g}, sigma {float(kernel.sigma):.4g}"
         raise UserError(
             f"the grid starts at log-SNR {round(float(kernel.logsnr), 2) + 0.0:g} ({level}), where noise alone does "
-            f"not stand for the data: start at more noise, below log-SNR {math.log(MOST_SNR):.1f}, from data with x= or "
-            "by sd.edit, or name a prior, such as prior='process'"
+            f"not stand for the data: start at more noise, below log-SNR {math.log(MOST_SNR):.1f}, from data (x=, "
+            "sd.edit), or name a prior, such as prior='process'"
         )
     noise = randn(shape, generator, dtype=dtype)
     noise = noise.to(device_of(generator) if device is None else device)

@@ -40,7 +40,7 @@ from tests.proofs.cases import MIXTURES, PROCESSES, ROWS, generator, quick_denoi
 
 STEPS = (200, 400, 800)
 FEWER = (50, 100, 200)
-"""Numbers of steps; at the fewer ones the second order is seen already, and the first, third and fourth not everywhere."""
+"""Numbers of steps; at the fewer ones the second order is seen already, and the others not everywhere."""
 STARTS = 32
 
 

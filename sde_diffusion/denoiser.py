@@ -306,7 +306,7 @@ class NetworkDenoiser:
     def _clock(self, t: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
         """c_noise [B], in float32 at least: 16 bits cannot tell a thousand levels apart."""
         label, wide = self._label(self.spec.process, t), torch.promote_types(dtype, torch.float32)
-        if not bool(label.isfinite().all()):
+        if bool(label.isinf().any()):
             raise UserError(
                 f"the network is told the noise level by {self.spec.label!r}, which is infinite where alpha = 0: start "
                 "later, as with make_grid(..., t_start=0.99), or use a network with label 'time'"

@@ -249,6 +249,7 @@ def log_likelihood(
     x = lifted(x) if recorded else lifted(x.detach())
     # Sums over many small steps, in which float32 would lose digits.
     wide = torch.float64 if has_float64(x) else x.dtype
+    choose("probe", probe, PROBES)
     vectors = choose("divergence", divergence, DIVERGENCES)(x.detach(), probes, probe, generator)
     exact = divergence == "exact"
     columns = 1 if exact else probes

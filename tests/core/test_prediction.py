@@ -159,9 +159,9 @@ def test_clean_data_have_no_noise_to_tell(
 def test_noise_alone_says_nothing_of_x0_but_by_v_and_x0(prediction: str) -> None:
     """alpha = 0: quotients by alpha are refused; the others are the network's own output, with their sign."""
     out = torch.full((2, 3), 0.7, dtype=torch.float64)
-    at_one = {"x0": out, "v": -out, "edm": 0.5 * out}
+    at_one = {"x0": out, "v": -out, "edm": 0.5 * out, "velocity": 4.0 * out}
     if prediction in at_one:
         torch.testing.assert_close(to_x0(prediction, out, 5.0 * out, Kernel(0.0, 1.0)), at_one[prediction], **CLOSE)
     else:
-        with pytest.raises(UserError, match=f"predicts '{prediction}' does not say x0_hat where alpha = 0"):
+        with pytest.raises(UserError, match=f"predicts '{prediction}', which says nothing of x_0 where alpha = 0"):
             to_x0(prediction, out, out, Kernel(0.0, 1.0))

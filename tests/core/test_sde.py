@@ -163,7 +163,7 @@ def test_smallest_times() -> None:
         lambda: sd.VESDE(0.0, 1.0),
         lambda: sd.EDM(2.0, 1.0),
         lambda: sd.CosineVPSDE(s=0.0),
-        lambda: sd.DiscreteVP(torch.tensor([0.1, 1.0])),
+        lambda: sd.DiscreteVP(torch.tensor([1.0, 0.1])),
         lambda: sd.DiscreteVP.linear(10),
         lambda: sd.DiscreteVE(torch.tensor([1.0, 0.5])),
         lambda: sd.DiscreteVE.geometric(0.01, 50.0, 1),

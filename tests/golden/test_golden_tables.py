@@ -101,6 +101,10 @@ def test_diffusers_alpha_bar_of_its_betas(name: str) -> None:
     close(sd.DiscreteVP(betas[usable]).levels.alpha ** 2, alpha_bar[usable], rtol=3e-5, atol=0.0)
 
 
-def test_zero_snr_table_is_refused() -> None:
-    with pytest.raises(sd.UserError, match="beta"):
-        sd.DiscreteVP(DIFFUSERS["betas_linear_zero_snr"])
+def test_zero_snr_table() -> None:
+    """The table as it is, and that of the linear levels rescaled: beta = 1 at the last one."""
+    alpha_bar = DIFFUSERS["alphas_cumprod_linear_zero_snr"].double()
+    published = sd.DiscreteVP(DIFFUSERS["betas_linear_zero_snr"])
+    for process in (published, sd.DiscreteVP(DIFFUSERS["betas_linear"]).rescaled()):
+        close(process.levels.alpha**2, alpha_bar, rtol=3e-5, atol=3e-11)
+        assert float(process.levels.alpha[-1]) == 0.0

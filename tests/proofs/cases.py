@@ -3,7 +3,7 @@ here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -183,6 +183,15 @@ VARIANTS: dict[str, SamplerRow] = {
 """Samplers under other options; the first word is the sampler."""
 
 ROWS: dict[str, SamplerRow] = {**SAMPLERS, **VARIANTS}
+
+
+def in_turn(rows: Sequence[str], processes: Sequence[str]) -> list[tuple[str, int, str]]:
+    """(row, dims, process): every row under every process in 2 dimensions, and in 12 under one of them, in turn.
+
+    What a sampler does is the same for all coordinates but for norms over them, which one process shows as well as all.
+    """
+    wide = [(row, 12, processes[index % len(processes)]) for index, row in enumerate(rows)]
+    return [*((row, 2, process) for row in rows for process in processes), *wide]
 
 
 def run(row: str, denoiser: Denoise, *arguments: Any, **named: Any) -> sd.Sample:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
+from sde_diffusion import priors
 from sde_diffusion.kernel import match
 from tests.proofs.cases import MIXTURES, PROCESSES, SDES, generator, slope
 
@@ -378,6 +379,7 @@ def test_learned_variance_runs_from_posterior_to_beta(process: str) -> None:
             sd.ClippedDenoiser(WithFraction(fraction), -50.0, 50.0),
             (8, 2),
             grid,
+            prior="process",
             sampler="ddpm",
             generator=generator(11),
             finish="none",
@@ -389,7 +391,7 @@ def test_learned_variance_runs_from_posterior_to_beta(process: str) -> None:
     torch.testing.assert_close(drawn(1.0), draw(sde, grid, "ddpm", variance="beta"), **CLOSE)
     step = sd.TimeGrid(sde, grid.times[3:5])
     now, next = (node.kernel for node in step.nodes)
-    x = sde.prior_sample((8, 2), generator=generator(11), dtype=torch.float64)
+    x = priors.draw("process", sde, now, (8, 2), generator=generator(11), dtype=torch.float64)
     pull = now.after(next).alpha * next.variance / now.variance
     mean = pull * x + (next.alpha - pull * now.alpha) * MIXTURE.denoiser()(x, now)
     low, middle, high = (drawn(fraction, step) - mean for fraction in (0.0, 0.5, 1.0))

@@ -145,7 +145,7 @@ MOMENTS = [way for way in WAYS if way[0] != "ve eps" and way[1] != "under Rectif
 def test_a_network_samples_as_the_mixture_itself(row: str, home: str, where: str) -> None:
     """From the same x and noise, to 1e-6, whatever the sampler: nothing is lost on the way through its clock."""
     sde, kind = WAYS[home, where]
-    grid = sd.make_grid(sde, 15, kind)
+    grid = sd.make_grid(sde, 10, kind)
     if isinstance(sde, sd.RectifiedFlow):  # no home knows a level without signal
         grid = sd.TimeGrid(sde, torch.linspace(0.98, 0.02, 15, dtype=torch.float64))
     elif where == "under sub-VP":
@@ -209,8 +209,10 @@ def visits_nodes_only(row: str) -> bool:
 
 
 @pytest.mark.parametrize("process", SNAPPED)
-@pytest.mark.parametrize("kind", ["uniform", "karras", "logsnr"])
-@pytest.mark.parametrize("row", list(filter(visits_nodes_only, ROWS)))
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [(row, ["uniform", "karras", "logsnr"][i % 3]) for i, row in enumerate(filter(visits_nodes_only, ROWS))],
+)
 def test_a_snapped_grid_shows_the_network_its_own_levels(row: str, kind: str, process: str) -> None:
     """Every label is whole to 1e-6; they descend from level 999, one for each of the steps."""
     grid, denoiser = sd.make_grid(SNAPPED[process], 12, kind, snap=DDPM), ported("ddpm")

@@ -86,7 +86,7 @@ def killed_again_and_again(
 
 
 def test_kills_of_a_training(warm: Warm, tmp_path: Path) -> None:
-    """At each fifth change of the disk, among checkpoints, averages, snapshots, the log of the metrics, results.
+    """At each eleventh change of the disk, among checkpoints, averages, snapshots, the log of the metrics, results.
 
     At every change of what writes them: tests/training/test_checkpoint.py, test_metrics_log.py.
     """
@@ -112,7 +112,7 @@ def test_kills_of_a_training(warm: Warm, tmp_path: Path) -> None:
 
     names = [path.name for path in (tmp_path / "whole" / "ema_snapshots").glob("[!.]*")]
     assert len(names) == 1
-    assert killed_again_and_again(warm, folder, (*training(folder, steps), *short), check, 5) > 60
+    assert killed_again_and_again(warm, folder, (*training(folder, steps), *short), check, 11) > 60
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def trained(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_kills_of_a_sampling(warm: Warm, trained: Path, tmp_path: Path) -> None:
-    """At each fifth change of the disk: the images of an undisturbed one, and nothing left behind.
+    """At each ninth change of the disk: the images of an undisturbed one, and nothing left behind.
 
     At every change of what writes them: tests/training/test_shards.py.
     """
@@ -139,7 +139,7 @@ def test_kills_of_a_sampling(warm: Warm, trained: Path, tmp_path: Path) -> None:
             assert np.abs(a["images"].astype(int) - b["images"]).max() <= 1 and len(b["images"]) == 7
         assert not [path for path in broken.iterdir() if path.name.startswith(".samples")]
 
-    assert killed_again_and_again(warm, broken, (*flags, "--workdir", broken), check, 5, trained) > 40
+    assert killed_again_and_again(warm, broken, (*flags, "--workdir", broken), check, 9, trained) > 40
 
 
 def test_kills_of_a_likelihood_run(warm: Warm, trained: Path, tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_kills_of_a_likelihood_run(warm: Warm, trained: Path, tmp_path: Path) ->
     def check() -> None:
         assert numbers(whole) == numbers(broken) and len(numbers(broken)) == 4
 
-    assert killed_again_and_again(warm, broken, (*flags, "--workdir", broken), check, 4, trained) > 20
+    assert killed_again_and_again(warm, broken, (*flags, "--workdir", broken), check, 7, trained) > 20
 
 
 def begun(warm: Warm, folder: Path, *flags: object) -> int:

@@ -15,6 +15,7 @@ import pytest
 
 from sde_diffusion.errors import UserError
 from sde_diffusion.records import Records, digest
+from tests.faults import killed
 
 ROOT = Path(__file__).resolve().parents[2]
 PROTOCOL = {"method": "rk45", "rtol": 1e-5, "levels": [1, 2]}
@@ -200,3 +201,27 @@ def test_the_digest_agrees_on_equal_values_and_differs_on_others() -> None:
     assert all(len(value) == 12 and set(value) <= set("0123456789abcdef") for value in found)
     # SHA-256 of the empty string is e3b0c44298fc1c149afb... (FIPS 180-4).
     assert digest(b"") == "e3b0c44298fc"
+
+
+def test_a_kill_at_any_change_of_the_disk(tmp_path: Path) -> None:
+    """Appended a row at a time and killed at each change once: what was there stays, and the end is the same bytes."""
+
+    def work(folder: Path) -> None:
+        with Records(folder, "rows", PROTOCOL) as records:
+            for row in ROWS:
+                if row["index"] not in records.rows:
+                    records.append([row])
+
+    def content(folder: Path) -> bytes:
+        (path,) = folder.glob("rows*")
+        return path.read_bytes()
+
+    work(tmp_path / "whole")
+    whole, number = content(tmp_path / "whole"), 0
+    while killed(number, folder := tmp_path / str(number), lambda: work(folder)):
+        known = read(folder)
+        assert list(known.values()) == ROWS[: len(known)]
+        work(folder)
+        assert content(folder) == whole, number
+        number += 1
+    assert content(folder) == whole and number > len(ROWS)

@@ -19,6 +19,7 @@ import torch
 
 from sde_diffusion.errors import UserError
 from sde_diffusion.metrics_log import Board, MetricsLog, read_metrics
+from tests.faults import killed
 
 ROWS = [{"step": 10 * i, "loss": 1 / (i + 1), "note": "é"} for i in range(6)]
 
@@ -266,3 +267,22 @@ def test_other_errors_and_other_threads_are_not_hidden(tmp_path: Path, monkeypat
     thread.join()
     assert seen == [OSError]
     metrics_log._note_failures_of_writers.cache_clear()
+
+
+def test_a_kill_at_any_change_of_the_disk(tmp_path: Path) -> None:
+    """Six steps, killed at each change once: going on from those that are there loses none and repeats none."""
+
+    def work(folder: Path) -> None:
+        path = folder / "metrics.jsonl"
+        done = [row["step"] for row in read_metrics(path)] if path.exists() else []
+        with MetricsLog(path, max(done, default=-1)) as log:
+            for row in ROWS:
+                if row["step"] not in done:
+                    log.write(**row)
+
+    number = 0
+    while killed(number, folder := tmp_path / str(number), lambda: work(folder)):
+        work(folder)
+        assert read_metrics(folder / "metrics.jsonl") == ROWS, number
+        number += 1
+    assert read_metrics(folder / "metrics.jsonl") == ROWS and number > len(ROWS)

@@ -145,7 +145,7 @@ MOMENTS = [way for way in WAYS if way[0] != "ve eps" and way[1] != "under Rectif
 def test_a_network_samples_as_the_mixture_itself(row: str, home: str, where: str) -> None:
     """From the same x and noise, to 1e-6, whatever the sampler: nothing is lost on the way through its clock."""
     sde, kind = WAYS[home, where]
-    grid = sd.make_grid(sde, 10, kind)
+    grid = sd.make_grid(sde, 15, kind)
     if isinstance(sde, sd.RectifiedFlow):  # no home knows a level without signal
         grid = sd.TimeGrid(sde, torch.linspace(0.98, 0.02, 15, dtype=torch.float64))
     elif where == "under sub-VP":

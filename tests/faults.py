@@ -9,6 +9,7 @@ left out, which a thread writes at moments that are never the same.
 from __future__ import annotations
 
 import builtins
+import gc
 import io
 import os
 import signal
@@ -122,6 +123,7 @@ def killed(number: int, folder: Path, action: Callable[[], object]) -> bool:
     """Do it in a forked process that dies at its change of a folder of that number, from 0; whether it died."""
     child = os.fork()
     if not child:
+        gc.disable()  # it would walk, and so copy, all that the parent holds
         code = 1
         try:
             Disk(folder, number).install()

@@ -5,6 +5,7 @@ Run as a program this file is that process: a request is a line of JSON, and so 
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -158,6 +159,8 @@ def serve(cache: Path) -> None:
     from tests.conftest import acknowledged
 
     os.fsync = acknowledged
+    gc.collect()
+    gc.freeze()  # else every child would walk, and so copy, all that was imported
     begun: dict[int, IO[bytes]] = {}
     for line in sys.stdin:
         request = json.loads(line)

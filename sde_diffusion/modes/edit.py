@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from ml_collections import ConfigDict
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sde_diffusion import build
@@ -20,13 +19,12 @@ from sde_diffusion.data import DataTransform
 from sde_diffusion.data.inputs import Inputs, load_inputs
 from sde_diffusion.engine import Engine
 from sde_diffusion.errors import UserError
-from sde_diffusion.files import write_aside
 from sde_diffusion.grids import TimeGrid
 from sde_diffusion.modes.batch import samples_of, stored
-from sde_diffusion.modes.folder import set_result, trained_network
-from sde_diffusion.modes.sampling import Drawing, Model, made_by, sampling_protocol, trained_model
+from sde_diffusion.modes.folder import trained_network
+from sde_diffusion.modes.sampling import TOLD, Drawing, Model, drawn_into, sampling_protocol, trained_model
 from sde_diffusion.records import tensor_digest
-from sde_diffusion.report.pictures import picture, png
+from sde_diffusion.report.pictures import Picture, picture
 from sde_diffusion.report.table import table
 from sde_diffusion.shards import Shards
 
@@ -84,36 +82,27 @@ def edit(config: ConfigDict, folder: Path, engine: Engine) -> None:
     x0 = in_model_space(trained.transform, inputs.samples, labels)
     model = replace(trained_model(config, trained, engine.device), given=labels)
     grid, sampler, options = edit_grid(config, model), config.sampling.sampler, build.sampler_options(config)
-    protocol = {
-        **sampling_protocol(config, model, sampler, grid, options),
-        "largest_time": float(grid.times[0]),
-        "input": tensor_digest({"x0": x0}),
-    }
+    protocol = {**sampling_protocol(config, model, sampler, grid, options), "input": tensor_digest({"x0": x0})}
     shards = Shards(folder, f"{sampler}_edit", protocol, config.sampling.format)
-    count, started = len(x0), time.perf_counter()
-    drawing = Drawing(model, sampler, grid, config.seed, options, shards, count, config.sampling.batch_size, data=x0)
-    drawing.carry_out(engine, f"edit by {sampler}")
-    row = {**protocol, "samples": count, "seconds": round(time.perf_counter() - started, 3), "names": inputs.names}
+    size = config.sampling.batch_size
+    drawing = Drawing(model, sampler, grid, config.seed, options, shards, len(x0), size, data=x0)
     before = samples_of(stored(trained.transform, x0, labels))
-    told = engine.on_main(lambda: _finish(folder, shards, row, before, engine))
-    print(table([told]))
+    row = drawn_into(
+        folder,
+        engine,
+        drawing,
+        {**protocol, "names": inputs.names},
+        f"edit by {sampler}",
+        section="edits",
+        sheet=partial(_sheet, before),
+    )
+    print(table([{name: row[name] for name in (*TOLD, "largest_time")}]))
     print(f"wrote samples_{sampler}_edit.png (what went in above what came out), .json and the samples, to {folder}")
 
 
-def _finish(folder: Path, shards: Shards, row: Mapping[str, Any], before: np.ndarray, engine: Engine) -> dict[str, Any]:
-    """The sheet, the arrays and the manifest; the row for the table."""
-    count, name = row["samples"], f"{row['sampler']}_edit"
-    row = {**row, "nfe": max(note["nfe"] for note in shards.notes(count))}
-    write_aside(folder / f"samples_{name}.png", png(_sheet(before, samples_of(shards.first(count)))))
-    manifest = {**row, **made_by(engine)}
-    shards.finish(count, manifest)
-    set_result(folder, "edits", manifest, row["sampler"])
-    return {key: row[key] for key in ("sampler", "steps", "nfe", "samples", "seconds", "largest_time")}
-
-
-def _sheet(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+def _sheet(before: NDArray[np.generic], after: NDArray[np.generic]) -> Picture:
     """The first pictures before and after, a row each; of vectors the density of all, side by side."""
     if before.dtype != np.uint8:
         return np.concatenate([picture(before), picture(after)], axis=1)
-    shown: Sequence[np.ndarray] = (before[:SHOWN], after[:SHOWN])
-    return picture(np.concatenate(shown), columns=len(shown[0]))
+    shown = before[:SHOWN]
+    return picture(np.concatenate([shown, after[:SHOWN]]), columns=len(shown))

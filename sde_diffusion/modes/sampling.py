@@ -11,8 +11,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ml_collections import ConfigDict
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sde_diffusion import build
@@ -35,7 +37,7 @@ from sde_diffusion.modes.folder import network_of, set_result, trained_network
 from sde_diffusion.noise import sample_generators
 from sde_diffusion.progress import progress
 from sde_diffusion.records import tensor_digest
-from sde_diffusion.report.pictures import picture, png
+from sde_diffusion.report.pictures import Picture, picture, png
 from sde_diffusion.report.table import table
 from sde_diffusion.samplers import edit as edit_samples
 from sde_diffusion.samplers import sample as draw_samples
@@ -43,6 +45,8 @@ from sde_diffusion.sde import SDE, process_state
 from sde_diffusion.shards import Shards
 
 PICTURE_SAMPLES = 100
+TOLD = ("sampler", "steps", "nfe", "samples", "seconds")
+"""What a table tells of samples that were drawn, of their manifest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,11 +295,30 @@ def sample_into(
     protocol = sampling_protocol(config, model, sampler, grid, options)
     shards = Shards(folder, sampler, protocol, settings.format)
     drawing = Drawing(model, sampler, grid, config.seed, options, shards, count, settings.batch_size)
+    row = drawn_into(folder, engine, drawing, protocol, f"sample {sampler}")
+    return {name: row[name] for name in (*TOLD, "smallest_time")}
+
+
+Sheet = Callable[[NDArray[np.generic]], Picture]
+"""The first samples -> the picture of them."""
+
+
+def drawn_into(
+    folder: Path,
+    engine: Engine,
+    drawing: Drawing,
+    protocol: Mapping[str, Any],
+    told: str,
+    *,
+    section: str = "samples",
+    sheet: Sheet = picture,
+) -> dict[str, Any]:
+    """Draw what is left, and finish it: its manifest. section: of results.json; sheet: of its picture."""
     started = time.perf_counter()
-    left = drawing.carry_out(engine, f"sample {sampler}")
+    left = drawing.carry_out(engine, told)
     seconds = round(time.perf_counter() - started, 3)
-    row = {**protocol, "samples": count, "seconds": seconds, "samples_of_last_session": left}
-    return engine.on_main(lambda: finish_sampling(folder, shards, row, engine))
+    row = {**protocol, "samples": drawing.count, "seconds": seconds, "samples_of_last_session": left}
+    return engine.on_main(lambda: finish_sampling(folder, drawing.shards, row, engine, section, sheet))
 
 
 def made_by(engine: Engine) -> dict[str, Any]:
@@ -308,18 +331,19 @@ def made_by(engine: Engine) -> dict[str, Any]:
     }
 
 
-def finish_sampling(folder: Path, shards: Shards, row: Mapping[str, Any], engine: Engine) -> dict[str, Any]:
-    """The picture, the arrays and the manifest of samples that are all drawn; the row for the table."""
-    sampler, count = row["sampler"], row["samples"]
-    row = {**row, "nfe": max(note["nfe"] for note in shards.notes(count))}
+def finish_sampling(
+    folder: Path, shards: Shards, row: Mapping[str, Any], engine: Engine, section: str, sheet: Sheet
+) -> dict[str, Any]:
+    """The picture, the arrays and the manifest of samples that are all drawn; the manifest."""
+    count = row["samples"]
     arrays = shards.first(min(count, PICTURE_SAMPLES))
     if "samples" in arrays:  # points in the plane are drawn as their density, of which more is more
         arrays = shards.first(count)
-    write_aside(folder / f"samples_{sampler}.png", png(picture(samples_of(arrays))))
-    manifest = {**row, **made_by(engine)}
+    write_aside(shards.manifest.with_suffix(".png"), png(sheet(samples_of(arrays))))
+    manifest = {**row, "nfe": max(note["nfe"] for note in shards.notes(count)), **made_by(engine)}
     shards.finish(count, manifest)
-    set_result(folder, "samples", manifest, sampler)
-    return {name: row[name] for name in ("sampler", "steps", "nfe", "samples", "seconds", "smallest_time")}
+    set_result(folder, section, manifest, row["sampler"])
+    return manifest
 
 
 def sample(config: ConfigDict, folder: Path, engine: Engine) -> None:

@@ -79,7 +79,7 @@ flags.DEFINE_string(
 flags.DEFINE_list("metrics", None, "compare: metrics with commas between them (compare.metrics).")
 flags.DEFINE_integer("num_samples", None, "How many samples to draw (sampling.num_samples).")
 flags.DEFINE_integer("seed", None, "The seed of training, samples and likelihoods (seed).")
-flags.DEFINE_string("input", None, "edit: a picture, a folder of them, or an .npz of images or samples (edit.input).")
+flags.DEFINE_string("input", None, "edit: a picture, a folder or a zip of them, or an .npz (edit.input).")
 flags.DEFINE_float("strength", None, "edit: the share of the grid's steps that are taken, in (0, 1] (edit.strength).")
 flags.DEFINE_string("device", None, "cpu, cuda, ... (device).")
 flags.DEFINE_multi_string("option", [], "A sampler's option NAME=VALUE, also --sampler.NAME VALUE; may be repeated.")

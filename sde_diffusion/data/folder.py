@@ -54,11 +54,13 @@ def load(root: str, reading: Reading) -> Splits:
     return kept(train, held[0] if held else None, reading)
 
 
-def load_whole(root: str, image_size: int = 0) -> tuple[Dataset, list[str]]:
-    """All pictures of root/CLASS/* or root/*, without a split, and their names. Raises UserError for a broken one."""
+def load_whole(root: str, image_size: int = 0, shape: tuple[int, int, int] | None = None) -> tuple[Dataset, list[str]]:
+    """All pictures of root/CLASS/* or root/*, without a split, and their names.
+
+    shape: (C, H, W) that they are brought to; by default the pictures' own. Raises UserError for a broken one.
+    """
     place = _place(root, "*.png or CLASS/*.png")
-    data = _mapped(place, [""], Cut(image_size), 0.0)[0]
-    dataset, failures = data.in_memory()
+    dataset, failures = _mapped(place, [""], Cut(image_size), 0.0, shape)[0].in_memory()
     if failures:  # each has a name, by which it would be missed
         name, reason = failures[0]
         raise UserError(f"{name} is not a readable picture ({reason}); repair or remove it.")
@@ -159,12 +161,14 @@ def _find(place: Folder | Archive, base: str) -> list[str]:
     return [name for names in found.values() for name in names]
 
 
-def _mapped(place: Folder | Archive, bases: Sequence[str], cut: Cut, limit: float) -> list[Mapped]:
+def _mapped(
+    place: Folder | Archive, bases: Sequence[str], cut: Cut, limit: float, shape: tuple[int, int, int] | None = None
+) -> list[Mapped]:
     """The pictures of each of these folders, which have the same classes, as one set."""
     parts = [_find(place, base) for base in bases]
     pictures = place.pictures([name for names in parts for name in names])
     classes = _classes(place.listing, bases[0])
-    shape = common_shape([pictures], cut, place.said(""))
+    shape = shape or common_shape([pictures], cut, place.said(""))
     number = {name: index for index, name in enumerate(classes)}
     found, start = [], 0
     for names in parts:

@@ -1,4 +1,4 @@
-"""What a person hands in to be changed: a picture, a folder of them, or an array of images or vectors."""
+"""What a person hands in to be changed: a picture, a folder or an archive of them, or an array."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ class Inputs:
 def load_inputs(path: str, shape: Sequence[int]) -> Inputs:
     """The pictures at a path, cut to a network's shape [C, H, W] and its channels; or the arrays of an .npz file.
 
-    path: a picture, a folder of pictures (in class folders or not), or an .npz with "images" uint8 [N, H, W, C] or
-    "samples" [N, D], as sampling writes them. Raises UserError for anything else, and for data of another shape.
+    path: a picture, a folder or a zip archive of pictures (in class folders or not), or an .npz with "images" uint8
+    [N, H, W, C] or "samples" [N, D], as sampling writes them. Raises UserError for anything else, and for data of
+    another shape.
     """
     place = Path(path).expanduser()
     if not path or not place.exists():
@@ -40,23 +41,18 @@ def load_inputs(path: str, shape: Sequence[int]) -> Inputs:
         return _arrays(place, tuple(shape))
     if len(shape) != 3:
         raise UserError(f"the network is one of vectors of shape {list(shape)}: --input takes an .npz file of samples")
-    if place.is_dir():
-        found, names = load_whole(str(place), shape[-1])
+    channels, height, width = shape
+    if place.is_dir() or place.suffix == ".zip":
+        found, names = load_whole(str(place), width, (channels, height, width))
         classes = () if found.labels is None else tuple(found.classes[int(label)] for label in found.labels)
-        return Inputs(_pictures(place, names, shape), tuple(names), classes)
+        return Inputs(found.samples, tuple(names), classes)
     if place.suffix.lower() not in SUFFIXES:
         raise UserError(f"{place} is no picture ({', '.join(sorted(SUFFIXES))}), folder or .npz file")
-    return Inputs(_pictures(place.parent, [place.name], shape), (place.name,))
-
-
-def _pictures(root: Path, names: Sequence[str], shape: Sequence[int]) -> Tensor:
-    files, found = Files(root, names), []
-    for index in range(len(files)):
-        try:
-            found.append(pixels(Cut(shape[-1]).centre(decode(files, index)), shape, names[index]))
-        except Unreadable as error:
-            raise UserError(f"{files.name(index)} is not a readable picture ({error.failure[1]})") from error
-    return torch.from_numpy(np.stack(found))
+    try:
+        picture = Cut(width).centre(decode(Files(place.parent, [place.name]), 0))
+    except Unreadable as error:
+        raise UserError(f"{place} is not a readable picture ({error.failure[1]})") from error
+    return Inputs(torch.from_numpy(pixels(picture, shape, place.name)[None].copy()), (place.name,))
 
 
 def _arrays(place: Path, shape: tuple[int, ...]) -> Inputs:

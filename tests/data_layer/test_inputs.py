@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,8 @@ def test_class_folders_name_the_classes(tmp_path: Path) -> None:
     found = load_inputs(str(tmp_path), (3, 8, 8))
     assert found.classes == ("cats", "cats", "dogs") and found.samples[:, 0, 0, 0].tolist() == [1, 2, 3]
     assert found.names == ("cats/0.png", "cats/1.png", "dogs/0.png")
+    zipped = load_inputs(shutil.make_archive(str(tmp_path.with_suffix(".all")), "zip", tmp_path), (3, 8, 8))
+    assert zipped.classes == found.classes and torch.equal(zipped.samples, found.samples)
 
 
 def test_arrays_as_sampling_writes_them(tmp_path: Path) -> None:

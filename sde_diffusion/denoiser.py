@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sde_diffusion.errors import UserError, choose
-from sde_diffusion.kernel import Kernel, lifted, match
+from sde_diffusion.kernel import Kernel, lifted, lifted_dtype, match
 from sde_diffusion.prediction import (
     EDM_SIGMA_DATA,
     PREDICTIONS,
@@ -305,7 +305,7 @@ class NetworkDenoiser:
 
     def _clock(self, t: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
         """c_noise [B], in float32 at least: 16 bits cannot tell a thousand levels apart."""
-        label, wide = self._label(self.spec.process, t), torch.promote_types(dtype, torch.float32)
+        label, wide = self._label(self.spec.process, t), lifted_dtype(dtype)
         if bool(label.isinf().any()):
             raise UserError(
                 f"the network is told the noise level by {self.spec.label!r}, which is infinite where alpha = 0: start "

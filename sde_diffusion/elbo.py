@@ -45,7 +45,7 @@ from torch.special import log_ndtr
 from sde_diffusion.denoiser import CountingDenoiser, Denoiser, moments
 from sde_diffusion.errors import UserError, choose
 from sde_diffusion.grids import Node, TimeGrid, logsnr_ends, nearest_level
-from sde_diffusion.kernel import CLEAN, Kernel, lifted, match, widened
+from sde_diffusion.kernel import CLEAN, Kernel, beside, lifted, match, widened
 from sde_diffusion.noise import Generators, fresh, rand, randn
 from sde_diffusion.samplers.ancestral import VARIANCES, ancestral_row
 from sde_diffusion.sde import SDE
@@ -228,7 +228,7 @@ def bound_term(
     decoder = space.reconstruction(x0, x0_hat, (0.5 * log_v0).to(x0).expand_as(x0))
     if bool(first.all()):
         return decoder
-    where = first.to(x0.device).reshape(-1, *(1,) * (x0.ndim - 1))
+    where = beside(first.to(x0.device), x0)
     return torch.where(where, decoder, _step(chain, index, x0 - x0_hat, log_v))
 
 

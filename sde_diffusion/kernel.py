@@ -40,7 +40,12 @@ def match(value: Tensor, x: Tensor) -> Tensor:
         raise ValueError(
             f"one noise level a sample is needed: got {tuple(value.shape)} levels for a batch of shape {tuple(x.shape)}"
         )
-    return value.to(device=x.device, dtype=x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+    return beside(value.to(device=x.device, dtype=x.dtype), x)
+
+
+def beside(row: Tensor, x: Tensor) -> Tensor:
+    """One value a sample, [B], with trailing axes of length one, to stand beside x [B, *D]."""
+    return row.reshape(-1, *(1,) * (x.ndim - 1))
 
 
 def combine(coefficients: Iterable[Scalar], *tensors: Tensor) -> Tensor:
@@ -59,9 +64,14 @@ def combine(coefficients: Iterable[Scalar], *tensors: Tensor) -> Tensor:
     return out
 
 
+def lifted_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32 for dtypes of fewer bits: solvers and sums lose a step's change in half precision."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def lifted(x: Tensor) -> Tensor:
-    """x in float32 where it has fewer bits: solvers and sums lose a step's change in half precision."""
-    return x.float() if x.is_floating_point() and x.element_size() < 4 else x
+    """x in float32 where it has fewer bits; integers as they are."""
+    return x.to(lifted_dtype(x.dtype)) if x.is_floating_point() else x
 
 
 def has_float64(x: Tensor) -> bool:

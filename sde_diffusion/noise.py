@@ -50,14 +50,25 @@ def fresh(
     return generator
 
 
+def one_by_one(generator: torch.Generator | Sequence[torch.Generator]) -> Sequence[torch.Generator]:
+    """The generators, also where there is one for the whole batch."""
+    return [generator] if isinstance(generator, torch.Generator) else generator
+
+
+def check_count(generators: Sequence[torch.Generator], rows: int) -> None:
+    """Raises UserError unless there is one generator for each sample."""
+    if len(generators) != rows:
+        raise UserError(f"{len(generators)} generators for a batch of {rows}: one for each sample is needed")
+
+
 def states(generator: torch.Generator | Sequence[torch.Generator]) -> list[Tensor]:
     """The states of one or several generators, to return to by `rewind`."""
-    return [g.get_state() for g in ([generator] if isinstance(generator, torch.Generator) else generator)]
+    return [g.get_state() for g in one_by_one(generator)]
 
 
 def rewind(generator: torch.Generator | Sequence[torch.Generator], earlier: Sequence[Tensor]) -> None:
     """Put one or several generators back into the states they had."""
-    for g, state in zip([generator] if isinstance(generator, torch.Generator) else generator, earlier, strict=True):
+    for g, state in zip(one_by_one(generator), earlier, strict=True):
         g.set_state(state)
 
 
@@ -65,7 +76,7 @@ def device_of(generator: Generators) -> torch.device:
     """The device that a generator draws on; the CPU where there is none."""
     if generator is None:
         return torch.device("cpu")
-    return generator.device if isinstance(generator, torch.Generator) else generator[0].device
+    return one_by_one(generator)[0].device
 
 
 Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
@@ -76,8 +87,7 @@ def _draw(draw: Draw, shape: Sequence[int], generator: Generators, like: Tensor 
     if isinstance(generator, torch.Generator):
         out = draw(tuple(shape), generator)
     else:
-        if len(generator) != shape[0]:
-            raise UserError(f"{len(generator)} generators for a batch of {shape[0]}: one for each sample is needed")
+        check_count(generator, shape[0])
         out = torch.stack([draw(tuple(shape[1:]), g) for g in generator])
     return out if like is None else out.to(like.device)
 

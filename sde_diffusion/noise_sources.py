@@ -37,7 +37,7 @@ from torch import Tensor
 
 from sde_diffusion.errors import UserError, choose
 from sde_diffusion.grids import Node
-from sde_diffusion.noise import Generators, device_of, fresh, randn
+from sde_diffusion.noise import Generators, check_count, device_of, fresh, one_by_one, randn
 
 
 class NoiseSource(Protocol):
@@ -199,10 +199,9 @@ class BrownianNoise:
         self._last: _Point | None = None
 
     def _start(self, like: Tensor) -> _Path:
-        one = isinstance(self.generator, torch.Generator)
-        every = [self.generator] if isinstance(self.generator, torch.Generator) else list(self.generator)
-        if not one and len(every) != len(like):
-            raise UserError(f"{len(every)} generators for a batch of {len(like)}: one for each sample is needed")
+        one, every = isinstance(self.generator, torch.Generator), one_by_one(self.generator)
+        if not one:
+            check_count(every, len(like))
         seeds = [int(torch.randint(2**63 - 1, (), generator=g, device=g.device)) for g in every]
         worker = torch.Generator(device=device_of(self.generator))
         return _Path(seeds, worker, one, torch.empty_like(like).detach())

@@ -509,8 +509,8 @@ class DiscreteVP(SDE):
 
         The first level stays as it is. A process that has zero terminal SNR already is its own.
         """
-        alpha = self.levels.alpha
-        alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
+        alpha = self.levels.alpha - self.levels.alpha[-1]
+        # Betas are ratios, in which the scale does not show but for the first one's, which is kept.
         return DiscreteVP(torch.cat([self.betas[:1], 1.0 - (alpha[1:] / alpha[:-1]) ** 2]))
 
     @property

@@ -18,6 +18,7 @@ from torch import Tensor
 from sde_diffusion.denoiser import CheckedDenoiser, CheckpointedDenoiser, CountingDenoiser, Denoiser
 from sde_diffusion.errors import NotFinite, UserError, choose, no_option
 from sde_diffusion.grids import TimeGrid
+from sde_diffusion.kernel import lifted, lifted_dtype
 from sde_diffusion.noise import Generators, fresh, randn, rewind, states
 from sde_diffusion.noise_sources import GivenNoise, Noise, noise_source
 from sde_diffusion.priors import Prior, draw
@@ -138,11 +139,6 @@ def check_options(sampler: str, options: dict[str, Any]) -> None:
             raise TypeError(no_option("sampler", sampler, name, valid))
 
 
-def _lifted(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of a sampler's state: small steps would round away in 16 bits."""
-    return torch.promote_types(dtype, torch.float32)
-
-
 def _differentiable(grad: bool | None, x: Tensor | None) -> bool:
     """Whether a graph is built: where x requires a gradient, unless `grad` says otherwise; never under no_grad."""
     if grad and not torch.is_grad_enabled():
@@ -207,13 +203,13 @@ def sample(
         generator = fresh(generator, where)
         wanted = dtype or torch.get_default_dtype()
         sde, first = grid.sde, grid.nodes[0].kernel
-        start = draw(prior, sde, first, shape, generator=generator, dtype=_lifted(wanted), device=where)
+        start = draw(prior, sde, first, shape, generator=generator, dtype=lifted_dtype(wanted), device=where)
     else:
         assert x is not None
         if prior is not None:
             raise UserError("prior= says what x is drawn from, and x is given")
         wanted = dtype or x.dtype
-        start = x.to(device=device or x.device, dtype=_lifted(wanted))
+        start = x.to(device=device or x.device, dtype=lifted_dtype(wanted))
     if home is not None and start.device != torch.empty(0, device=home).device:
         raise UserError(f"x is on {start.device} and the denoiser on {home}; bring x there with x.to({str(home)!r})")
     if not bool(start.isfinite().all()):
@@ -270,7 +266,7 @@ def edit(
     """
     _check_start(None, x0)
     generator = fresh(generator, x0.device)
-    wide = x0.to(_lifted(x0.dtype))
+    wide = lifted(x0)
     x = grid.nodes[0].kernel.perturb(wide, randn(x0.shape, generator, like=wide))
     return sample(
         denoiser, grid=grid, sampler=sampler, x=x, generator=generator, noise=noise, dtype=x0.dtype, **options

@@ -32,9 +32,9 @@ from torch import Tensor
 from sde_diffusion.denoiser import CheckedDenoiser, Denoiser, moments
 from sde_diffusion.errors import UserError, choose
 from sde_diffusion.grids import Node, TimeGrid
-from sde_diffusion.kernel import Kernel, check_batch, combine, lifted
+from sde_diffusion.kernel import Kernel, beside, check_batch, combine, lifted
 from sde_diffusion.noise_sources import FRESH_NOISE, NoiseSource
-from sde_diffusion.samplers.march import Coefficients, OnStep, as_table, ignore_step, march, table
+from sde_diffusion.samplers.march import Coefficients, OnStep, as_table, ignore_step, march, sample_norm, table
 from sde_diffusion.sde import SDE
 
 
@@ -157,10 +157,8 @@ def ddim_inversion(denoiser: Denoiser, x: Tensor, grid: TimeGrid, *, refinements
     latent, exact = _upwards(denoiser, start, grid, refinements)
     if not exact:
         both = _upwards(denoiser, start, grid, 0)[0], latent
-        plain, refined = (
-            (march(ddim_flow_row, denoiser, z, grid, FRESH_NOISE, None) - start).flatten(1).norm(dim=1) for z in both
-        )
-        latent = torch.where(_beside(refined < plain, x), latent, both[0])
+        plain, refined = (sample_norm(march(ddim_flow_row, denoiser, z, grid, FRESH_NOISE, None) - start) for z in both)
+        latent = torch.where(beside(refined < plain, x), latent, both[0])
     return latent.to(x.dtype)
 
 
@@ -193,33 +191,23 @@ def _upwards(denoiser: Denoiser, x: Tensor, grid: TimeGrid, refinements: int) ->
         if refinements:
             solve = (1.0, pull / keep, -1.0 / keep)
             missed = combine(solve, z, x0_hat, x)
-            size, theta = _norm(missed), torch.ones_like(_norm(missed))
-            rounding = 16.0 * torch.finfo(x.dtype).eps * (_norm(z) + _norm(x) / keep)
+            size, theta = sample_norm(missed), torch.ones_like(sample_norm(missed))
+            rounding = 16.0 * torch.finfo(x.dtype).eps * (sample_norm(z) + sample_norm(x) / keep)
             for _ in range(refinements):
                 if bool((size <= rounding).all()):
                     break
-                trial = torch.addcmul(z, _beside(theta, z), missed, value=-1.0)
+                trial = torch.addcmul(z, beside(theta, z), missed, value=-1.0)
                 told = denoiser(trial, kernel)
                 trial_missed = combine(solve, trial, told, x)
                 moved, changed = (trial - z).flatten(1), (trial_missed - missed).flatten(1)
-                trial_size = _norm(trial_missed)
+                trial_size = sample_norm(trial_missed)
                 better = trial_size < size
                 secant = (moved * changed).sum(1) / changed.square().sum(1)
                 theta = torch.where((secant > 0.0) & (secant <= 1.0), secant, torch.where(better, theta, 0.5 * theta))
                 size = torch.where(better, trial_size, size)
-                here = _beside(better, z)
+                here = beside(better, z)
                 z, x0_hat = torch.where(here, trial, z), torch.where(here, told, x0_hat)
                 missed = torch.where(here, trial_missed, missed)
             exact = exact and bool((size <= rounding).all())
         x = z
     return x, exact
-
-
-def _norm(x: Tensor) -> Tensor:
-    """The Euclidean norm of each row, [B]."""
-    return x.flatten(1).norm(dim=1)
-
-
-def _beside(row: Tensor, x: Tensor) -> Tensor:
-    """One value a row, [B], with trailing axes of length one."""
-    return row.reshape(-1, *(1,) * (x.ndim - 1))

@@ -37,24 +37,19 @@ from sde_diffusion.kernel import CLEAN, Kernel, combine
 from sde_diffusion.noise_sources import FRESH_NOISE, NoiseSource
 from sde_diffusion.samplers.ancestral import ancestral_row, ddim_flow_row
 from sde_diffusion.samplers.euler_maruyama import euler_maruyama_row
-from sde_diffusion.samplers.march import Coefficients, OnStep, Row, ignore_step, table
+from sde_diffusion.samplers.march import Coefficients, OnStep, Row, ignore_step, sample_norm, table
 from sde_diffusion.samplers.reverse_diffusion import reverse_diffusion_row
 from sde_diffusion.sde import SDE
 
 Norm = Callable[[Tensor], Tensor]
 
 
-def _sample_norm(x: Tensor) -> Tensor:
-    """|x| of each sample, [B]."""
-    return x.flatten(1).norm(dim=1)
-
-
 def _batch_norm(x: Tensor) -> Tensor:
     """The mean of |x| over the batch, as the original code takes it, []."""
-    return _sample_norm(x).mean()
+    return sample_norm(x).mean()
 
 
-NORMS: dict[str, Norm] = {"sample": _sample_norm, "batch": _batch_norm}
+NORMS: dict[str, Norm] = {"sample": sample_norm, "batch": _batch_norm}
 
 
 def langevin_size(

@@ -40,6 +40,11 @@ def ignore_step(index: int, node: Node, x: Tensor, x0_hat: Tensor) -> None:
     """The default of `on_step`."""
 
 
+def sample_norm(x: Tensor) -> Tensor:
+    """|x| of each sample, [B]."""
+    return x.flatten(1).norm(dim=1)
+
+
 def as_table(columns: Coefficients) -> Table:
     """Columns [n] of coefficients as n rows of numbers."""
     return [tuple(row) for row in torch.stack(columns, dim=-1).tolist()]

@@ -65,6 +65,7 @@ DETERMINISTIC = [name for name, row in ROWS.items() if row.deterministic and row
 STOCHASTIC = [name for name, row in ROWS.items() if not row.deterministic and row.order is not None]
 
 
+@cache
 def grid_of(process: str, steps: int) -> sd.TimeGrid:
     row, sde = GRIDS[process], PROCESSES[process]
     if row.t_start == 1.0:

@@ -7,6 +7,7 @@ equal steps in t, so there it is logsnr.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -47,7 +48,7 @@ def finite_run(row: str, denoiser: Denoise, shape: tuple[int, ...], grid: sd.Tim
 
     def on_step(index: int, node: Node, x: Tensor, x0_hat: Tensor) -> None:
         assert x.shape == x0_hat.shape == shape
-        assert bool(x.isfinite().all() and x0_hat.isfinite().all()), (index, node)
+        assert math.isfinite((x + x0_hat).abs().sum()), (index, node)
         seen.append(index)
 
     out = run(row, denoiser, shape, grid, generator=generator(0), dtype=torch.float64, on_step=on_step, **options)
@@ -99,8 +100,9 @@ MEAN, STD = 0.7, 1.3
 
 def one_gaussian(x: Tensor, kernel: sd.Kernel) -> Tensor:
     """E[x_0 | x_t] for N(MEAN, STD^2 I)."""
-    total = kernel.alpha**2 * STD**2 + kernel.variance
-    return x * float(kernel.alpha * STD**2 / total) + float(MEAN * kernel.variance / total)
+    alpha, noise = kernel.alpha.item(), kernel.sigma.item() ** 2
+    total = alpha**2 * STD**2 + noise
+    return x * (alpha * STD**2 / total) + MEAN * noise / total
 
 
 @pytest.mark.parametrize(("row", "process"), THOUSAND)
@@ -118,8 +120,12 @@ def image_mixture(*shape: int) -> sd.GaussianMixture:
     return sd.GaussianMixture(means, 0.3 + torch.rand(2, *shape, generator=g, dtype=torch.float64), [1.0, 2.0])
 
 
-@pytest.mark.parametrize("process", ["VPSDE", "SubVPSDE", "EDM", "RectifiedFlow", "DiscreteVE"])
-@pytest.mark.parametrize("row", ROWS)
+SHAPED = ("VPSDE", "SubVPSDE", "EDM", "RectifiedFlow", "DiscreteVE")
+
+
+@pytest.mark.parametrize(
+    ("row", "process"), [(row, SHAPED[(i + shift) % len(SHAPED)]) for i, row in enumerate(ROWS) for shift in (0, 2)]
+)
 def test_an_image_is_a_vector(row: str, process: str) -> None:
     """Images [3, 4, 4] and their pixels in a row, under the same noise, remain the same, also for a batch of one."""
     images = image_mixture(3, 4, 4)
@@ -237,10 +243,8 @@ def test_correctors_keep_the_variance_of_a_gaussian(corrector: str, corrector_st
     dims, std = 12, 2.0
 
     def denoiser(x: Tensor, kernel: sd.Kernel) -> Tensor:
-        return x * float(kernel.alpha * std**2 / (kernel.alpha**2 * std**2 + kernel.variance))
-
-    def on_step(index: int, node: Node, x: Tensor, x0_hat: Tensor) -> None:
-        assert bool(x.isfinite().all() and x0_hat.isfinite().all()), index
+        alpha, sigma = kernel.alpha.item(), kernel.sigma.item()
+        return x * (alpha * std**2 / (alpha**2 * std**2 + sigma**2))
 
     out = sd.sample(
         denoiser,
@@ -250,7 +254,6 @@ def test_correctors_keep_the_variance_of_a_gaussian(corrector: str, corrector_st
         corrector_steps=corrector_steps,
         generator=generator(3),
         dtype=torch.float64,
-        on_step=on_step,
         **options,
     )
     assert out.nfe == 300 * (corrector_steps + 1)
@@ -287,15 +290,15 @@ class Failing:
 @pytest.mark.parametrize("each", [False, True])
 def test_a_model_that_is_not_finite_is_named_with_its_step(each: bool, row: str, process: str) -> None:
     """The step and its noise level, with one generator or one for each sample."""
-    grid, failing = grid_of(process, 40), Failing()
+    grid, failing = grid_of(process, 16), Failing()
     g = sd.sample_generators(3, range(8)) if each else generator(3)
     with pytest.raises(sd.UserError) as caught:
         run(row, failing, (8, 2), grid, generator=g, dtype=torch.float64)
     assert failing.first is not None
     step = int((angle(grid.levels.kernel) > angle(failing.first) - 1e-9).sum())
-    assert 1 < step <= 40
+    assert 1 < step <= 16
     assert str(caught.value) == (
-        f"the denoiser returned values that are not finite in step {step} of 40 "
+        f"the denoiser returned values that are not finite in step {step} of 16 "
         f"(alpha = {float(failing.first.alpha):.4g}, sigma = {float(failing.first.sigma):.4g})"
     )
 

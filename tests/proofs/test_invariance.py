@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +13,18 @@ from torch import Tensor
 
 import sde_diffusion as sd
 from sde_diffusion.grids import Node
-from tests.proofs.cases import MIXTURES, PROCESSES, ROWS, SDES, generator, run
+from tests.proofs.cases import MIXTURES, PROCESSES, ROWS, SDES, generator, quick_denoiser
+from tests.proofs.cases import run as run_row
 
 MIXTURE = MIXTURES[2]
-DENOISER = MIXTURE.denoiser()
+DENOISER = quick_denoiser(MIXTURE)
 DETERMINISTIC = [name for name, row in ROWS.items() if row.deterministic]
 STOCHASTIC = [name for name, row in ROWS.items() if not row.deterministic]
+
+
+def run(row: str, *arguments: Any, **named: Any) -> sd.Sample:
+    """Adaptive samplers take wide tolerances: what holds here does not depend on them."""
+    return run_row(row, *arguments, **named, **({} if ROWS[row].nfe else {"rtol": 0.05, "atol": 0.05}))
 
 
 @cache

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import sde_diffusion as sd
-from tests.proofs.cases import ROWS, generator, run
+from tests.proofs.cases import ROWS, generator, quick_denoiser, run
 from tests.proofs.test_moments import deviation
 
 MIXTURE = sd.GaussianMixture(
@@ -152,7 +152,7 @@ def test_a_network_samples_as_the_mixture_itself(row: str, home: str, where: str
         grid = sd.make_grid(sde, 15, kind, t_end=0.05)  # sigma/alpha = 0.024
     x = float(grid.nodes[0].kernel.sigma) * torch.randn(8, 2, generator=generator(1), dtype=torch.float64)
     network, closed_form = (
-        run(row, denoiser, grid=grid, x=x, generator=generator(2)) for denoiser in (ported(home), MIXTURE.denoiser())
+        run(row, denoiser, grid=grid, x=x, generator=generator(2)) for denoiser in (ported(home), quick_denoiser(MIXTURE))
     )
     assert network.nfe == closed_form.nfe
     torch.testing.assert_close(network.x, closed_form.x, rtol=1e-6, atol=1e-6)

@@ -70,7 +70,7 @@ def test_known_solutions_in_both_directions(t0: float, t1: float, tolerance: flo
 def test_order(method: str) -> None:
     """Error against the number of evaluations, as the tolerance tightens: the slope is minus the order."""
     order, nfe, errors = ORDERS[method], [], []
-    for exponent in range(3, 10, 2) if order > 3 else range(3, 7):
+    for exponent in range(3, 10, 2) if order > 3 else range(3, 6):
         calls: list[float] = []
 
         def counted(t: Tensor, y: Tensor, calls: list[float] = calls) -> Tensor:
@@ -118,9 +118,9 @@ def test_rows_are_independent_of_the_batch_bit_for_bit() -> None:
 def test_shapes_and_an_empty_interval() -> None:
     y = torch.randn(2, 3, 4, generator=generator(1), dtype=torch.float64)
     for method in sd.SOLVERS:
-        steps = 20_000 if method == "euler" else 200
-        found = sd.integrate(lambda t, x: -x, y, 0.0, 1.0, method=method, rtol=1e-6, atol=1e-8, steps=steps)
-        torch.testing.assert_close(found, y * math.exp(-1.0), rtol=1e-4, atol=1e-5)
+        factor = 0.99**100 if method == "euler" else math.exp(-1.0)  # of 100 steps of Euler's: exactly that
+        found = sd.integrate(lambda t, x: -x, y, 0.0, 1.0, method=method, rtol=1e-6, atol=1e-8, steps=100)
+        torch.testing.assert_close(found, y * factor, rtol=1e-4, atol=1e-5)
     assert sd.integrate(lambda t, x: -x, y, 0.5, 0.5) is y
 
 

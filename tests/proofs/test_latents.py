@@ -94,9 +94,6 @@ def test_a_code_is_the_end_of_the_exact_flow(dims: int, process: str) -> None:
         "encode": sd.encode(mixture.denoiser(), x, sde),
         "encode rk45": sd.encode(mixture.denoiser(), x, sde, method="rk45", rtol=1e-6, atol=1e-6),
         "likelihood": sd.log_likelihood(mixture.denoiser(), x, sde, rtol=1e-6, generator=generator(2)).latent,
-        "likelihood per_sample": sd.log_likelihood(
-            mixture.denoiser(), x, sde, method="per_sample", rtol=1e-6, generator=generator(2)
-        ).latent,
     }
     assert float((exact / sde.prior_std - x).abs().max()) > 0.1
     for name, latent in found.items():

@@ -42,7 +42,7 @@ def test_kills_change_nothing(warm: Warm, trained: Path, tmp_path: Path) -> None
 
     Every single change is that of other tests, of what it writes with: test_shards.py, test_files.py.
     """
-    flags = ("--samplers", "ddim,pc,ode", "--steps", "2", "--config.sampling.batch_size=32", "--metrics", "frechet")
+    flags = ("--samplers", "ddim,ode", "--steps", "2", "--config.sampling.batch_size=32", "--metrics", "frechet")
     flags += ("--config.compare.likelihood=False",)
     for name in ("whole", "killed"):
         shutil.copytree(trained, tmp_path / name)

@@ -8,7 +8,6 @@ import math
 import shutil
 import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,30 +42,12 @@ TINY = (
 """Milliseconds a step, of which reading is a good part; labels, flips and dropout included."""
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the datasets library keeps its copies, and by which processes of these tests are known."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def warm(cache: Path) -> Iterator[Warm]:
-    """A process of these tests' own, which has imported what their trainings take seconds to import."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_DATASETS_CACHE", str(cache))
-        patch.setenv("OMP_NUM_THREADS", "1")
-        process = Warm(cache)
-    process.run("--mode", "samplers")  # which waits until it is warm
-    yield process
-    process.end()
-
-
-def survivors(warm: Warm, cache: Path, seconds: float = 10.0) -> list[int]:
+def survivors(warm: Warm, seconds: float = 10.0) -> list[int]:
     """The processes that come from the warm one and are still there after some seconds."""
 
     def here(place: Path) -> bool:
         try:  # what waits for its parent to ask how it ended has no environment any more
-            return str(cache).encode() in (place / "environ").read_bytes()
+            return f"WARM={warm.mark}\0".encode() in (place / "environ").read_bytes()
         except OSError:
             return False
 
@@ -171,7 +152,7 @@ def same(one: Path, other: Path) -> bool:
 
 @pytest.mark.parametrize(("storage", "whole"), [("streaming", "streaming"), ("mapped", "memory")])
 def test_kills_of_a_training_whose_data_workers_read(
-    warm: Warm, cache: Path, shards: Path, storage: str, whole: str, tmp_path: Path
+    warm: Warm, shards: Path, storage: str, whole: str, tmp_path: Path
 ) -> None:
     """As it begins, and in and between checkpoints later on: the bits are those of an unbroken one without workers.
 
@@ -189,7 +170,7 @@ def test_kills_of_a_training_whose_data_workers_read(
     warm.run(*flags)
     assert same(tmp_path / "whole", folder)
     assert (outcome(folder)[1] != {}) == (storage == "streaming")
-    assert not survivors(warm, cache)
+    assert not survivors(warm)
 
 
 @pytest.fixture(scope="module")

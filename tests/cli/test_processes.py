@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from warm import Warm
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 20
+STEPS = 12
 FLAGS = (
     "--config",
     "vpsde_digits",
@@ -24,23 +24,23 @@ FLAGS = (
     "--config.model.unet.blocks=1",
     "--config.model.unet.attention_resolutions=()",
     "--config.model.dropout=0.0",
-    "--config.training.batch_size=64",
+    "--config.training.batch_size=32",
     f"--config.training.steps={STEPS}",
     "--config.training.warmup_steps=5",
     "--config.training.cooldown_steps=0",
     "--config.training.log_every=1",
-    "--config.training.evaluate_every=10",
+    "--config.training.evaluate_every=6",
     "--config.training.held_out_batches=2",
-    "--config.training.checkpoint_every=10",
+    "--config.training.checkpoint_every=6",
     "--config.training.ema_decays=(0.99,)",
     "--config.training.sample_every=0",
     "--config.sampling.gallery=('ddim:10','ddpm:10')",
-    "--config.sampling.num_samples=40",
+    "--config.sampling.num_samples=24",
     "--config.sampling.batch_size=8",
     "--config.compare.samplers=('ddim','ddpm')",
     "--config.compare.steps=(4,)",
     "--config.compare.bootstraps=3",
-    "--config.likelihood.num_samples=20",
+    "--config.likelihood.num_samples=12",
     "--config.likelihood.batch_size=4",
     "--config.likelihood.probes=1",
     "--config.likelihood.figures=('ode','elbo')",
@@ -129,7 +129,7 @@ def test_samples_bits_and_evaluation_of_two_processes_are_those_of_one(alone: Pa
     warm.run(*FLAGS, "--workdir", folder, processes=2)
     for sampler in ("ddim", "ddpm"):
         with np.load(alone / f"samples_{sampler}.npz") as a, np.load(folder / f"samples_{sampler}.npz") as b:
-            assert len(a["images"]) == 40
+            assert len(a["images"]) == 24
             np.testing.assert_array_equal(a["images"], b["images"])
     mine, theirs = (json.loads((place / "results.json").read_text()) for place in (alone, folder))
     assert mine["evaluation"] == theirs["evaluation"]

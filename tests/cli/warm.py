@@ -30,12 +30,18 @@ IMPORTED = (
 class Warm:
     """Command lines, one after the other, each in a process of its own.
 
-    cache: a folder for what depends on nothing that a test changes.
+    cache: a folder for what depends on nothing that a test changes. mark: what all its processes have in their
+    environment, and no others.
     """
 
     def __init__(self, cache: Path) -> None:
+        self.mark = f"{cache}/{os.getpid()}"
         self.process = subprocess.Popen(
-            [sys.executable, __file__, str(cache)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__, str(cache)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "WARM": self.mark},
         )
 
     def end(self) -> None:

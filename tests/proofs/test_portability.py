@@ -152,7 +152,8 @@ def test_a_network_samples_as_the_mixture_itself(row: str, home: str, where: str
         grid = sd.make_grid(sde, 15, kind, t_end=0.05)  # sigma/alpha = 0.024
     x = float(grid.nodes[0].kernel.sigma) * torch.randn(8, 2, generator=generator(1), dtype=torch.float64)
     network, closed_form = (
-        run(row, denoiser, grid=grid, x=x, generator=generator(2)) for denoiser in (ported(home), quick_denoiser(MIXTURE))
+        run(row, denoiser, grid=grid, x=x, generator=generator(2))
+        for denoiser in (ported(home), quick_denoiser(MIXTURE))
     )
     assert network.nfe == closed_form.nfe
     torch.testing.assert_close(network.x, closed_form.x, rtol=1e-6, atol=1e-6)

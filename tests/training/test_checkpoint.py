@@ -521,7 +521,8 @@ def test_a_damaged_one_costs_no_whole_one(tmp_path: Path) -> None:
 
 def write_old(path: Path, saved: Checkpoint, version: int = 2, **changes: Any) -> None:
     """A file as formats 1 and 2 had it: two sets of weights, and an optimiser that numbers its parameters."""
-    names = [name for name in saved.weights["raw"] if name in dict(outline(saved.spec).named_parameters())]
+    parameters = dict(outline(saved.spec).named_parameters())
+    names = [name for name in saved.weights["raw"] if name in parameters]
     number = {name: i for i, name in enumerate(names)}
     state = {
         "format": version,

@@ -79,16 +79,21 @@ def device_of(generator: Generators) -> torch.device:
     return one_by_one(generator)[0].device
 
 
-Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
+Fill = Callable[[Tensor, torch.Generator], object]
 
 
-def _draw(draw: Draw, shape: Sequence[int], generator: Generators, like: Tensor | None) -> Tensor:
+def _filled(
+    fill: Fill, shape: Sequence[int], generator: Generators, like: Tensor | None, dtype: torch.dtype | None
+) -> Tensor:
+    """[B, *D] as `fill` leaves it: at once, or in place for each of what may be hundreds of samples."""
     generator = fresh(generator)
+    out = torch.empty(tuple(shape), device=device_of(generator), dtype=dtype)
     if isinstance(generator, torch.Generator):
-        out = draw(tuple(shape), generator)
+        fill(out, generator)
     else:
         check_count(generator, shape[0])
-        out = torch.stack([draw(tuple(shape[1:]), g) for g in generator])
+        for row, g in zip(out.unbind(), generator, strict=True):
+            fill(row, g)
     return out if like is None else out.to(like.device)
 
 
@@ -104,8 +109,7 @@ def randn(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Standard normal noise [B, *D], in the dtype and on the device of `like` where it is given."""
-    kind = _dtype(like, dtype)
-    return _draw(lambda s, g: torch.randn(s, generator=g, device=g.device, dtype=kind), shape, generator, like)
+    return _filled(lambda out, g: out.normal_(generator=g), shape, generator, like, _dtype(like, dtype))
 
 
 def rademacher(
@@ -116,9 +120,8 @@ def rademacher(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Independent signs, -1 or +1 with equal probability, [B, *D]."""
-    kind = _dtype(like, dtype)
-    signs = _draw(lambda s, g: torch.randint(0, 2, s, generator=g, device=g.device), shape, generator, like)
-    return signs.to(kind) * 2 - 1
+    signs = _filled(lambda out, g: out.random_(0, 2, generator=g), shape, generator, like, torch.int64)
+    return signs.to(_dtype(like, dtype)) * 2 - 1
 
 
 def rand(
@@ -129,5 +132,4 @@ def rand(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Uniform noise on [0, 1), [B, *D]."""
-    kind = _dtype(like, dtype)
-    return _draw(lambda s, g: torch.rand(s, generator=g, device=g.device, dtype=kind), shape, generator, like)
+    return _filled(lambda out, g: out.uniform_(generator=g), shape, generator, like, _dtype(like, dtype))

@@ -9,9 +9,11 @@ left out, which a thread writes at moments that are never the same.
 from __future__ import annotations
 
 import builtins
+import fcntl
 import gc
 import io
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -36,7 +38,7 @@ class Written:
         self._file, self._disk = file, disk
 
     def write(self, data: Any) -> int:
-        if self._disk.due():
+        if self._disk.due(torn=True):
             self._file.write(data[: len(data) // 2])
             self._file.flush()
             die()
@@ -62,7 +64,8 @@ class Disk:
         self.folder, self.left = str(folder), number
         self.flushed: dict[int, int] = {}
 
-    def due(self) -> bool:
+    def due(self, torn: bool = False) -> bool:
+        """Whether this change is the last one. torn: more is done to a file before the death."""
         if threading.current_thread() is not threading.main_thread():
             return False
         self.left -= 1
@@ -96,7 +99,7 @@ class Disk:
     def flushing(self, flush: Callable[[int], None]) -> Callable[[int], None]:
         def call(descriptor: int) -> None:
             found = os.fstat(descriptor)
-            if self.due():
+            if self.due(torn=True):
                 if S_ISREG(found.st_mode):
                     whole = self.flushed.get(descriptor, 0)
                     os.ftruncate(descriptor, whole + (found.st_size - whole) // 2)
@@ -117,6 +120,67 @@ class Disk:
             return Written(file, self)
 
         return call
+
+
+class Deaths(Disk):
+    """At each change a copy of the folder as a death there leaves it, place/<number>/<its name>; the process goes on.
+
+    Where more is done to a file first, a child does it, to the file of the copy, and dies.
+    """
+
+    def __init__(self, folder: Path, place: Path) -> None:
+        super().__init__(folder, 0)
+        self.place = place
+
+    def due(self, torn: bool = False) -> bool:
+        if not super().due():
+            return False
+        copy = self.place / f"{-self.left - 1:04d}" / Path(self.folder).name
+        if os.path.exists(self.folder):
+            shutil.copytree(self.folder, copy)
+        else:
+            os.makedirs(copy.parent)
+        if not torn:
+            return False
+        child = os.fork()
+        if not child:
+            self.move_to(copy)
+            return True
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        return False
+
+    def move_to(self, copy: Path) -> None:
+        """Let the open files of the folder be those of the copy, at the same places; what Python holds back stays."""
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                path = os.readlink(f"/proc/self/fd/{name}")
+            except OSError:
+                continue  # that of the list itself
+            if path.startswith(f"{self.folder}/") and os.path.isfile(path):
+                theirs, access = int(name), os.O_ACCMODE | os.O_APPEND
+                ours = os.open(copy / path[len(self.folder) + 1 :], fcntl.fcntl(theirs, fcntl.F_GETFL) & access)
+                os.lseek(ours, os.lseek(theirs, 0, os.SEEK_CUR), os.SEEK_SET)
+                os.dup2(ours, theirs)
+
+
+def deaths(folder: Path, action: Callable[[], object], place: Path) -> list[Path]:
+    """Do it once, in a forked process: the folder as a death at each change of it leaves it, in order, and in the end.
+
+    They are copies in a place of their own; the first ones may not be there yet, as the folder itself was not.
+    """
+    place.mkdir()
+    child = os.fork()
+    if not child:
+        gc.disable()
+        code = 1
+        try:
+            Deaths(folder, place).install()
+            action()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    return [*(copy / folder.name for copy in sorted(place.iterdir())), folder]
 
 
 def killed(number: int, folder: Path, action: Callable[[], object]) -> bool:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, cached_property, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 import pytest
@@ -20,7 +23,7 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.checkpoint import build_network, checkpoint_files, read_checkpoint
+from sde_diffusion.checkpoint import checkpoint_files, outline, read_checkpoint
 from sde_diffusion.denoiser import moments
 from sde_diffusion.importers import SOURCES, edm, openai, score_sde
 from sde_diffusion.importers.foreign import Settings
@@ -60,21 +63,42 @@ def betas(n: int) -> Tensor:
     return torch.linspace(0.1 / n, 20.0 / n, n, dtype=torch.float64)
 
 
-@dataclass(frozen=True)
+PLACE = TemporaryDirectory()
+"""Of what is written and imported once for all tests."""
+
+
+@dataclass(frozen=True, eq=False)
 class Case:
     """A file of another code base and the spec that must be found in it, where that differs from the spec's defaults.
 
-    write: path -> the file; config: what is given beside it
+    write_anew: path -> the file; config: what is given beside it
     """
 
     source: str
-    write: Callable[[Path], Path]
+    write_anew: Callable[[Path], Path]
     process: sd.SDE
     spec: dict[str, Any] = field(default_factory=dict)
     config: Settings | None = None
 
-    def imported(self, place: Path, **options: Any) -> sd.NetworkDenoiser:
-        return sd.import_checkpoint(self.write(place / "foreign"), self.source, self.config, **options)
+    @cached_property
+    def written(self) -> Path:
+        """The file, or the folder, as it was written first; not to be changed."""
+        return self.write_anew(Path(mkdtemp(dir=PLACE.name)) / "foreign")
+
+    def write(self, path: Path) -> Path:
+        """A copy of it."""
+        if self.written.is_dir():
+            return Path(shutil.copytree(self.written, path))
+        return Path(shutil.copyfile(self.written, path))
+
+    def imported(self, **options: Any) -> sd.NetworkDenoiser:
+        return sd.import_checkpoint(self.written, self.source, self.config, **options)
+
+    @cached_property
+    def run(self) -> tuple[sd.NetworkDenoiser, Path]:
+        """The denoiser and the run folder of one import; not to be changed."""
+        folder = Path(mkdtemp(dir=PLACE.name)) / "run"
+        return self.imported(folder=folder), folder
 
 
 def song_case(name: str, process: sd.SDE, config: Settings, **spec: Any) -> Case:
@@ -192,9 +216,9 @@ def same_process(a: sd.SDE, b: sd.SDE) -> bool:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_spec_is_the_source_s_and_the_run_folder_gives_the_same_bits(name: str, tmp_path: Path) -> None:
+def test_the_spec_is_the_source_s_and_the_run_folder_gives_the_same_bits(name: str) -> None:
     case = CASES[name]
-    denoiser = case.imported(tmp_path, folder=tmp_path / "run")
+    denoiser, folder = case.run
     spec = denoiser.spec
     found = {key: getattr(spec, key) for key in (*spec.__dataclass_fields__,)}
     expected = {"prediction": "eps", "label": "time", "input_scale": "none", "data_range": (-1.0, 1.0)}
@@ -202,7 +226,7 @@ def test_the_spec_is_the_source_s_and_the_run_folder_gives_the_same_bits(name: s
     assert {key: found[key] for key in expected} == expected
     assert same_process(spec.process, case.process)
 
-    again = sd.load(tmp_path / "run")
+    again = sd.load(folder)
     assert again.spec.state() == spec.state()
     x, kernel = randn(2, *spec.shape).float(), spec.model_process.kernel(0.3)
     outputs = [model(x, kernel, **told(name, 2)) for model in (denoiser, again)]
@@ -211,21 +235,20 @@ def test_the_spec_is_the_source_s_and_the_run_folder_gives_the_same_bits(name: s
 
 
 @pytest.mark.parametrize("name", ["vp", "ve", "ve centred", "ncsnv2"])
-def test_averaged_and_raw_weights_are_as_written(name: str, tmp_path: Path) -> None:
+def test_averaged_and_raw_weights_are_as_written(name: str) -> None:
     case = CASES[name]
-    ema = case.imported(tmp_path, folder=tmp_path / "run").net.state_dict()
-    raws = [case.imported(tmp_path, weights="raw"), sd.load(tmp_path / "run", weights="raw")]
+    denoiser, folder = case.run
+    ema = denoiser.net.state_dict()
+    raws = [case.imported(weights="raw"), sd.load(folder, weights="raw")]
     for raw in raws:
         for key, value in raw.net.state_dict().items():
             # The frequencies of the Fourier features are not trained, and so not averaged.
             assert torch.equal(ema[key], value if key.endswith(".frequencies") else AVERAGE * value), key
 
 
-def test_the_step_and_the_classes_are_kept(tmp_path: Path) -> None:
-    CASES["vp"].imported(tmp_path, folder=tmp_path / "vp")
-    assert [path.name for path in checkpoint_files(tmp_path / "vp")] == ["step_000000007"]
-    CASES["guided"].imported(tmp_path, folder=tmp_path / "guided")
-    assert read_checkpoint(tmp_path / "guided").classes == ("0", "1", "2", "3", "4")
+def test_the_step_and_the_classes_are_kept() -> None:
+    assert [path.name for path in checkpoint_files(CASES["vp"].run[1])] == ["step_000000007"]
+    assert read_checkpoint(CASES["guided"].run[1]).classes == ("0", "1", "2", "3", "4")
 
 
 @pytest.mark.parametrize("name", ["edm_precond_edm", "edm_precond_vp", "edm_precond_ve"])
@@ -254,8 +277,8 @@ class Levels:
     told: dict[str, Tensor]
 
     @classmethod
-    def of(cls, name: str, folder: Path, alpha: Tensor | float, sigma: Tensor) -> Levels:
-        denoiser = CASES[name].imported(folder)
+    def of(cls, name: str, alpha: Tensor | float, sigma: Tensor) -> Levels:
+        denoiser = deepcopy(CASES[name].run[0])
         denoiser.net.double()
         kernel = sd.Kernel(alpha, sigma)
         size = (len(sigma), *denoiser.spec.shape)
@@ -292,13 +315,13 @@ def geometric(first: float, last: float, count: int = 25) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["vp", "vp uncentred", "subvp"])
-def test_continuous_vp(name: str, tmp_path: Path) -> None:
+def test_continuous_vp(name: str) -> None:
     """Song et al. 2021: score = -net(x, 999 t)/std, and Tweedie's x0 = (x + std^2 score)/alpha."""
     log_alpha = -0.25 * TIMES**2 * (20.0 - 0.1) - 0.5 * TIMES * 0.1
     alpha, variance = log_alpha.exp(), -torch.expm1(2.0 * log_alpha)
     std = variance if name == "subvp" else variance.sqrt()
     unit = name == "vp uncentred"
-    at = Levels.of(name, tmp_path, alpha, 2.0 * std if unit else std)
+    at = Levels.of(name, alpha, 2.0 * std if unit else std)
     y = 0.5 * (at.x + column(alpha)) if unit else at.x
     score = -at.net(2.0 * y - 1.0 if unit else y, 999.0 * TIMES) / column(std)
     y0 = (y + column(std) ** 2 * score) / column(alpha)
@@ -306,22 +329,22 @@ def test_continuous_vp(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "n"), [("vp discrete", 1000), ("vp discrete ddpm blocks", 500)])
-def test_discrete_vp(name: str, n: int, tmp_path: Path) -> None:
+def test_discrete_vp(name: str, n: int) -> None:
     """Labels t (N - 1), and the std of that index in the table."""
     index = subsampled(n, 37)
     alphas_cumprod = (1.0 - betas(n)).cumprod(0)
     std = (1.0 - alphas_cumprod).sqrt()[index]
-    at = Levels.of(name, tmp_path, alphas_cumprod.sqrt()[index], std)
+    at = Levels.of(name, alphas_cumprod.sqrt()[index], std)
     score = -at.net(at.x, index.double() / (n - 1.0) * (n - 1.0)) / column(std)
     at.gives((at.x + column(std) ** 2 * score) / column(at.alpha))
 
 
 @pytest.mark.parametrize("name", ["ve", "ve centred", "ve unscaled"])
-def test_continuous_ve(name: str, tmp_path: Path) -> None:
+def test_continuous_ve(name: str) -> None:
     """The label is sigma, of which Fourier features take the logarithm; score = net/sigma with scale_by_sigma."""
     sigma = 0.01 * 5000.0 ** torch.linspace(0.0, 1.0, 25, dtype=torch.float64)
     unit, plain = name == "ve", name == "ve unscaled"
-    at = Levels.of(name, tmp_path, 1.0, 2.0 * sigma if unit else sigma)
+    at = Levels.of(name, 1.0, 2.0 * sigma if unit else sigma)
     y = 0.5 * (at.x + 1.0) if unit else at.x
     out = at.net(2.0 * y - 1.0 if unit else y, sigma if plain else sigma.log())
     score = out if plain else out / column(sigma)
@@ -330,12 +353,12 @@ def test_continuous_ve(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "n"), [("ve discrete", 1000), ("ncsnv2", 232)])
-def test_discrete_ve_counts_from_the_largest_sigma(name: str, n: int, tmp_path: Path) -> None:
+def test_discrete_ve_counts_from_the_largest_sigma(name: str, n: int) -> None:
     """score = net(x, i)/sigma_i, where sigma_0 is the largest and i = round((1 - t)(N - 1))."""
     label = subsampled(n, 37)
     sigma = geometric(50.0, 0.01, n)[label]
     unit = name == "ncsnv2"
-    at = Levels.of(name, tmp_path, 1.0, 2.0 * sigma if unit else sigma)
+    at = Levels.of(name, 1.0, 2.0 * sigma if unit else sigma)
     y = 0.5 * (at.x + 1.0) if unit else at.x
     y0 = y + column(sigma) ** 2 * (at.net(2.0 * y - 1.0 if unit else y, label.double()) / column(sigma))
     at.gives(2.0 * y0 - 1.0 if unit else y0)
@@ -361,10 +384,10 @@ class Listening(torch.nn.Module):
 
 
 @pytest.mark.parametrize("name", ["edm", "edm classes", "edm dhariwal", "edm ncsnpp"])
-def test_edm(name: str, tmp_path: Path) -> None:
+def test_edm(name: str) -> None:
     """D = c_skip x + c_out F(c_in x; log(sigma)/4), Karras et al. 2022, Table 1, with sigma_data = 1/2."""
     sigma, data = geometric(0.002, 80.0), 0.5
-    at = Levels.of(name, tmp_path, 1.0, sigma)
+    at = Levels.of(name, 1.0, sigma)
     total = sigma**2 + data**2
     c_skip, c_out, c_in = data**2 / total, sigma * data / total.sqrt(), 1.0 / total.sqrt()
     at.gives(column(c_skip) * at.x + column(c_out) * at.net(column(c_in) * at.x, sigma.log() / 4.0))
@@ -378,27 +401,27 @@ def test_the_std_of_edms_data_is_the_files() -> None:
     assert (spec.sigma_data, spec.prediction, spec.input_scale) == (0.25, "edm", "unit")
 
 
-def test_edm_vp(tmp_path: Path) -> None:
+def test_edm_vp() -> None:
     """D = x - sigma F(x / sqrt(sigma^2 + 1); 999 t), with t the time of sigma (ibid.)."""
     t = TIMES[1:]
     sigma = torch.expm1(0.5 * 19.9 * t**2 + 0.1 * t).sqrt()
-    at = Levels.of("edm vp", tmp_path, 1.0, sigma)
+    at = Levels.of("edm vp", 1.0, sigma)
     at.gives(at.x - column(sigma) * at.net(at.x / column(sigma**2 + 1.0).sqrt(), 999.0 * t))
 
 
-def test_edm_ve(tmp_path: Path) -> None:
+def test_edm_ve() -> None:
     """D = x + sigma F(x; log(sigma/2)) (ibid.)."""
     sigma = 0.02 * 5000.0**TIMES
-    at = Levels.of("edm ve", tmp_path, 1.0, sigma)
+    at = Levels.of("edm ve", 1.0, sigma)
     at.gives(at.x + column(sigma) * at.net(at.x, (0.5 * sigma).log()))
 
 
-def test_edm_iddpm(tmp_path: Path) -> None:
+def test_edm_iddpm() -> None:
     """D = x - sigma F(x / sqrt(sigma^2 + 1); M - 1 - j), with u_j the level nearest to sigma (ibid.)."""
     u = arrays("networks/edm_iddpm_u_table")["u"].double()
     sigma = torch.cat([u[torch.tensor([1, 500, 998])], geometric(0.02, 80.0)])
     j = (sigma[:, None] - u[:-1]).abs().argmin(1)
-    at = Levels.of("edm iddpm", tmp_path, 1.0, sigma)
+    at = Levels.of("edm iddpm", 1.0, sigma)
     out = at.net(at.x / column(sigma**2 + 1.0).sqrt(), 999.0 - j.double())
     at.gives(at.x - column(sigma) * out[:, :3])
     fraction = moments(at.denoiser, at.x, sd.Kernel(1.0, sigma), **at.told)[1]
@@ -406,7 +429,7 @@ def test_edm_iddpm(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["openai", "openai cosine", "openai x0", "guided"])
-def test_openai(name: str, tmp_path: Path) -> None:
+def test_openai(name: str) -> None:
     """x0 = sqrt(1/abar) x - sqrt(1/abar - 1) eps, the second half of the channels v, the fraction (v + 1)/2.
 
     With rescale_timesteps the network is told i (1000/T) (Nichol and Dhariwal 2021, their code).
@@ -415,7 +438,7 @@ def test_openai(name: str, tmp_path: Path) -> None:
     abar = (1.0 - tables["betas_cosine_4000" if cosine else "betas_linear_1000"]).cumprod(0)
     index = subsampled(len(abar), 37 * len(abar) // 1000)
     abar = abar[index]
-    at = Levels.of(name, tmp_path, abar.sqrt(), (1.0 - abar).sqrt())
+    at = Levels.of(name, abar.sqrt(), (1.0 - abar).sqrt())
     out = at.net(at.x, index.double() * (1000.0 / 4000.0) if cosine else index.double())
     if name == "openai x0":
         return at.gives(out)
@@ -427,12 +450,12 @@ def test_openai(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("diffusers")])
-def test_diffusers(name: str, tmp_path: Path) -> None:
+def test_diffusers(name: str) -> None:
     """x0 from epsilon, from v = sqrt(abar) eps - sqrt(1 - abar) x0 (Salimans and Ho 2022), or given at once."""
     abar = (1.0 - (COSINE[1000].betas if name == "diffusers cosine" else betas(1000))).cumprod(0)
     index, unit = subsampled(1000, 37), name == "diffusers centred"
     alpha, sigma = abar[index].sqrt(), (1.0 - abar[index]).sqrt()
-    at = Levels.of(name, tmp_path, alpha, 2.0 * sigma if unit else sigma)
+    at = Levels.of(name, alpha, 2.0 * sigma if unit else sigma)
     y = 0.5 * (at.x + column(alpha)) if unit else at.x
     out = at.net(2.0 * y - 1.0 if unit else y, index.double())
     a, s = column(alpha), column(sigma)
@@ -683,11 +706,11 @@ def test_a_file_that_would_run_code_is_refused(name: str, tmp_path: Path) -> Non
 
 
 def test_a_folder_with_checkpoints_is_left_alone(tmp_path: Path) -> None:
-    CASES["edm"].imported(tmp_path, folder=tmp_path / "run")
-    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    folder = shutil.copytree(CASES["edm"].run[1], tmp_path / "run")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(sd.UserError, match="holds checkpoints already; choose another folder"):
-        CASES["vp"].imported(tmp_path, folder=tmp_path / "run")
-    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+        CASES["vp"].imported(folder=folder)
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # --- published models -----------------------------------------------------------------------------------------
@@ -744,9 +767,14 @@ def test_published_configurations_build(source: str, name: str) -> None:
     (size,) = {size for part, size in PIXELS.items() if part in name}
     assert spec.shape == (3, size, size)
     assert isinstance(spec.process, sd.VESDE | sd.DiscreteVE) == (spec.prediction == "sigma_score")
-    with torch.device("meta"):
-        net = build_network(spec)
-    assert sum(p.numel() for p in net.parameters()) == PARAMETERS[kind(source, name)]
+    assert parameters(spec.network, json.dumps(spec.options)) == PARAMETERS[kind(source, name)]
+
+
+@cache
+def parameters(network: str, options: str) -> int:
+    """How many a network has. options: JSON; many published models have one network under other processes."""
+    net = outline(sd.NetworkSpec(VP, network=network, options=json.loads(options)))
+    return sum(p.numel() for p in net.parameters())
 
 
 @pytest.mark.parametrize("name", [name for name in score_sde.PUBLISHED if "/" in name])

@@ -37,11 +37,11 @@ AVERAGE = 1.01
 
 
 def score_sde_file(path: Path, name: str, **sections: Any) -> Path:
-    """A .pth with the sections optimizer, model, ema and step; `sections` replaces some of them."""
+    """A .pth with the sections optimizer (of three weights), model, ema and step; `sections` replaces some of them."""
     network = reference(name)
     weights, trained = network.weights, list(network.grad_norms)
     fixed = [key for key in weights if key not in network.grad_norms]
-    parameters = [nn.Parameter(weights[key].clone()) for key in trained]
+    parameters = [nn.Parameter(weights[key].clone()) for key in trained[:3]]
     optimizer = torch.optim.Adam(parameters, lr=2e-4)
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)

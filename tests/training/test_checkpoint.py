@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -36,6 +35,7 @@ from sde_diffusion.checkpoint import (
 )
 from sde_diffusion.data import DataTransform
 from sde_diffusion.files import sha256_of
+from tests.faults import deaths, recorded
 
 FILES = (
     "manifest.json",
@@ -380,34 +380,6 @@ def test_one_that_is_removed_while_it_is_read(run: Path, tmp_path: Path, monkeyp
 
 # --- kills and full disks -------------------------------------------------------------------------------------
 
-CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
-"""What Python tells its auditors of before it is done: all that changes a file system here."""
-
-
-def killed(number: int, action: Callable[[], object]) -> bool:
-    """Do it in a forked process that dies, as by kill -9, before its n-th change of the disk; whether it died."""
-    child = os.fork()
-    if not child:
-        seen = 0
-
-        def audit(event: str, arguments: tuple[object, ...]) -> None:
-            nonlocal seen
-            if event in CHANGES:
-                seen += 1
-                if seen > number:
-                    os._exit(9)
-
-        code = 1
-        try:
-            sys.addaudithook(audit)
-            action()
-            code = 0
-        finally:
-            os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, 9)
-    return code == 9
-
 
 @pytest.mark.parametrize("present", ["none", "older ones", "one of that step", "a damaged one of that step", "a file"])
 def test_a_kill_between_any_two_changes_of_the_disk(present: str, run: Path, tmp_path: Path) -> None:
@@ -429,46 +401,31 @@ def test_a_kill_between_any_two_changes_of_the_disk(present: str, run: Path, tmp
     steps: dict[str, set[tuple[int, str]]] = {"before": set(), "after": {(2, "a title")}}
     if present != "none":
         steps["before"] = {(2, "the former")} if present in ("one of that step", "a file") else {(1, "a title")}
-    number, found = 0, []
-    dead = True
-    while dead:
-        folder = tmp_path / "run"
-        shutil.rmtree(folder, ignore_errors=True)
-        if start.exists():
-            shutil.copytree(start, folder)
-        dead = killed(number, lambda folder=folder: save_checkpoint(folder, saved, keep=1))  # type: ignore[misc]
+    found, folder = [], tmp_path / "run"
+    if start.exists():
+        shutil.copytree(start, folder)
+    for number, left in enumerate(deaths(folder, lambda: save_checkpoint(folder, saved, keep=1), tmp_path / "left")):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a damaged one
-            read = {(c.step, c.title) for c in [read_checkpoint(folder)]} if checkpoint_files(folder) else set()
-        for path in checkpoint_files(folder):  # neither is one found of which a part is removed
+            read = {(c.step, c.title) for c in [read_checkpoint(left)]} if checkpoint_files(left) else set()
+        for path in checkpoint_files(left):  # neither is one found of which a part is removed
             assert "damaged" in present or read_checkpoint(path)
         assert read in steps.values(), number
         found.append(read)
-        save_checkpoint(folder, saved, keep=1)
-        assert [path.name for path in (folder / FOLDER).iterdir()] == ["step_000000002"], number
-        number += 1
+        save_checkpoint(left, saved, keep=1)
+        assert [path.name for path in (left / FOLDER).iterdir()] == ["step_000000002"], number
     assert found == sorted(found, key=lambda read: read == steps["after"])  # once it is there, it stays
-    assert found[0] == steps["before"] and found[-1] == steps["after"] and number > 12
+    assert found[0] == steps["before"] and found[-1] == steps["after"] and len(found) > 25
 
 
 def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every file and the folder are flushed, then it is renamed, then the new name is flushed."""
-    seen, flush, rename = [], os.fsync, os.rename
-
-    def flushed(descriptor: int) -> None:
-        seen.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
-        flush(descriptor)
-
-    def renamed(old: Path, new: Path) -> None:
-        seen.append(f"{Path(old).name} -> {Path(new).name}")
-        rename(old, new)
-
-    monkeypatch.setattr(os, "fsync", flushed)
-    monkeypatch.setattr(os, "rename", renamed)
-    save_checkpoint(tmp_path, checkpoint(2), keep=1)
+    with recorded(monkeypatch) as seen:
+        save_checkpoint(tmp_path, checkpoint(2), keep=1)
     aside = f".step_000000002.{os.getpid()}"
-    assert sorted(seen[: len(FILES)]) == list(FILES)
-    assert seen[len(FILES) :] == [aside, f"{aside} -> step_000000002", FOLDER, tmp_path.name]
+    assert sorted(seen[: len(FILES)]) == [f"flush {name}" for name in FILES]
+    named = [f"flush {aside}", f"{aside} -> step_000000002", f"flush {FOLDER}", f"flush {tmp_path.name}"]
+    assert seen[len(FILES) :] == named
 
 
 @pytest.mark.parametrize("call", ["fsync", "rename", "mkdir"])
@@ -564,7 +521,8 @@ def test_a_damaged_one_costs_no_whole_one(tmp_path: Path) -> None:
 
 def write_old(path: Path, saved: Checkpoint, version: int = 2, **changes: Any) -> None:
     """A file as formats 1 and 2 had it: two sets of weights, and an optimiser that numbers its parameters."""
-    names = [name for name in saved.weights["raw"] if name in dict(outline(saved.spec).named_parameters())]
+    parameters = dict(outline(saved.spec).named_parameters())
+    names = [name for name in saved.weights["raw"] if name in parameters]
     number = {name: i for i, name in enumerate(names)}
     state = {
         "format": version,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ def stand_in(config: ConfigDict) -> Dataset:
     return Dataset(torch.zeros(2, *shape, dtype=dtype), torch.tensor([0, 1]), levels, ("a", "b"), "stand-in")
 
 
+@cache
 def parameters(name: str) -> int:
     config = config_of(name)
     spec = build.spec(config, stand_in(config))

@@ -8,12 +8,12 @@ import json
 import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
+import tracemalloc
 import warnings
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,22 @@ from test_metrics_log import fill, small_disk
 from sde_diffusion import shards as module
 from sde_diffusion.errors import UserError
 from sde_diffusion.shards import FORMATS, Shards
-from tests.faults import killed, recorded
+from tests.faults import deaths, recorded
 
-ROOT = Path(__file__).resolve().parents[2]
 PROTOCOL = {"sampler": "ddim", "seed": 3}
 MANIFEST = {"sampler": "ddim", "samples": 23}
 FORK = multiprocessing.get_context("fork")
 COUNT = 23
 
 
+@cache
+def image(index: int, channels: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(index).integers(0, 256, (5, 4, channels), dtype=np.uint8)
+
+
 def drawn(indices: range, channels: int = 3) -> dict[str, np.ndarray[Any, Any]]:
     """Samples that depend on their index only."""
-    images = [np.random.default_rng(i).integers(0, 256, (5, 4, channels), dtype=np.uint8) for i in indices]
-    return {"images": np.stack(images), "labels": np.array([i % 10 for i in indices])}
+    return {"images": np.stack([image(i, channels) for i in indices]), "labels": np.array([i % 10 for i in indices])}
 
 
 def vectors(indices: range) -> dict[str, np.ndarray[Any, Any]]:
@@ -349,17 +352,17 @@ def test_every_byte_of_a_mark_counts(tmp_path: Path) -> None:
 def test_a_kill_at_any_change_of_the_disk(tmp_path: Path, fmt: str) -> None:
     """Shards written and finished, killed at each change once: all samples once, the same bytes, none left behind."""
     count, size = 3, 2
-    sample(tmp_path / "whole", fmt, size, count)
-    whole, number = content(tmp_path / "whole"), 0
-    while killed(number, folder := tmp_path / str(number), lambda: sample(folder, fmt, size, count)):
+    run = tmp_path / "run"
+    *left, end = deaths(run, lambda: sample(run, fmt, size, count), tmp_path / "left")
+    whole = content(end)
+    for number, folder in enumerate(left):
         stored = Shards(folder, "ddim", PROTOCOL, fmt)
         if marks := len(list((stored.work / "marks").glob("[0-9]*"))):
             assert len(stored.missing(count, size)) == 2 - marks, "what has a mark is not drawn again"
         sample(folder, fmt, size, count)
         assert content(folder) == whole, number
-        shutil.rmtree(folder)
-        number += 1
-    assert content(folder) == whole and number > 40
+    sample(tmp_path / "whole", fmt, size, count)
+    assert content(tmp_path / "whole") == whole and len(left) > 40
 
 
 @every_format
@@ -452,19 +455,20 @@ def test_finish_can_end_at_any_step_and_be_called_again(tmp_path: Path, fmt: str
 
     def stored(folder: Path) -> Shards:
         """A sampling to be finished, where one shard is to be cut and others overlap."""
-        shards = Shards(folder, "ddim", PROTOCOL, fmt)
-        for indices in (range(0, 4), range(2, 8), range(8, 12), range(8, 16), range(16, COUNT + 2)):
-            shards.write(indices, drawn(indices))
-        return shards
+        write_shares(folder, fmt, [range(0, 4), range(2, 8), range(8, 12), range(8, 16), range(16, COUNT + 2)])
+        return Shards(folder, "ddim", PROTOCOL, fmt)
 
+    start = tmp_path / "start"
+    if former:
+        sample(start, fmt, 4, count=9)
+    old = content(start)
+    stored(start)
     stored(tmp_path / "whole").finish(COUNT, MANIFEST)
-    new, old = content(tmp_path / "whole"), dict[str, bytes]()
+    new = content(tmp_path / "whole")
     for calls in range(1, 100, 4 if fmt == "png" else 1):  # each of its files is a step
         folder = tmp_path / f"run{calls}"
-        if former:
-            sample(folder, fmt, 4, count=9)
-            old = content(folder)
-        shards = stored(folder)
+        shutil.copytree(start, folder)
+        shards = Shards(folder, "ddim", PROTOCOL, fmt)
         with pytest.MonkeyPatch.context() as patch, suppress(Killed):
             deadline = Deadline(patch, calls, after)
             shards.finish(COUNT, MANIFEST)
@@ -482,12 +486,12 @@ def test_finish_can_end_at_any_step_and_be_called_again(tmp_path: Path, fmt: str
 @every_format
 def test_a_kill_in_finish_draws_nothing_again(tmp_path: Path, fmt: str, whole: dict[str, bytes]) -> None:
     """Up to the last step, after which the sampling is finished and another would start anew."""
-    seen = []
+    seen, start = [], tmp_path / "start"
+    write_shares(start, fmt, Shards(start, "ddim", PROTOCOL, fmt).missing(COUNT, 4))
     for calls in range(1, 100):
         folder = tmp_path / f"run{calls}"
+        shutil.copytree(start, folder)
         shards = Shards(folder, "ddim", PROTOCOL, fmt)
-        for indices in shards.missing(COUNT, 4):
-            shards.write(indices, drawn(indices))
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
             warnings.simplefilter("error")
             deadline = Deadline(patch, calls, after=False)
@@ -530,35 +534,22 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path: Path, fmt: str,
         assert content(disk / "run") == whole
 
 
-MEMORY = """
-import resource, sys
-from pathlib import Path
-import numpy as np
-from sde_diffusion.shards import Shards
-
-def peak():  # of this program alone; ru_maxrss would have that of the one which started it
-    (line,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
-    return int(line.split()[1]) / 1024
-
-def draw(indices):
-    return np.random.default_rng(indices[0]).integers(0, 256, (len(indices), 32, 32, 3), dtype=np.uint8)
-
-shards = Shards(Path(sys.argv[1]), "x", {}, "npz")
-warm = Shards(Path(sys.argv[1]), "warm", {}, "npz")
-warm.write(range(500), {"images": draw(range(500))})
-warm.finish(500, {})
-before = peak()
-for indices in shards.missing(int(sys.argv[2]), 500):
-    shards.write(indices, {"images": draw(indices), "labels": np.arange(len(indices))})
-shards.first(100)
-shards.finish(int(sys.argv[2]), {})
-print(peak() - before)
-"""
-
-
 def test_memory_is_that_of_a_shard(tmp_path: Path) -> None:
-    """25 MiB of images in shards of 1.5 MiB."""
-    command = [sys.executable, "-c", MEMORY, str(tmp_path), "9000"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert (tmp_path / "samples_x.npz").stat().st_size > 25 * 2**20
-    assert float(done.stdout) < 12
+    """25 MiB of images in shards of 1.5 MiB: the peak of what Python and numpy hold."""
+
+    def draw(indices: range) -> dict[str, np.ndarray[Any, Any]]:
+        images = np.random.default_rng(indices[0]).integers(0, 256, (len(indices), 32, 32, 3), dtype=np.uint8)
+        return {"images": images, "labels": np.arange(len(indices))}
+
+    shards, count = Shards(tmp_path, "x", {}, "npz"), 9000
+    tracemalloc.start()
+    try:
+        for indices in shards.missing(count, 500):
+            shards.write(indices, draw(indices))
+        shards.first(100)
+        path, _ = shards.finish(count, {})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert path.stat().st_size > 25 * 2**20
+    assert peak < 12 * 2**20

@@ -15,6 +15,7 @@ import sde_diffusion as sd
 from sde_diffusion import build
 from sde_diffusion.data import DataTransform
 from sde_diffusion.denoiser import Seen
+from sde_diffusion.metrics.classifier import RECIPE
 from sde_diffusion.modes.cells import write_film
 from sde_diffusion.modes.judging import bench, flow_distance
 from sde_diffusion.modes.sampling import Drawn, Model, draw, network_model
@@ -76,8 +77,9 @@ def test_a_film_shows_x_in_units_of_its_spread(tmp_path: Path) -> None:
         assert film["captions"][1].startswith("evaluation 4 of 7, log-SNR")
 
 
-def test_a_classifier_knows_nothing_of_the_test_split(tmp_path: Path) -> None:
+def test_a_classifier_knows_nothing_of_the_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever split figures compare with, the features are those of one network, trained on the training split."""
+    monkeypatch.setitem(RECIPE, "updates", [4, 4])
     config = config_of("vpsde_digits")
     config.compare.cache = str(tmp_path)
     config.compare.bootstraps = 2

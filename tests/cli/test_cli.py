@@ -54,6 +54,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     few = (
         *("--config.compare.samplers=('ddim','ode')", "--config.compare.steps=(2,)", "--config.compare.bootstraps=3"),
         *("--config.compare.metrics=('frechet','precision')", "--config.likelihood.rtol=1e-2"),
+        *("--config.compare.flow_samples=12", "--config.compare.flow_rtol=1e-3"),
     )
     done = run(
         *("--config", "vpsde_digits", "--workdir", folder, *TINY, "--config.training.steps=40", *few),

@@ -38,6 +38,6 @@ def get_config() -> ConfigDict:
     config.training.sample_every = 1250
     config.training.checkpoint_every = 250
     config.sampling.num_samples = 500
-    config.sampling.gallery = ("ddim:50", "pc:100", "ode")
+    config.sampling.gallery = ("ddim:50", "pc:50", "ode")
     config.likelihood.terms = 100
     return config

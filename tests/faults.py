@@ -163,39 +163,33 @@ class Deaths(Disk):
                 os.dup2(ours, theirs)
 
 
+def forked(action: Callable[[], object]) -> int:
+    """Do it in a forked process; its exit code, the negative signal where one ended it."""
+    child = os.fork()
+    if not child:
+        gc.disable()  # it would walk, and so copy, all that the parent holds
+        code = 1
+        try:
+            action()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 def deaths(folder: Path, action: Callable[[], object], place: Path) -> list[Path]:
     """Do it once, in a forked process: the folder as a death at each change of it leaves it, in order, and in the end.
 
     They are copies in a place of their own; the first ones may not be there yet, as the folder itself was not.
     """
     place.mkdir()
-    child = os.fork()
-    if not child:
-        gc.disable()
-        code = 1
-        try:
-            Deaths(folder, place).install()
-            action()
-            code = 0
-        finally:
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert forked(lambda: (Deaths(folder, place).install(), action())) == 0
     return [*(copy / folder.name for copy in sorted(place.iterdir())), folder]
 
 
 def killed(number: int, folder: Path, action: Callable[[], object]) -> bool:
     """Do it in a forked process that dies at its change of a folder of that number, from 0; whether it died."""
-    child = os.fork()
-    if not child:
-        gc.disable()  # it would walk, and so copy, all that the parent holds
-        code = 1
-        try:
-            Disk(folder, number).install()
-            action()
-            code = 0
-        finally:
-            os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = forked(lambda: (Disk(folder, number).install(), action()))
     assert code in (0, -signal.SIGKILL)
     return code != 0
 

@@ -190,7 +190,7 @@ def test_resuming_gives_the_batches_of_an_unbroken_run(root: Path, storage: str,
         if step in ((1, 9) if workers == 1 else (0, 1, 4, 5, 9, 14)):
             state = json.loads(json.dumps(stream.state))
             assert bool(state) == (storage == "streaming" and step > 0)
-            for kept in (state, None) if state else (state,):
+            for kept in (state, None):
                 assert same(unbroken[step : step + 4], take(train, 4, start_step=step, state=kept, workers=workers))
         assert same([next(stream)], [unbroken[step]])
 

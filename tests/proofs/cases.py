@@ -62,7 +62,7 @@ def quick_denoiser(mixture: sd.GaussianMixture) -> Denoise:
         return (-0.5 / total).T, tilt.T, const, alpha * variances / total, sigma**2 * means / total
 
     def denoise(x: Tensor, kernel: sd.Kernel, **conditioning: Tensor) -> Tensor:
-        if kernel.alpha.ndim or x.dtype != torch.float64:  # one level a sample: the adaptive flow
+        if kernel.alpha.ndim or x.dtype != torch.float64:  # the adaptive flow; float32
             return mixture.denoiser()(x, kernel)
         square, linear, const, slope, offset = factors(kernel.alpha.item(), kernel.sigma.item())
         r = torch.addmm(const, x * x, square).addmm_(x, linear).softmax(1)

@@ -246,6 +246,9 @@ def test_correctors_keep_the_variance_of_a_gaussian(corrector: str, corrector_st
         alpha, sigma = kernel.alpha.item(), kernel.sigma.item()
         return x * (alpha * std**2 / (alpha**2 * std**2 + sigma**2))
 
+    def on_step(index: int, node: Node, x: Tensor, x0_hat: Tensor) -> None:
+        assert bool(x.isfinite().all() and x0_hat.isfinite().all()), index
+
     out = sd.sample(
         denoiser,
         (600, dims),
@@ -254,6 +257,7 @@ def test_correctors_keep_the_variance_of_a_gaussian(corrector: str, corrector_st
         corrector_steps=corrector_steps,
         generator=generator(3),
         dtype=torch.float64,
+        on_step=on_step,
         **options,
     )
     assert out.nfe == 300 * (corrector_steps + 1)

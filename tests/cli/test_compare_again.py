@@ -48,7 +48,7 @@ def test_kills_change_nothing(warm: Warm, trained: Path, tmp_path: Path) -> None
         shutil.copytree(trained, tmp_path / name)
     warm.run(*compare(tmp_path / "whole", *flags))
     kills = 0
-    while warm.killed(5 + 9 * kills, tmp_path / "killed", *compare(tmp_path / "killed", *flags)):
+    while warm.killed(5 + 12 * kills, tmp_path / "killed", *compare(tmp_path / "killed", *flags)):
         kills += 1
     assert kills > 5
     assert timeless(tmp_path / "killed") == timeless(tmp_path / "whole")

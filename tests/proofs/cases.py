@@ -193,12 +193,12 @@ ROWS: dict[str, SamplerRow] = {**SAMPLERS, **VARIANTS}
 
 
 def in_turn(rows: Sequence[str], processes: Sequence[str]) -> list[tuple[str, int, str]]:
-    """(row, dims, process): every row under every process in 2 dimensions, and in 12 under one of them, in turn.
+    """(row, dims, process): every row under every process, in 12 dimensions under one of them, in turn, in 2 elsewhere.
 
     What a sampler does is the same for all coordinates but for norms over them, which one process shows as well as all.
     """
-    wide = [(row, 12, processes[index % len(processes)]) for index, row in enumerate(rows)]
-    return [*((row, 2, process) for row in rows for process in processes), *wide]
+    turns = [(index % len(processes), row) for index, row in enumerate(rows)]
+    return [(row, 12 if at == turn else 2, process) for turn, row in turns for at, process in enumerate(processes)]
 
 
 def run(row: str, denoiser: Denoise, *arguments: Any, **named: Any) -> sd.Sample:

@@ -218,7 +218,7 @@ class Paths:
         return self.noise.pop(0)
 
 
-WEAK_SIZES = (80, 160, 320)
+WEAK_SIZES = (40, 80, 160)
 
 
 @cache

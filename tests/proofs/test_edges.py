@@ -139,9 +139,11 @@ def test_an_image_is_a_vector(row: str, process: str) -> None:
         torch.testing.assert_close(image.x.flatten(1), vector.x, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("row", "process"), [(row, [*PROCESSES][(i + shift) % len(PROCESSES)]) for i, row in enumerate(FIXED) for shift in (0, 3, 5)]
-)
+ONE_NUMBER = [(row, [*PROCESSES][(i + shift) % len(PROCESSES)]) for i, row in enumerate(FIXED) for shift in (0, 3, 5)]
+"""Each row under three processes, in turn."""
+
+
+@pytest.mark.parametrize(("row", "process"), ONE_NUMBER)
 def test_one_dimension(row: str, process: str) -> None:
     """Data [1] in a batch of one and of three."""
     for batch in (1, 3):

@@ -34,9 +34,9 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from sde_diffusion.engine import EVERYONES, everyones, process_number
-from sde_diffusion.errors import UserError, choose, nearest
-from sde_diffusion.guard import Preempted
+from sde_diffusion.core.errors import UserError, choose, nearest
+from sde_diffusion.runtime.engine import EVERYONES, everyones, process_number
+from sde_diffusion.training.guard import Preempted
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 MODE_NAMES = (
@@ -158,7 +158,7 @@ def config_path(name: str) -> Path:
 
 def choose_named(section: ConfigDict, key: str, name: str | None, options: str, given: Iterable[str]) -> None:
     """Choose a sampler or a grid by name and set its options; those of another one are dropped."""
-    from sde_diffusion import build
+    from sde_diffusion import settings as build
 
     name = section[key] if name is None else name
     kept = section[options].to_dict() if name == section[key] else {}
@@ -168,8 +168,8 @@ def choose_named(section: ConfigDict, key: str, name: str | None, options: str, 
 
 def apply_flags(config: ConfigDict) -> None:
     """Write the short flags into the configuration."""
-    from sde_diffusion import build
-    from sde_diffusion.grids import fixed_steps
+    from sde_diffusion import settings as build
+    from sde_diffusion.core.grids import fixed_steps
 
     sampling = config.sampling
     with config.unlocked():
@@ -280,7 +280,7 @@ def run(argv: list[str]) -> None:
         raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --, see --help")
     choose("mode", FLAGS.mode, dict.fromkeys(MODE_NAMES))
     if FLAGS.mode == "samplers":
-        from sde_diffusion.modes.catalogue import catalogue
+        from sde_diffusion.commands.catalogue import catalogue
 
         print(catalogue())
         return
@@ -288,7 +288,7 @@ def run(argv: list[str]) -> None:
     apply_flags(config)
 
     import run_lib
-    from sde_diffusion import build
+    from sde_diffusion import settings as build
 
     try:
         build.check(config)

@@ -1,6 +1,6 @@
 """What each command does: the table of the modes, and all of them in a row.
 
-A mode is a function (config, folder, engine); sde_diffusion/modes has them.
+A mode is a function (config, folder, engine); sde_diffusion/commands has them.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from sde_diffusion import build
-from sde_diffusion.engine import Engine
-from sde_diffusion.modes.compare import compare
-from sde_diffusion.modes.edit import edit
-from sde_diffusion.modes.evaluation import evaluate, post_hoc
-from sde_diffusion.modes.exchange import export_network, import_network
-from sde_diffusion.modes.folder import trained_network
-from sde_diffusion.modes.latents import latents
-from sde_diffusion.modes.likelihood import likelihood
-from sde_diffusion.modes.sampling import sample, sample_into
-from sde_diffusion.modes.training import train
+from sde_diffusion import settings as build
+from sde_diffusion.commands.compare import compare
+from sde_diffusion.commands.edit import edit
+from sde_diffusion.commands.evaluation import evaluate, post_hoc
+from sde_diffusion.commands.exchange import export_network, import_network
+from sde_diffusion.commands.latents import latents
+from sde_diffusion.commands.likelihood import likelihood
+from sde_diffusion.commands.training import train
+from sde_diffusion.pipelines.run_folder import trained_network
+from sde_diffusion.pipelines.sampling import sample, sample_into
 from sde_diffusion.report.table import table
+from sde_diffusion.runtime.engine import Engine
 
 
 def everything(config: ConfigDict, folder: Path, engine: Engine) -> None:

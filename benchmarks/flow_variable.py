@@ -3,7 +3,7 @@
     python benchmarks/flow_variable.py [--process VPSDE] [--run runs/NAME] [--samples 64] [--threads 1]
 
 The flow is solved from one draw of the prior down to the grid's last node, in every variable of
-sde_diffusion.flow.VARIABLES that is finite at the prior's level, by methods per_sample and rk45, at tolerances
+sde_diffusion.solvers.flow.VARIABLES that is finite at the prior's level, by methods per_sample and rk45, at tolerances
 (rtol = atol) of 1e-3, 1e-4, 1e-5.
 
     nfe         calls of the denoiser for the whole batch; per_sample goes on until its slowest sample is done
@@ -28,8 +28,8 @@ from common import elapsed
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.flow import VARIABLES
 from sde_diffusion.report.table import table
+from sde_diffusion.solvers.flow import VARIABLES
 
 SHAPE = (3, 32, 32)
 METHODS = ("rk45", "per_sample")

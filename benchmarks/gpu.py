@@ -24,7 +24,7 @@ import torch
 from gpu_place import NotHere, Place
 from gpu_rows import Row, place_of, rows
 
-from sde_diffusion.errors import UserError
+from sde_diffusion.core.errors import UserError
 
 HEAD = ("row", "figure", "wanted", "outcome", "s")
 

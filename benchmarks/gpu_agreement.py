@@ -13,9 +13,9 @@ from gpu_place import EXACT, SINGLE, Found, NotHere, Place, close, shaken, tf32
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion import build
+from sde_diffusion import settings as build
+from sde_diffusion.core.noise import seeded
 from sde_diffusion.data import Dataset
-from sde_diffusion.noise import seeded
 from sde_diffusion.samplers import SAMPLER_TABLE
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -23,9 +23,9 @@ import numpy as np
 from gpu_place import LOSSES, ROOT, Place
 from gpu_speed import train_speed
 
-from sde_diffusion.checkpoint import checkpoint_at
-from sde_diffusion.files import write_aside
 from sde_diffusion.report.pictures import png, tiles
+from sde_diffusion.storage.checkpoint import checkpoint_at
+from sde_diffusion.storage.files import write_aside
 
 SAMPLERS, TOY_SAMPLERS = ("ddim:50", "dpmpp_2m:20", "heun:18"), ("ddim:4", "dpmpp_2m:3", "heun:2")
 COUNT, TOY_COUNT, PARTS, SHOWN = 5000, 60, 4, 24

@@ -17,7 +17,7 @@ from gpu_speed import layouts, sampling, training
 from gpu_trainings import fp16, resumed, two_processes
 
 import sde_diffusion as sd
-from sde_diffusion.engine import usable_device
+from sde_diffusion.runtime.engine import usable_device
 
 NETWORKS = ("ddpm_cifar", "ddpmpp_cifar")
 

@@ -18,12 +18,12 @@ from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 import sde_diffusion as sd
-from sde_diffusion import build
+from sde_diffusion import settings as build
+from sde_diffusion.commands.training import Run, Task, begin, part_losses
+from sde_diffusion.core.noise import seeded
 from sde_diffusion.data import Dataset, DataTransform, Splits
-from sde_diffusion.engine import Engine
-from sde_diffusion.modes.training import Run, Task, begin, part_losses
-from sde_diffusion.noise import seeded
-from sde_diffusion.progress import memory
+from sde_diffusion.runtime.engine import Engine
+from sde_diffusion.runtime.progress import memory
 
 
 def cifar_config(name: str, toy: bool) -> ConfigDict:

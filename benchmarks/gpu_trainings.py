@@ -12,7 +12,7 @@ import torch
 from gpu_place import LOSSES, ROOT, Found, NotHere, Place
 from gpu_speed import in_training, one_update
 
-from sde_diffusion import build
+from sde_diffusion import settings as build
 
 
 def digits_flags(place: Place, folder: Path) -> list[str]:

@@ -34,11 +34,11 @@ from common import elapsed
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.checkpoint import denoiser_of, read_checkpoint
+from sde_diffusion.core.noise import rademacher
 from sde_diffusion.data import DataOptions, load_splits
-from sde_diffusion.flow import Flow
-from sde_diffusion.noise import rademacher
 from sde_diffusion.report.table import table
+from sde_diffusion.solvers.flow import Flow
+from sde_diffusion.storage.checkpoint import denoiser_of, read_checkpoint
 
 CPU = torch.device("cpu")
 SEED = 7

@@ -28,15 +28,15 @@ from torch import Tensor
 
 import run_lib
 import sde_diffusion as sd
-from sde_diffusion import build
-from sde_diffusion.checkpoint import build_network, denoiser_of, load_weights, read_checkpoint
+from sde_diffusion import settings as build
 from sde_diffusion.data import Dataset, batches
-from sde_diffusion.denoiser import NetworkDenoiser
-from sde_diffusion.elbo import Chain, Space
-from sde_diffusion.losses import denoising_score_matching, variational_loss
+from sde_diffusion.denoisers.denoiser import NetworkDenoiser
+from sde_diffusion.likelihood.bounds import Chain, Space
+from sde_diffusion.objectives.losses import denoising_score_matching, variational_loss
+from sde_diffusion.objectives.times import TimeSampler, time_sampler
 from sde_diffusion.report.likelihood import summary
 from sde_diffusion.report.table import table
-from sde_diffusion.times import TimeSampler, time_sampler
+from sde_diffusion.storage.checkpoint import build_network, denoiser_of, load_weights, read_checkpoint
 
 BATCH, REPEATS = 64, 150
 

@@ -14,9 +14,9 @@ import time
 import psutil
 import torch
 
-from sde_diffusion import build
-from sde_diffusion.checkpoint import build_network
+from sde_diffusion import settings as build
 from sde_diffusion.data import DataOptions, DataTransform, Source, Stream, batches, load_splits
+from sde_diffusion.storage.checkpoint import build_network
 
 MARKS = (100, 500, 1000, 2000)
 WARM_UP = 3  # steps that are not timed: the workers begin, and so does the network

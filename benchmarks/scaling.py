@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sde_diffusion.metrics_log import read_metrics
+from sde_diffusion.runtime.metrics_log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -19,14 +19,14 @@ from common import elapsed, median_seconds
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sde_diffusion import build
-from sde_diffusion.checkpoint import build_network
+from sde_diffusion import settings as build
 from sde_diffusion.data import Dataset
-from sde_diffusion.ema import Averages, Exponential
 from sde_diffusion.importers.diffusers import unet_rules
 from sde_diffusion.importers.export import network_config
 from sde_diffusion.importers.rules import exported
 from sde_diffusion.nets import UNet
+from sde_diffusion.storage.checkpoint import build_network
+from sde_diffusion.training.averages import Averages, Exponential
 
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 """Dense bf16 peaks of NVIDIA's data sheets."""

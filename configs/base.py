@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     data.dequantize = False  # train on dequantised grey levels, the density that bits/dim is about
 
     config.process = process = ConfigDict()
-    process.name = "VPSDE"  # a key of sde_diffusion.build.PROCESS_BUILDERS
+    process.name = "VPSDE"  # a key of sde_diffusion.settings.PROCESS_BUILDERS
     process.beta_min = 0.1  # VP, sub-VP, DiscreteVP: rate at t = 0
     process.beta_max = 20.0  # rate at t = 1 (Song et al. 2021, Appendix C)
     process.sigma_min = 0.01  # VE, EDM, DiscreteVE: noise std, in model units (data in [-1, 1])
@@ -43,8 +43,8 @@ def get_config() -> ConfigDict:
 
     config.model = model = ConfigDict()
     model.network = "unet"  # a key of sde_diffusion.nets.NETWORKS
-    model.prediction = "v"  # a key of sde_diffusion.prediction.PREDICTIONS: "eps", "x0", "v", "velocity", "edm", ...
-    model.label = "time"  # a key of sde_diffusion.denoiser.LABELS: "time", "logsnr", "log_sigma", "edm", "index", ...
+    model.prediction = "v"  # a key of core.prediction.PREDICTIONS: "eps", "x0", "v", "velocity", "edm", ...
+    model.label = "time"  # a key of denoisers.denoiser.LABELS: "time", "logsnr", "log_sigma", "edm", "index", ...
     model.input_scale = "none"  # "unit": divide x by its std; "centre": 2 x - 1, for data in [0, 1]
     model.sigma_data = 0.5  # std of the data, which prediction and weighting "edm" and input scale "unit" assume
     model.class_conditional = False
@@ -86,7 +86,7 @@ def get_config() -> ConfigDict:
     training.loss = "score_matching"  # or "vlb", the discrete bound; or "hybrid", with vlb_weight of it
     training.vlb_weight = 1e-3  # "hybrid": the bound's share (Nichol and Dhariwal 2021, section 3.1)
     training.weighting = "simple"  # "simple", "v", "velocity", "likelihood", "edm", "min_snr" or "x0"
-    training.times = "uniform"  # a key of sde_diffusion.times.TIME_SAMPLERS: "stratified", "levels", "lognormal", ...
+    training.times = "uniform"  # a key of objectives.times.TIME_SAMPLERS: "stratified", "levels", "lognormal", ...
     training.p_mean = -1.2  # "lognormal": mean of log(sigma/alpha) (Karras et al. 2022); "logit_normal": of log t/(1-t)
     training.p_std = 1.2  # and its std
     training.shift = 1.0  # factor of sigma/alpha of the times, within the process's range: above 1 for more noise
@@ -127,7 +127,7 @@ def get_config() -> ConfigDict:
     edit.strength = 0.0  # share of the steps that are taken, in (0, 1]; 0 for the grid as it is
 
     config.likelihood = likelihood = ConfigDict()
-    likelihood.figures = ("ode", "elbo")  # keys of sde_diffusion.build.FIGURES: the flow, the discrete bound, "vlb"
+    likelihood.figures = ("ode", "elbo")  # keys of sde_diffusion.settings.FIGURES: the flow, the discrete bound, "vlb"
     likelihood.split = "test"  # or "train"
     likelihood.folder = ""  # a folder of images in place of a split
     likelihood.image_size = 0  # pixels a side, to which the pictures of the folder are cut; 0 keeps their own
@@ -169,7 +169,7 @@ def get_config() -> ConfigDict:
     compare.cache = ""  # folder of classifiers and reference statistics; "" for the user's cache
 
     config.oracle = oracle = ConfigDict()  # --mode compare of a closed-form model, in place of a network
-    oracle.kind = ""  # a key of sde_diffusion.build.ORACLES; "" for none
+    oracle.kind = ""  # a key of sde_diffusion.settings.ORACLES; "" for none
     oracle.dims = 12
     oracle.components = 2
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from sde_diffusion.errors import choose
+from sde_diffusion.core.errors import choose
 
 
 def read(chosen: str, valid: Iterable[str]) -> set[str]:

@@ -1,8 +1,25 @@
 """sde_diffusion: score-based diffusion through SDEs and ODEs, with every formula checked against closed-form truth."""
 
-from sde_diffusion.checkpoint import load
+from sde_diffusion.core.errors import UserError
+from sde_diffusion.core.grids import GRIDS, TimeGrid, make_grid
+from sde_diffusion.core.kernel import Kernel
+from sde_diffusion.core.noise import sample_generators
+from sde_diffusion.core.noise_sources import NOISES, BrownianNoise, GivenNoise, NoiseSource, WhiteNoise
+from sde_diffusion.core.sde import (
+    EDM,
+    PROCESSES,
+    SDE,
+    VESDE,
+    VPSDE,
+    CosineVPSDE,
+    DiscreteVE,
+    DiscreteVP,
+    RectifiedFlow,
+    SubVPSDE,
+)
 from sde_diffusion.data import DEQUANTIZERS, DataTransform, LogitNormal, Uniform
-from sde_diffusion.denoiser import (
+from sde_diffusion.denoisers.analytic import EmpiricalDenoiser, GaussianMixture
+from sde_diffusion.denoisers.denoiser import (
     PRECONDITIONERS,
     ClippedDenoiser,
     ConditionedDenoiser,
@@ -17,33 +34,16 @@ from sde_diffusion.denoiser import (
     v,
     velocity,
 )
-from sde_diffusion.elbo import Bound, discretized_gaussian, elbo, vlb
-from sde_diffusion.errors import UserError
-from sde_diffusion.grids import GRIDS, TimeGrid, make_grid
+from sde_diffusion.denoisers.priors import PRIORS, GaussianPrior, Prior, ProcessPrior
 from sde_diffusion.importers import SOURCES, export_diffusers, import_checkpoint
-from sde_diffusion.kernel import Kernel
-from sde_diffusion.latents import RoundTrip, decode, encode, interpolate, round_trip
-from sde_diffusion.likelihood import LogLikelihood, bits_per_dim, log_likelihood
-from sde_diffusion.losses import denoising_score_matching, hybrid_loss, variational_loss
-from sde_diffusion.noise import sample_generators
-from sde_diffusion.noise_sources import NOISES, BrownianNoise, GivenNoise, NoiseSource, WhiteNoise
-from sde_diffusion.ode import SOLVERS, integrate
-from sde_diffusion.oracles import EmpiricalDenoiser, GaussianMixture
-from sde_diffusion.priors import PRIORS, GaussianPrior, Prior, ProcessPrior
+from sde_diffusion.likelihood.bounds import Bound, discretized_gaussian, elbo, vlb
+from sde_diffusion.likelihood.codes import RoundTrip, decode, encode, interpolate, round_trip
+from sde_diffusion.likelihood.flow import LogLikelihood, bits_per_dim, log_likelihood
+from sde_diffusion.objectives.losses import denoising_score_matching, hybrid_loss, variational_loss
+from sde_diffusion.objectives.times import sample_times, time_sampler
 from sde_diffusion.samplers import SAMPLERS, Sample, ddim_inversion, edit, sample
-from sde_diffusion.sde import (
-    EDM,
-    PROCESSES,
-    SDE,
-    VESDE,
-    VPSDE,
-    CosineVPSDE,
-    DiscreteVE,
-    DiscreteVP,
-    RectifiedFlow,
-    SubVPSDE,
-)
-from sde_diffusion.times import sample_times, time_sampler
+from sde_diffusion.solvers.ode import SOLVERS, integrate
+from sde_diffusion.storage.checkpoint import load
 
 __all__ = [
     "DEQUANTIZERS",

@@ -84,7 +84,7 @@ class Disk:
             setattr(os, name, self.guarded(getattr(os, name)))
         os.fsync = self.flushing(os.fsync)  # type: ignore[assignment]
         builtins.open = io.open = self.opening(builtins.open)  # type: ignore[assignment]
-        log = sys.modules.get("sde_diffusion.metrics_log")
+        log = sys.modules.get("sde_diffusion.runtime.metrics_log")
         if log is not None:
             log.FileIO = self.opening(io.FileIO)  # type: ignore[attr-defined]
 

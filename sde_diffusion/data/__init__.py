@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.data import arrow, cifar10, folder, small, toy2d
 from sde_diffusion.data.augment import Augmentation
 from sde_diffusion.data.dataset import Dataset, Source, Splits
@@ -11,7 +12,6 @@ from sde_diffusion.data.loader import Stream, batches
 from sde_diffusion.data.mapped import Reading
 from sde_diffusion.data.pictures import Cut
 from sde_diffusion.data.transform import MEANS, DataTransform
-from sde_diffusion.errors import UserError, choose
 
 __all__ = [
     "DATASETS",

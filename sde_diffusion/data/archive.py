@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from sde_diffusion.errors import UserError
+from sde_diffusion.core.errors import UserError
 
 MOST_BYTES = 256 << 20  # of one picture, unpacked
 MOST_RATIO = 1000  # unpacked to packed; deflate itself ends at 1032, which pictures never reach

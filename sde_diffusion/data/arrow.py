@@ -7,47 +7,21 @@ read; streaming, it reads them from one end to the other.
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sde_diffusion.core.errors import UserError
 from sde_diffusion.data.dataset import Splits
 from sde_diffusion.data.mapped import Mapped, Reading, kept
 from sde_diffusion.data.pictures import common_shape
-from sde_diffusion.errors import UserError
+from sde_diffusion.data.streamed import streamed
+from sde_diffusion.data.tables import Rows, declared_classes, first_line, label_column, rows_of
 
-IMAGE_COLUMNS = ("img", "image", "images", "pixel_values")
-LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
 HELD_OUT = ("test", "validation", "valid", "val")
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """The encoded images of a table, or of another that has its columns (a pyarrow table, or one of `datasets`)."""
-
-    table: Any
-    column: str
-    title: str
-
-    def __len__(self) -> int:
-        return int(self.table.num_rows)
-
-    def name(self, index: int) -> str:
-        return f"{self.title}, image {index}"
-
-    def open(self, index: int) -> Path | io.BytesIO:
-        row = self.table.column(self.column)[index].as_py()
-        if row.get("bytes"):
-            return io.BytesIO(row["bytes"])
-        if row.get("path"):
-            return Path(row["path"])
-        raise ValueError("it has neither bytes nor a path")
 
 
 def huggingface(name: str, reading: Reading) -> Splits:
@@ -109,42 +83,6 @@ def first_row(file: Path, title: str) -> Rows:
     return rows_of(pyarrow.Table.from_batches([batch]), title)
 
 
-def rows_of(table: Any, title: str) -> Rows:
-    """The images of a table. Raises UserError where it has no column of encoded images."""
-    return Rows(table, image_column(table.schema, title), title)
-
-
-def image_column(schema: Any, title: str) -> str:
-    """The name of the column of images. Raises UserError where there is none, or none of encoded images."""
-    import pyarrow
-
-    column = next((name for name in IMAGE_COLUMNS if name in schema.names), None)
-    if column is None:
-        raise UserError(
-            f"{title} has the columns {', '.join(schema.names)}; expected images in one of {', '.join(IMAGE_COLUMNS)}."
-        )
-    kind = schema.field(column).type
-    if not (pyarrow.types.is_struct(kind) and {field.name for field in kind} >= {"bytes", "path"}):
-        raise UserError(f"{title}: column {column} does not hold encoded images (bytes and a path).")
-    return column
-
-
-def label_column(schema: Any) -> str | None:
-    """The name of the column of labels, if there is one."""
-    return next((name for name in LABEL_COLUMNS if name in schema.names), None)
-
-
-def declared_classes(schema: Any, column: str) -> tuple[str, ...]:
-    """The names that the Hugging Face metadata gives the labels; () without them."""
-    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    return tuple(metadata.get("info", {}).get("features", {}).get(column, {}).get("names") or ())
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of a library says, on one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def splits_from_tables(tables: Mapping[str, Any], title: str, reading: Reading) -> Splits:
     """Tables, by the name of the part, as a train and a held-out data set.
 
@@ -192,8 +130,6 @@ def _how(reading: Reading) -> dict[str, bool]:
 def _splits(parts: Mapping[str, Any], title: str, reading: Reading) -> Splits:
     """What `load_dataset` gives, streaming or mapped."""
     if reading.streams:
-        from sde_diffusion.data.streamed import streamed
-
         return streamed(two_parts(parts, title), title, reading)
     return splits_from_tables({name: part.data for name, part in parts.items()}, title, reading)
 

@@ -39,7 +39,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sde_diffusion.errors import UserError
+from sde_diffusion.core.errors import UserError
 
 RADIUS = 6  # of the low-pass, in pixels
 BETA = 5.0  # of its Kaiser window

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.data.arrow import first_row, huggingface, parquet, parquet_files
 from sde_diffusion.data.dataset import Dataset, Splits
 from sde_diffusion.data.mapped import Reading
 from sde_diffusion.data.pictures import format_of
-from sde_diffusion.errors import UserError, choose
 
 # https://www.cs.toronto.edu/~kriz/cifar.html, "CIFAR-10 binary version".
 ARCHIVE_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"

@@ -11,9 +11,9 @@ from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+from sde_diffusion.core.errors import UserError
+from sde_diffusion.core.noise import seeded
 from sde_diffusion.data.pictures import Failure
-from sde_diffusion.errors import UserError
-from sde_diffusion.noise import seeded
 
 Batch = tuple[Tensor, Tensor | None]
 

@@ -24,8 +24,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import UserError
-from sde_diffusion.noise import rand, randn
+from sde_diffusion.core.errors import UserError
+from sde_diffusion.core.noise import rand, randn
 
 Drawing = torch.Generator | Sequence[torch.Generator]
 

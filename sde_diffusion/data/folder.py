@@ -10,11 +10,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
+from sde_diffusion.core.errors import UserError
 from sde_diffusion.data.archive import Archive
 from sde_diffusion.data.dataset import Dataset, Splits
 from sde_diffusion.data.mapped import Mapped, Reading, kept
 from sde_diffusion.data.pictures import Cut, Pictures, common_shape
-from sde_diffusion.errors import UserError
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 HELD_OUT = ("test", "val", "valid", "validation")

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_diffusion.core.errors import UserError
 from sde_diffusion.data.folder import SUFFIXES, Files, load_whole
 from sde_diffusion.data.pictures import Cut, Unreadable, decode, pixels
-from sde_diffusion.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)

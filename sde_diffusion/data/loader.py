@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from sde_diffusion.core.errors import UserError
 from sde_diffusion.data.dataset import Batch, Made, Plan, Source
 from sde_diffusion.data.pictures import FEW, Tally
-from sde_diffusion.errors import UserError
 
 WATCH = 1.0  # seconds between a worker's looks for its trainer
 

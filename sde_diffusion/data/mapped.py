@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.data.dataset import (
     CROP_STREAM,
     Batch,
@@ -24,7 +25,6 @@ from sde_diffusion.data.dataset import (
     shortened,
 )
 from sde_diffusion.data.pictures import FEW, Cut, Failure, Pictures, Tally, Unreadable, decode, listed, pixels
-from sde_diffusion.errors import UserError, choose
 
 MEMORY_LIMIT = 2 << 30  # bytes of decoded pictures that are kept without being asked to
 PATIENCE = 100  # broken pictures in a row

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from sde_diffusion.errors import UserError, choose
+from sde_diffusion.core.errors import UserError, choose
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from sde_diffusion.data.arrow import Rows, declared_classes, first_line, image_column, label_column
+from sde_diffusion.core.errors import UserError
+from sde_diffusion.core.noise import seeded
 from sde_diffusion.data.dataset import (
     CROP_STREAM,
     MOST_HELD_OUT,
@@ -25,8 +26,7 @@ from sde_diffusion.data.dataset import (
 )
 from sde_diffusion.data.mapped import MEMORY_LIMIT, Mapped, Reading, gathered, too_many
 from sde_diffusion.data.pictures import FEW, Cut, Tally, common_shape
-from sde_diffusion.errors import UserError
-from sde_diffusion.noise import seeded
+from sde_diffusion.data.tables import Rows, declared_classes, first_line, image_column, label_column
 
 SKIPPED = 2000  # rows held out where there is no part for it
 CHUNK = 256  # rows that are taken from a shard at once

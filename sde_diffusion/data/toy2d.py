@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.data.dataset import Dataset, Splits
-from sde_diffusion.errors import UserError, choose
 
 # The mixture's parameters, for building its closed-form denoiser. Its variance is not 1 on purpose: a
 # sampler that assumes unit variance shows on it.

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.data.dataset import Source
 from sde_diffusion.data.dequantize import Dequantized, Dequantizer, Drawing, Uniform
-from sde_diffusion.errors import UserError, choose
 
 UNIFORM = Uniform()
 

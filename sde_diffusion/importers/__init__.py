@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from sde_diffusion.checkpoint import Checkpoint, checkpoint_files, denoiser_of, save_checkpoint
+from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.data import DataTransform
-from sde_diffusion.denoiser import NetworkDenoiser
-from sde_diffusion.errors import UserError, choose
+from sde_diffusion.denoisers.denoiser import NetworkDenoiser
 from sde_diffusion.importers import diffusers, edm, openai, score_sde
 from sde_diffusion.importers.export import export_diffusers
 from sde_diffusion.importers.foreign import Foreign, Settings, read_settings
 from sde_diffusion.importers.rules import converted
+from sde_diffusion.storage.checkpoint import Checkpoint, checkpoint_files, denoiser_of, save_checkpoint
 
 __all__ = ["SOURCES", "Source", "check_empty", "export_diffusers", "import_checkpoint", "imported"]
 

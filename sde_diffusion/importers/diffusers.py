@@ -13,16 +13,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.checkpoint import outline
-from sde_diffusion.denoiser import NetworkSpec
-from sde_diffusion.errors import UserError, choose
+from sde_diffusion.core.errors import UserError, choose
+from sde_diffusion.core.sde import DiscreteVP, RectifiedFlow
+from sde_diffusion.denoisers.denoiser import NetworkSpec
 from sde_diffusion.importers.foreign import Foreign, Settings, only, read_json, resolved
 from sde_diffusion.importers.reading import read_safetensors, read_torch
 from sde_diffusion.importers.rules import BlockNames, Part, Rule, by_class, pair
 from sde_diffusion.nets.backbone import Backbone
 from sde_diffusion.nets.blocks import Head, ResidualBlock, SelfAttention
 from sde_diffusion.nets.resample import DownConv, UpConv
-from sde_diffusion.sde import DiscreteVP, RectifiedFlow
+from sde_diffusion.storage.checkpoint import outline
 
 PUBLISHED: dict[str, Settings] = {}
 """Folders of diffusers carry their configuration."""

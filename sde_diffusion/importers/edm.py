@@ -20,16 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.checkpoint import outline
-from sde_diffusion.denoiser import NetworkSpec
-from sde_diffusion.errors import UserError, choose
+from sde_diffusion.core.errors import UserError, choose
+from sde_diffusion.core.sde import EDM, VESDE, VPSDE, DiscreteVP
+from sde_diffusion.denoisers.denoiser import NetworkSpec
 from sde_diffusion.importers.foreign import Foreign, Settings, needed, only, resolved
 from sde_diffusion.importers.reading import Persistent, module_tensors, read_edm_pickle, read_torch
 from sde_diffusion.importers.rules import BlockNames, Part, Rule, by_class, matrix, pair, qkv
 from sde_diffusion.nets.backbone import Backbone, InputResidual, InputSkip, OutputSkip
 from sde_diffusion.nets.blocks import Head, ResidualBlock, SelfAttention
 from sde_diffusion.nets.embedding import FourierFeatures
-from sde_diffusion.sde import EDM, VESDE, VPSDE, DiscreteVP
+from sde_diffusion.storage.checkpoint import outline
 
 PUBLISHED: dict[str, Settings] = {}
 """Files of EDM carry their configuration."""

@@ -16,14 +16,14 @@ from typing import Any, TypeVar
 from safetensors.torch import save as safetensors
 from torch import nn
 
-from sde_diffusion.denoiser import NetworkDenoiser, NetworkSpec
-from sde_diffusion.errors import UserError
-from sde_diffusion.files import write_aside
+from sde_diffusion.core.errors import UserError
+from sde_diffusion.core.sde import RectifiedFlow, process_state
+from sde_diffusion.denoisers.denoiser import NetworkDenoiser, NetworkSpec
 from sde_diffusion.importers.diffusers import WEIGHTS, unet_rules
 from sde_diffusion.importers.rules import exported
 from sde_diffusion.nets.backbone import Backbone
 from sde_diffusion.nets.blocks import GroupNorm, ResidualBlock, SelfAttention, Stage
-from sde_diffusion.sde import RectifiedFlow, process_state
+from sde_diffusion.storage.files import write_aside
 
 T = TypeVar("T")
 VERSION = "0.30.0"

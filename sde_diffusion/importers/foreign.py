@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sde_diffusion.denoiser import NetworkSpec
-from sde_diffusion.errors import UserError, choose, nearest
+from sde_diffusion.core.errors import UserError, choose, nearest
+from sde_diffusion.denoisers.denoiser import NetworkSpec
 from sde_diffusion.importers.rules import Rule
 
 Settings = dict[str, Any]

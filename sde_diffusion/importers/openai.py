@@ -14,16 +14,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sde_diffusion.checkpoint import outline
-from sde_diffusion.denoiser import NetworkSpec
-from sde_diffusion.errors import UserError, choose
+from sde_diffusion.core.errors import UserError, choose
+from sde_diffusion.core.sde import DiscreteVP
+from sde_diffusion.denoisers.denoiser import NetworkSpec
 from sde_diffusion.importers.foreign import Foreign, Settings, needed, only, resolved
 from sde_diffusion.importers.reading import read_torch
 from sde_diffusion.importers.rules import BlockNames, Part, Rule, by_class, matrix, pair, qkv
 from sde_diffusion.nets.backbone import Backbone
 from sde_diffusion.nets.blocks import Head, ResidualBlock, SelfAttention
 from sde_diffusion.nets.resample import Down, DownConv, Up, UpConv
-from sde_diffusion.sde import DiscreteVP
+from sde_diffusion.storage.checkpoint import outline
 
 # --- weights --------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sde_diffusion.errors import UserError
+from sde_diffusion.core.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.checkpoint import outline
-from sde_diffusion.denoiser import NetworkSpec
-from sde_diffusion.errors import UserError, choose
+from sde_diffusion.core.errors import UserError, choose
+from sde_diffusion.core.sde import SDE, VESDE, VPSDE, DiscreteVE, DiscreteVP, SubVPSDE
+from sde_diffusion.denoisers.denoiser import NetworkSpec
 from sde_diffusion.importers.foreign import Foreign, Settings, chosen, only, resolved
 from sde_diffusion.importers.reading import read_torch
 from sde_diffusion.importers.rules import BlockNames, Part, Rule, by_class, converted, pair
@@ -32,7 +32,7 @@ from sde_diffusion.nets.blocks import Head, ResidualBlock, SelfAttention
 from sde_diffusion.nets.embedding import FourierFeatures
 from sde_diffusion.nets.ncsnv2 import NCSNv2
 from sde_diffusion.nets.resample import Down, DownConv, Up, UpConv
-from sde_diffusion.sde import SDE, VESDE, VPSDE, DiscreteVE, DiscreteVP, SubVPSDE
+from sde_diffusion.storage.checkpoint import outline
 
 # --- weights --------------------------------------------------------------------------------------------------
 

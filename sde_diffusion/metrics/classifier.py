@@ -22,9 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from sde_diffusion.core.errors import UserError
+from sde_diffusion.core.noise import rand, randn, seeded
 from sde_diffusion.data.dataset import Dataset, Source, hold_out
-from sde_diffusion.errors import UserError
-from sde_diffusion.files import write_aside
 from sde_diffusion.metrics.extraction import (
     Features,
     channels_first,
@@ -35,8 +35,8 @@ from sde_diffusion.metrics.extraction import (
     scaled,
 )
 from sde_diffusion.metrics.packages import contained
-from sde_diffusion.noise import rand, randn, seeded
-from sde_diffusion.records import digest, tensor_digest
+from sde_diffusion.storage.files import write_aside
+from sde_diffusion.storage.records import digest, tensor_digest
 
 RECIPE: dict[str, Any] = {
     "version": 3,  # to be raised with any change of the network or the training

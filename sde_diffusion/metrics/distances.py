@@ -29,7 +29,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.errors import UserError, choose
+from sde_diffusion.core.errors import UserError, choose
+from sde_diffusion.core.noise import randn, seeded
 from sde_diffusion.metrics import neighbours
 from sde_diffusion.metrics.extraction import Features
 from sde_diffusion.metrics.packages import contained, torchmetrics
@@ -44,7 +45,6 @@ from sde_diffusion.metrics.scores import (
     scored,
     spread,
 )
-from sde_diffusion.noise import randn, seeded
 
 __all__ = ["METRICS", "Judging", "Metric", "Score", "judge"]
 

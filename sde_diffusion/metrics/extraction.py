@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_diffusion.core.errors import UserError
+from sde_diffusion.core.noise import seeded
 from sde_diffusion.data.dataset import SPLIT_SEED, Dataset, Source
 from sde_diffusion.data.transform import DataTransform
-from sde_diffusion.errors import UserError
-from sde_diffusion.noise import seeded
 
 BATCH = 256
 MOST = 50_000  # samples of a set that are looked at, the number that Frechet distances are usually given for

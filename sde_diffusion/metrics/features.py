@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from sde_diffusion.core.errors import choose
 from sde_diffusion.data.dataset import Source
-from sde_diffusion.errors import choose
 from sde_diffusion.metrics.classifier import classifier
 from sde_diffusion.metrics.extraction import Extractor, Features, Values, as_samples, sample_shape
 from sde_diffusion.metrics.inception import available, inception

@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from sde_diffusion.errors import UserError
+from sde_diffusion.core.errors import UserError
 from sde_diffusion.metrics.extraction import Features, channels_first, in_batches
 from sde_diffusion.metrics.packages import contained, fidelity
-from sde_diffusion.records import tensor_digest
+from sde_diffusion.storage.records import tensor_digest
 
 # The same file under the names that torch-fidelity and pytorch-fid give it; the number begins its SHA-256.
 SHA256 = "6726825d"

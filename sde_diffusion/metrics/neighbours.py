@@ -26,7 +26,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import UserError
+from sde_diffusion.core.errors import UserError
 from sde_diffusion.metrics.extraction import Features
 from sde_diffusion.metrics.scores import Judging, Score, bootstrapped, mean_scored, scored, spread
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import UserError, choose
+from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.metrics.extraction import BATCH, channels_first
 from sde_diffusion.metrics.packages import contained, torchmetrics
 from sde_diffusion.metrics.scores import Score

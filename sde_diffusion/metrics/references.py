@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sde_diffusion.files import write_aside
 from sde_diffusion.metrics.extraction import Extractor, Features
-from sde_diffusion.records import digest
+from sde_diffusion.storage.files import write_aside
+from sde_diffusion.storage.records import digest
 
 
 def reference(extractor: Extractor, samples: np.ndarray, cache: Path, title: str) -> Features:

@@ -21,8 +21,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import UserError
-from sde_diffusion.noise import rand, seeded
+from sde_diffusion.core.errors import UserError
+from sde_diffusion.core.noise import rand, seeded
 
 NORMAL_95 = 1.96
 BOOTSTRAP_STREAM, DIRECTION_STREAM, SUBSET_STREAM = 12, 13, 14

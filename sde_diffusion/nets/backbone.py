@@ -19,7 +19,7 @@ from typing import Generic, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.errors import UserError, choose
+from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.nets.blocks import (
     GroupNorm,
     Head,

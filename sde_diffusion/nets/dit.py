@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sde_diffusion.errors import UserError
+from sde_diffusion.core.errors import UserError
 from sde_diffusion.nets.blocks import attended
 from sde_diffusion.nets.embedding import Conditioning, positional
 from sde_diffusion.nets.initialisation import xavier

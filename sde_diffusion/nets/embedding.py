@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.errors import UserError, choose
+from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.nets.initialisation import xavier
 
 MAX_PERIOD = 10000.0  # Vaswani et al. 2017, section 3.5

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sde_diffusion.errors import UserError
+from sde_diffusion.core.errors import UserError
 
 # Widths of the levels in units of `channels`, by the largest image size. The first level keeps the size, the last
 # two dilate their convolutions by 2 and 4 instead of halving it, and all between halve it.

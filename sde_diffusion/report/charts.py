@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sde_diffusion.errors import UserError, choose
+from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.report.cells import (
     AGREEMENT,
     MISSING,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from sde_diffusion.errors import choose
+from sde_diffusion.core.errors import choose
 
 Point = tuple[float, float]
 """What a run costs and what it reaches."""

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.denoiser import CheckedDenoiser, CheckpointedDenoiser, CountingDenoiser, Denoiser
-from sde_diffusion.errors import NotFinite, UserError, choose, no_option
-from sde_diffusion.grids import TimeGrid
-from sde_diffusion.kernel import lifted, lifted_dtype
-from sde_diffusion.noise import Generators, fresh, randn, rewind, states
-from sde_diffusion.noise_sources import GivenNoise, Noise, noise_source
-from sde_diffusion.priors import Prior, draw
+from sde_diffusion.core.errors import NotFinite, UserError, choose, no_option
+from sde_diffusion.core.grids import TimeGrid
+from sde_diffusion.core.kernel import lifted, lifted_dtype
+from sde_diffusion.core.noise import Generators, fresh, randn, rewind, states
+from sde_diffusion.core.noise_sources import GivenNoise, Noise, noise_source
+from sde_diffusion.denoisers.denoiser import CheckedDenoiser, CheckpointedDenoiser, CountingDenoiser, Denoiser
+from sde_diffusion.denoisers.priors import Prior, draw
 from sde_diffusion.samplers.adaptive_sde import adaptive_sde
 from sde_diffusion.samplers.ancestral import ancestral, ddim, ddim_inversion, ddpm
 from sde_diffusion.samplers.euler_maruyama import euler_maruyama, ito

@@ -36,13 +36,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_diffusion.denoiser import Denoiser
-from sde_diffusion.errors import UserError, choose
-from sde_diffusion.grids import Node, TimeGrid
-from sde_diffusion.kernel import Kernel, combine
-from sde_diffusion.noise_sources import NoiseSource
+from sde_diffusion.core.errors import UserError, choose
+from sde_diffusion.core.grids import Node, TimeGrid
+from sde_diffusion.core.kernel import Kernel, combine
+from sde_diffusion.core.noise_sources import NoiseSource
+from sde_diffusion.core.sde import SDE
+from sde_diffusion.denoisers.denoiser import Denoiser
 from sde_diffusion.samplers.march import Coefficients, OnStep, Table, as_table, ignore_step
-from sde_diffusion.sde import SDE
 
 STARTS = ("ramp", "runge_kutta")
 

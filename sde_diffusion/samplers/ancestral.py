@@ -29,13 +29,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sde_diffusion.denoiser import CheckedDenoiser, Denoiser, moments
-from sde_diffusion.errors import UserError, choose
-from sde_diffusion.grids import Node, TimeGrid
-from sde_diffusion.kernel import Kernel, beside, check_batch, combine, lifted
-from sde_diffusion.noise_sources import FRESH_NOISE, NoiseSource
+from sde_diffusion.core.errors import UserError, choose
+from sde_diffusion.core.grids import Node, TimeGrid
+from sde_diffusion.core.kernel import Kernel, beside, check_batch, combine, lifted
+from sde_diffusion.core.noise_sources import FRESH_NOISE, NoiseSource
+from sde_diffusion.core.sde import SDE
+from sde_diffusion.denoisers.denoiser import CheckedDenoiser, Denoiser, moments
 from sde_diffusion.samplers.march import Coefficients, OnStep, as_table, ignore_step, march, sample_norm, table
-from sde_diffusion.sde import SDE
 
 
 def _posterior_variance(now: Kernel, next: Kernel) -> Tensor:

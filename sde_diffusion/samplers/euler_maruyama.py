@@ -19,12 +19,12 @@ from functools import partial
 
 from torch import Tensor
 
-from sde_diffusion.denoiser import Denoiser
-from sde_diffusion.errors import UserError
-from sde_diffusion.grids import Node, TimeGrid
-from sde_diffusion.noise_sources import FRESH_NOISE, NoiseSource
+from sde_diffusion.core.errors import UserError
+from sde_diffusion.core.grids import Node, TimeGrid
+from sde_diffusion.core.noise_sources import FRESH_NOISE, NoiseSource
+from sde_diffusion.core.sde import SDE
+from sde_diffusion.denoisers.denoiser import Denoiser
 from sde_diffusion.samplers.march import Coefficients, OnStep, march
-from sde_diffusion.sde import SDE
 
 
 def euler_row(sde: SDE, now: Node, next: Node) -> Coefficients:

@@ -12,7 +12,7 @@ churn/n for n steps, at most sqrt(2) - 1, and 0 outside of [churn_min, churn_max
 of the raised level it is a transition of the process, x_hat = a x + churn_noise sqrt(v) n, for any process. The step to
 x0_hat, the driver's, is never churned; in the paper it is, where its level lies in the range.
 
-The variables that the adaptive solver may step in are those of sde_diffusion/flow.py.
+The variables that the adaptive solver may step in are those of sde_diffusion/solvers/flow.py.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ import math
 import torch
 from torch import Tensor
 
-from sde_diffusion.denoiser import Denoiser
-from sde_diffusion.errors import UserError
-from sde_diffusion.flow import transport
-from sde_diffusion.grids import Node, TimeGrid
-from sde_diffusion.kernel import combine
-from sde_diffusion.noise_sources import FRESH_NOISE, NoiseSource
+from sde_diffusion.core.errors import UserError
+from sde_diffusion.core.grids import Node, TimeGrid
+from sde_diffusion.core.kernel import combine
+from sde_diffusion.core.noise_sources import FRESH_NOISE, NoiseSource
+from sde_diffusion.core.sde import SDE
+from sde_diffusion.denoisers.denoiser import Denoiser
 from sde_diffusion.samplers.euler_maruyama import euler_row
 from sde_diffusion.samplers.march import Coefficients, OnStep, as_table, ignore_step, march
-from sde_diffusion.sde import SDE
+from sde_diffusion.solvers.flow import transport
 
 MOST_CHURN = math.sqrt(2.0) - 1.0
 """The most that one step may raise sigma/alpha, so that no more noise is added than there was (ibid., Algorithm 2)."""
@@ -137,7 +137,7 @@ def ode(
 ) -> Tensor:
     """The flow solved adaptively between the ends of the grid; as many evaluations as the tolerances need.
 
-    method: a key of `sde_diffusion.ode.SOLVERS`, of which those of fixed steps take as many as the grid has; variable:
+    method: a key of `sd.SOLVERS`, of which those of fixed steps take as many as the grid has; variable:
     "log_angle", "logsnr", "logsnr_scaled" or "t". The solver has no nodes, so on_step sees the last one
     only. Raises UserError where the variable is infinite at the first node.
     """

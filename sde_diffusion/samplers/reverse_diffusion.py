@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sde_diffusion.denoiser import Denoiser
-from sde_diffusion.grids import Node, TimeGrid
-from sde_diffusion.noise_sources import FRESH_NOISE, NoiseSource
+from sde_diffusion.core.grids import Node, TimeGrid
+from sde_diffusion.core.noise_sources import FRESH_NOISE, NoiseSource
+from sde_diffusion.core.sde import SDE
+from sde_diffusion.denoisers.denoiser import Denoiser
 from sde_diffusion.samplers.march import Coefficients, OnStep, march
-from sde_diffusion.sde import SDE
 
 
 def reverse_diffusion_row(sde: SDE, now: Node, next: Node) -> Coefficients:

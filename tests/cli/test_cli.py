@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from warm import Warm
 
-from sde_diffusion.checkpoint import checkpoint_files, read_checkpoint
+from sde_diffusion.storage.checkpoint import checkpoint_files, read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = (
@@ -211,7 +211,7 @@ def test_options_on_the_command_line_are_read_in_any_form() -> None:
 
 
 def test_the_catalogue_lists_every_sampler_and_grid_with_its_options(warm: Warm) -> None:
-    from sde_diffusion.grids import GRIDS, grid_options
+    from sde_diffusion.core.grids import GRIDS, grid_options
     from sde_diffusion.samplers import SAMPLERS, sampler_options
 
     text = warm.run("--mode", "samplers")

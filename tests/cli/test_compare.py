@@ -130,8 +130,8 @@ def test_several_weights_checkpoints_and_guidances(warm: Warm, trained: Path, tm
 
 
 def test_too_little_memory_is_a_sentence() -> None:
-    from sde_diffusion.errors import UserError
-    from sde_diffusion.modes.sampling import in_words
+    from sde_diffusion.core.errors import UserError
+    from sde_diffusion.pipelines.sampling import in_words
 
     with (
         pytest.raises(UserError, match=r"too little memory for 7 samples at once; a smaller sampling\.batch_size"),

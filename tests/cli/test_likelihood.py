@@ -24,9 +24,9 @@ from PIL import Image
 from test_cli import TINY, command
 from warm import Warm
 
-from sde_diffusion.checkpoint import read_checkpoint, save_checkpoint
+from sde_diffusion.core.errors import UserError
 from sde_diffusion.data import Dataset, DataTransform
-from sde_diffusion.errors import UserError
+from sde_diffusion.storage.checkpoint import read_checkpoint, save_checkpoint
 
 DIGITS = ("--config", "vpsde_digits", *TINY, "--device", "cpu")
 COUNT = 16
@@ -451,7 +451,7 @@ def test_a_folder_of_images(warm: Warm, pictured: tuple[Path, Path, tuple[str, .
 
 def test_pictures_in_class_folders_have_the_classes_of_the_network(trained: Path, tmp_path: Path) -> None:
     """Class folders are matched with the trained classes by name; where one is unknown, all go without a class."""
-    from sde_diffusion.modes.likelihood import evaluated_data
+    from sde_diffusion.commands.likelihood import evaluated_data
 
     state = replace(read_checkpoint(trained), classes=("ants", "bees", "cats"), transform=DataTransform(256))
     config = importlib.import_module("configs.vpsde_digits").get_config()
@@ -522,7 +522,7 @@ def test_latents_that_cannot_be(warm: Warm, trained: Path, flag: str, says: str)
 
 
 def test_pairs_share_a_class_or_are_refused() -> None:
-    from sde_diffusion.modes.latents import pairs_of
+    from sde_diffusion.commands.latents import pairs_of
 
     def labelled(*labels: int) -> Dataset:
         samples = torch.zeros(len(labels), 1, 8, 8, dtype=torch.uint8)
@@ -685,9 +685,9 @@ def test_a_network_that_is_not_a_number(warm: Warm, trained: Path, tmp_path: Pat
 @pytest.fixture(scope="module")
 def protocol(trained: Path) -> Callable[..., str]:
     """The protocol of a request about the digits, with some of its parts changed."""
-    from sde_diffusion import build
+    from sde_diffusion import settings as build
+    from sde_diffusion.commands.likelihood import Evaluated, likelihood_protocol
     from sde_diffusion.data import DataOptions, load_splits
-    from sde_diffusion.modes.likelihood import Evaluated, likelihood_protocol
 
     state, digits = read_checkpoint(trained), load_splits("digits", DataOptions()).test
 

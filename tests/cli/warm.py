@@ -132,7 +132,7 @@ def forked(out: IO[bytes], request: dict[str, Any], rank: int, port: int, script
             Disk(Path(request["folder"]), request["number"]).install()
         code = command(request["flags"])
         if not scripts.exists() and html.vega.cache_info().currsize:
-            from sde_diffusion.files import write_aside
+            from sde_diffusion.storage.files import write_aside
 
             write_aside(scripts, html.vega().encode())
         sys.stdout.flush()

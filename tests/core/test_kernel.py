@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde_diffusion.kernel import CLEAN, Kernel, as_schedule, combine, match
+from sde_diffusion.core.kernel import CLEAN, Kernel, as_schedule, combine, match
 from tests.proofs.cases import PROCESSES, generator
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}

@@ -1,11 +1,13 @@
-"""The layers of the design, read from the imports; and no switch on the kind of a process anywhere.
+"""The rooms of the design, read from the imports; and no switch on the kind of a process anywhere.
 
-A module imports only from lower layers or from its own. A new module must be given its layer here.
+A module imports only from lower layers or from its own, and no two rooms import each other, by whatever way. A new room
+must be given its layer here.
 """
 
 from __future__ import annotations
 
 import ast
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,54 +17,25 @@ from sde_diffusion import PROCESSES
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "sde_diffusion"
-LAYERS: dict[str, int] = {
-    "sde_diffusion.errors": 0,
-    "sde_diffusion.kernel": 0,
-    "sde_diffusion.prediction": 0,
-    "sde_diffusion.sde": 0,
-    "sde_diffusion.grids": 0,
-    "sde_diffusion.noise": 0,
-    "sde_diffusion.noise_sources": 0,
-    "sde_diffusion.nets": 0,
-    "sde_diffusion.denoiser": 1,
-    "sde_diffusion.oracles": 1,
-    "sde_diffusion.priors": 1,
-    "sde_diffusion.ode": 1,
-    "sde_diffusion.flow": 1,
-    "sde_diffusion.samplers": 2,
-    "sde_diffusion.likelihood": 2,
-    "sde_diffusion.elbo": 2,
-    "sde_diffusion.latents": 2,
-    "sde_diffusion.times": 2,
-    "sde_diffusion.losses": 2,
-    "sde_diffusion.data": 3,
-    "sde_diffusion.figures": 3,
-    "sde_diffusion.files": 3,
-    "sde_diffusion.records": 3,
-    "sde_diffusion.ema": 3,
-    "sde_diffusion.checkpoint": 3,
-    "sde_diffusion.engine": 3,
-    "sde_diffusion.guard": 3,
-    "sde_diffusion.shards": 3,
-    "sde_diffusion.metrics_log": 3,
-    "sde_diffusion.progress": 3,
-    "sde_diffusion.trainer": 3,
-    "sde_diffusion.importers": 3,
-    "sde_diffusion.metrics": 3,
-    "sde_diffusion.build": 4,
-    "sde_diffusion.report": 4,
-    "sde_diffusion.modes": 5,
-    "configs": 5,
-    "run_lib": 5,
-    "main": 5,
-}
-"""Module or package -> its layer (DESIGN.md, section 2)."""
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("core", "nets"),
+    ("denoisers", "solvers"),
+    ("samplers", "likelihood", "objectives"),
+    ("data", "storage", "runtime"),
+    ("training", "importers", "metrics"),
+    ("settings", "report"),
+    ("pipelines", "compare"),
+    ("commands",),
+    ("configs", "run_lib", "main"),
+)
+"""The rooms of the package from the lowest layer up, and the modules at the top level (DESIGN.md, section 2)."""
+ROOMS = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
 SHOP_WINDOW = "sde_diffusion"
 """The package's __init__, which shows what all layers have, and is imported by those above them only."""
 PURE: dict[str, tuple[str, ...]] = {
-    "sde_diffusion.nets": ("sde_diffusion.errors", "sde_diffusion.nets"),
-    "sde_diffusion.report": ("sde_diffusion.errors", "sde_diffusion.report"),
-    "sde_diffusion.errors": (),
+    "sde_diffusion.nets": ("sde_diffusion.core.errors", "sde_diffusion.nets"),
+    "sde_diffusion.report": ("sde_diffusion.core.errors", "sde_diffusion.report"),
+    "sde_diffusion.core.errors": (),
 }
 """Packages that may import nothing else of ours: networks know no process, reports draw what they are
 given."""
@@ -88,14 +61,10 @@ SOURCES = sources()
 TREES = {name: ast.parse(path.read_text()) for name, path in SOURCES.items()}
 
 
-def layer(module: str) -> int | None:
-    """The layer of a module, by its longest prefix in the table."""
+def room(module: str) -> str:
+    """The room of a module of the package; one at the top level is its own."""
     parts = module.split(".")
-    for length in range(len(parts), 0, -1):
-        name = ".".join(parts[:length])
-        if name in LAYERS:
-            return LAYERS[name]
-    return None
+    return parts[1] if parts[0] == PACKAGE else parts[0]
 
 
 def within(module: str, package: str) -> bool:
@@ -124,22 +93,38 @@ def imports(module: str) -> Iterator[tuple[str, int]]:
 
 def test_the_reader_sees_imports() -> None:
     """The test of the test: a known import of each kind is found."""
-    assert "sde_diffusion.kernel" in {name for name, _ in imports("sde_diffusion.sde")}
+    assert "sde_diffusion.core.kernel" in {name for name, _ in imports("sde_diffusion.core.sde")}
     assert "sde_diffusion.samplers.march" in {name for name, _ in imports("sde_diffusion.samplers.flow")}
     assert len(SOURCES) > 20
 
 
 @pytest.mark.parametrize("module", [name for name in SOURCES if name != SHOP_WINDOW])
 def test_a_module_imports_from_below(module: str) -> None:
-    own = layer(module)
-    assert own is not None, f"{module} has no layer: give it one in LAYERS and in the design"
+    own = room(module)
+    assert own in ROOMS, f"{module} is in a room without a layer: give it one in LAYERS and in the design"
     for name, line in imports(module):
         if name == SHOP_WINDOW:
-            assert own >= 4, f"{module}:{line} imports the package's front, which stands above its layer {own}"
+            assert ROOMS[own] > ROOMS["commands"], f"{module}:{line} imports the package's front, which shows all rooms"
             continue
-        target = layer(name)
-        assert target is not None, f"{module}:{line} imports {name}, which has no layer"
-        assert target <= own, f"{module}:{line} (layer {own}) imports {name} (layer {target})"
+        assert ROOMS[room(name)] <= ROOMS[own], f"{module}:{line} ({own}) imports {name}, which lies above it"
+
+
+def test_no_circle_of_rooms() -> None:
+    """Within a layer too: a room that is imported by another one does not import it, nor by way of a third."""
+    lower: dict[str, set[str]] = {name: set() for name in ROOMS}
+    for module in SOURCES:
+        if module != SHOP_WINDOW:
+            lower[room(module)] |= {room(name) for name, _ in imports(module) if name != SHOP_WINDOW} - {room(module)}
+    order = graphlib.TopologicalSorter(lower)
+    assert list(order.static_order())
+
+
+def test_no_circle_of_modules() -> None:
+    """But for the front of a room, which shows what its own modules have."""
+    lower = {module: {name for name, _ in imports(module)} for module in SOURCES}
+    fronts = {name for name, path in SOURCES.items() if path.name == "__init__.py"}
+    order = graphlib.TopologicalSorter({name: found - fronts for name, found in lower.items() if name not in fronts})
+    assert list(order.static_order())
 
 
 @pytest.mark.parametrize("package", PURE)

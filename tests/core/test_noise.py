@@ -9,7 +9,7 @@ import torch
 from scipy.stats import kstest
 from torch import Tensor
 
-from sde_diffusion.noise import fresh, rademacher, rand, randn, row_generators, sample_generators
+from sde_diffusion.core.noise import fresh, rademacher, rand, randn, row_generators, sample_generators
 from tests.proofs.cases import generator
 
 DRAWS: dict[str, Callable[..., Tensor]] = {"randn": randn, "rademacher": rademacher, "rand": rand}

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import UserError
-from sde_diffusion.kernel import Kernel, match
-from sde_diffusion.prediction import (
+from sde_diffusion.core.errors import UserError
+from sde_diffusion.core.kernel import Kernel, match
+from sde_diffusion.core.prediction import (
     PREDICTIONS,
     blind_without_signal,
     eps_from_x0,

@@ -11,8 +11,8 @@ import torch
 from scipy.stats import kstest
 from torch import Tensor
 
+from sde_diffusion.core.errors import UserError
 from sde_diffusion.data.augment import Augmentation, Geometry
-from sde_diffusion.errors import UserError
 
 CERTAIN = Augmentation(probability=1.0)
 

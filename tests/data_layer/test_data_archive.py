@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
+from sde_diffusion.core.errors import UserError
 from sde_diffusion.data import DataOptions, Splits, archive, batches, load_splits
-from sde_diffusion.errors import UserError
 
 
 def png(value: int, size: tuple[int, int] = (6, 6)) -> bytes:

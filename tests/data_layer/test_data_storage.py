@@ -27,9 +27,9 @@ from PIL import Image
 from scipy.stats import kstest
 from torch import Tensor
 
+from sde_diffusion.core.errors import UserError
 from sde_diffusion.data import DataOptions, Dataset, DataTransform, Source, Splits, batches, load_splits, mapped
 from sde_diffusion.data.pictures import Cut, Tally
-from sde_diffusion.errors import UserError
 
 COUNT, CLASSES = 47, ("a", "b", "c")
 STORAGES = ("memory", "mapped", "streaming")

@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
+from sde_diffusion.core.errors import UserError
 from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.data.transform import DataTransform
-from sde_diffusion.errors import UserError
 
 
 def seeded(seed: int = 0) -> torch.Generator:

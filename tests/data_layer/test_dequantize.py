@@ -12,9 +12,9 @@ from scipy.integrate import quad
 from scipy.stats import norm
 from torch import Tensor
 
-from sde_diffusion import build
+from sde_diffusion import settings as build
+from sde_diffusion.core.errors import UserError
 from sde_diffusion.data import DEQUANTIZERS, DataTransform, Dequantizer, LogitNormal, Uniform
-from sde_diffusion.errors import UserError
 
 ALL: dict[str, Dequantizer] = {
     "uniform": Uniform(),

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.grids import Node, TimeGrid
-from sde_diffusion.kernel import CLEAN, Kernel, combine
-from sde_diffusion.prediction import to_x0
+from sde_diffusion.core.grids import Node, TimeGrid
+from sde_diffusion.core.kernel import CLEAN, Kernel, combine
+from sde_diffusion.core.prediction import to_x0
 from sde_diffusion.samplers.adams import Adams
 from sde_diffusion.samplers.ancestral import ancestral_row, ddim_flow_row
 from sde_diffusion.samplers.euler_maruyama import euler_maruyama_row

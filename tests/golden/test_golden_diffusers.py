@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.grids import Node
-from sde_diffusion.kernel import CLEAN, Kernel
-from sde_diffusion.noise_sources import FRESH_NOISE
-from sde_diffusion.prediction import to_x0
+from sde_diffusion.core.grids import Node
+from sde_diffusion.core.kernel import CLEAN, Kernel
+from sde_diffusion.core.noise_sources import FRESH_NOISE
+from sde_diffusion.core.prediction import to_x0
 from sde_diffusion.samplers.adams import OUTPUTS, VARIABLES, Adams, Moments, multistep
 from sde_diffusion.samplers.ancestral import ddim_flow_row
 from sde_diffusion.samplers.multistep import midpoint, published_3m

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.noise_sources import FRESH_NOISE
+from sde_diffusion.core.noise_sources import FRESH_NOISE
 from sde_diffusion.samplers.adams import OUTPUTS, VARIABLES, Adams, multistep
 from tests.golden.reference import (
     DIMS,

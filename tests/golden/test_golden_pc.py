@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.kernel import Kernel
+from sde_diffusion.core.kernel import Kernel
 from tests.golden.reference import (
     DIMS,
     Arrays,

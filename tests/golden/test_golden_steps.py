@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.kernel import Kernel
+from sde_diffusion.core.kernel import Kernel
 from sde_diffusion.samplers.langevin import CORRECTORS, NORMS, langevin_step
 from tests.golden.reference import DIMS, SongProcess, arrays, cases, close, mixture, x0_from_score
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.checkpoint import build_network
 from sde_diffusion.nets import NETWORKS
+from sde_diffusion.storage.checkpoint import build_network
 
 SMALL = {"in_channels": 3, "image_size": 16}
 EQUAL: dict[str, tuple[str, dict[str, Any]]] = {

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sde_diffusion.checkpoint import build_network
-from sde_diffusion.denoiser import NetworkDenoiser
+from sde_diffusion.core.kernel import Kernel, match
+from sde_diffusion.denoisers.denoiser import NetworkDenoiser
 from sde_diffusion.importers import SOURCES
 from sde_diffusion.importers.foreign import Foreign
 from sde_diffusion.importers.rules import converted
-from sde_diffusion.kernel import Kernel, match
+from sde_diffusion.storage.checkpoint import build_network
 from tests.importers.golden import NAMES, Reference, reference
 from tests.importers.writing import diffusers_folder, edm_file, openai_file, score_sde_file
 from tests.nets.contract import perturbed, randn

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
-from sde_diffusion.errors import UserError
+from sde_diffusion.core.errors import UserError
 from sde_diffusion.importers.reading import Persistent, module_tensors, read_edm_pickle, read_safetensors, read_torch
 from tests.importers import writing
 from tests.importers.writing import Call, EasyDict, EDMModule, saved, system_call, written

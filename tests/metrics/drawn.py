@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sde_diffusion.core.noise import randn, seeded
 from sde_diffusion.metrics import Features
-from sde_diffusion.noise import randn, seeded
 
 F64 = torch.float64
 

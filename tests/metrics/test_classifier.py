@@ -15,12 +15,12 @@ import torch
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.svm import SVC
 
+from sde_diffusion.core.errors import UserError
+from sde_diffusion.core.noise import randn, seeded
 from sde_diffusion.data import Dataset, Splits
-from sde_diffusion.errors import UserError
 from sde_diffusion.metrics import Extractor, Features, Judging, as_samples, extractor, judge
 from sde_diffusion.metrics.classifier import RECIPE, Classifier, Network, augmented, train
 from sde_diffusion.metrics.extraction import eight_bits
-from sde_diffusion.noise import randn, seeded
 
 CPU = torch.device("cpu")
 

@@ -14,12 +14,12 @@ import scipy.stats
 import torch
 from torch import Tensor, nn
 
+from sde_diffusion.core.errors import UserError
+from sde_diffusion.core.noise import seeded
 from sde_diffusion.data import Splits
-from sde_diffusion.errors import UserError
 from sde_diffusion.metrics import METRICS, Extractor, Features, Judging, as_samples, judge
 from sde_diffusion.metrics.packages import torchmetrics
 from sde_diffusion.metrics.scores import SUBSET_STREAM
-from sde_diffusion.noise import seeded
 from tests.metrics.drawn import F64, normal, with_moments
 
 QUICK = Judging(bootstraps=0)

@@ -14,14 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from sde_diffusion.core.errors import UserError
+from sde_diffusion.core.noise import randn, seeded
 from sde_diffusion.data import Dataset, DataTransform, Splits
-from sde_diffusion.errors import UserError
 from sde_diffusion.metrics import EXTRACTORS, Extractor, as_samples, extractor, inception
 from sde_diffusion.metrics.extraction import eight_bits
 from sde_diffusion.metrics.inception import FILES
 from sde_diffusion.metrics.packages import contained, fidelity
-from sde_diffusion.modes.batch import stored
-from sde_diffusion.noise import randn, seeded
+from sde_diffusion.pipelines.batch import stored
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")

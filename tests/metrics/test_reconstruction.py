@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 from scipy.ndimage import correlate1d
 
-from sde_diffusion.errors import UserError
+from sde_diffusion.core.errors import UserError
 from sde_diffusion.metrics import RECONSTRUCTIONS, Score, reconstruction, window_of
 
 

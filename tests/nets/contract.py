@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sde_diffusion.errors import UserError
+from sde_diffusion.core.errors import UserError
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.errors import UserError, choose
+from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.importers import openai, score_sde
 from sde_diffusion.nets import ADM, DDPM, NETWORKS, DDPMpp, DhariwalUNet, NCSNpp, SongUNet, UNet2D
 from sde_diffusion.nets.backbone import InputResidual, InputSkip, OutputResidual

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.profiler import profile
 
-from sde_diffusion.errors import UserError, choose
+from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.nets.dit import Block, DiT, position_table
 from tests.nets.contract import NetworkContract, perturbed, randn
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sde_diffusion.errors import UserError
+from sde_diffusion.core.errors import UserError
 from sde_diffusion.importers.score_sde_ncsnv2 import ncsnv2_keys
 from sde_diffusion.nets.ncsnv2 import InstanceNormPlusPlus, NCSNv2
 from tests.nets.contract import NetworkContract, perturbed, randn

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from sde_diffusion.errors import UserError
+from sde_diffusion.core.errors import UserError
 from sde_diffusion.nets.embedding import FourierFeatures, positional
 from sde_diffusion.nets.resample import BOX, Down, DownConv, Up, UpConv, outer_filter, upfirdn
 from tests.golden.reference import arrays, document

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.profiler import profile
 
-from sde_diffusion.errors import UserError
+from sde_diffusion.core.errors import UserError
 from sde_diffusion.nets import UNet
 from sde_diffusion.nets.blocks import GroupNorm, ResidualBlock, SelfAttention
 from tests.nets.contract import NetworkContract, perturbed, randn

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.grids import Node
-from sde_diffusion.noise import randn
-from sde_diffusion.noise_sources import NoiseSource, WhiteNoise
+from sde_diffusion.core.grids import Node
+from sde_diffusion.core.noise import randn
+from sde_diffusion.core.noise_sources import NoiseSource, WhiteNoise
 from tests.proofs.cases import MIXTURES, PROCESSES, ROWS, Denoise, generator, quick_denoiser, run
 from tests.proofs.test_moments import deviation
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion import priors
-from sde_diffusion.kernel import match
+from sde_diffusion.core.kernel import match
+from sde_diffusion.denoisers import priors
 from tests.proofs.cases import MIXTURES, PROCESSES, SDES, generator, slope
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}

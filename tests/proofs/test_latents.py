@@ -24,7 +24,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.errors import TooManyEvaluations
+from sde_diffusion.core.errors import TooManyEvaluations
 from tests.proofs.cases import MIXTURES, PROCESSES, generator
 
 Array = NDArray[np.float64]

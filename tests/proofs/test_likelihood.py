@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 
 import sde_diffusion as sd
-from sde_diffusion.errors import TooManyEvaluations
-from sde_diffusion.flow import VARIABLES
+from sde_diffusion.core.errors import TooManyEvaluations
 from sde_diffusion.nets import UNet
+from sde_diffusion.solvers.flow import VARIABLES
 from tests.proofs.cases import CENTRED, MIXTURES, PROCESSES, _mixture, generator, slope
 
 WIDE = {**MIXTURES, 64: _mixture(64, 3, seed=3)}

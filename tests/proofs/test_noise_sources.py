@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.grids import Node
-from sde_diffusion.noise import randn
+from sde_diffusion.core.grids import Node
+from sde_diffusion.core.noise import randn
 from tests.proofs.cases import MIXTURES, PROCESSES, ROWS, generator, quick_denoiser, run, slope
 
 DENOISER = quick_denoiser(MIXTURES[2])

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import sde_diffusion as sd
-from sde_diffusion import priors
-from sde_diffusion.grids import Node
+from sde_diffusion.core.grids import Node
+from sde_diffusion.denoisers import priors
 from sde_diffusion.nets import NETWORKS
 from tests.proofs.cases import MIXTURES, PROCESSES, ROWS, generator, quick_denoiser, run
 

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from sde_diffusion.errors import UserError
+from sde_diffusion.core.errors import UserError
 from sde_diffusion.report import charts
 from sde_diffusion.report.cells import estimate, labels
 from tests.report.synthetic import EMPTY, FAILED

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from sde_diffusion.errors import UserError
+from sde_diffusion.core.errors import UserError
 from sde_diffusion.report.front import SIGN, TOLERANCE, as_good, knee, pareto
 
 Points = list[tuple[float, float]]

@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import run_lib
 import sde_diffusion as sd
 from configs import base, vpsde_digits
-from sde_diffusion import build
-from sde_diffusion.checkpoint import read_checkpoint
+from sde_diffusion import settings as build
 from sde_diffusion.nets import NETWORKS
+from sde_diffusion.storage.checkpoint import read_checkpoint
 from tests.nets.contract import perturbed, randn
 
 TINY: dict[str, dict[str, Any]] = {

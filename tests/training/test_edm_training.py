@@ -14,10 +14,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import sde_diffusion as sd
 from configs import edm_cifar
-from sde_diffusion import build
+from sde_diffusion import settings as build
+from sde_diffusion.commands.training import Task, row_losses
 from sde_diffusion.data import DataTransform
-from sde_diffusion.denoiser import NetworkDenoiser
-from sde_diffusion.modes.training import Task, row_losses
+from sde_diffusion.denoisers.denoiser import NetworkDenoiser
 
 
 class Noting(nn.Module):

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from sde_diffusion.ema import WIDEST, Averages, Exponential, Power, Profile, power_gamma, relative_width
-from sde_diffusion.errors import UserError
+from sde_diffusion.core.errors import UserError
+from sde_diffusion.training.averages import WIDEST, Averages, Exponential, Power, Profile, power_gamma, relative_width
 
 VECTORS = Path(__file__).parents[1] / "data" / "reference" / "score_sde_ema.npz"
 PROFILES: dict[str, Profile] = {"short": Exponential(0.9), "ema": Exponential(0.9999), "power": Power(0.1)}

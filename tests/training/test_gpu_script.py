@@ -17,8 +17,8 @@ import pytest
 import torch
 
 import sde_diffusion as sd
-from sde_diffusion.engine import Engine
-from sde_diffusion.guard import Preempted
+from sde_diffusion.runtime.engine import Engine
+from sde_diffusion.training.guard import Preempted
 
 ROOT = Path(__file__).parents[2]
 ROWS = (
@@ -50,7 +50,7 @@ def commands(monkeypatch: pytest.MonkeyPatch, processes_made: int) -> Callable[.
     """Trainings by the flags of a command line, in this process; a signal is one that a file stands for."""
     import run_lib
     from configs import vpsde_digits
-    from sde_diffusion.modes import training
+    from sde_diffusion.commands import training
 
     class Told:
         def __init__(self, stop: Path | None) -> None:

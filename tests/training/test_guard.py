@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from sde_diffusion.guard import MEMORY, LossGuard, listening
+from sde_diffusion.training.guard import MEMORY, LossGuard, listening
 
 
 def fed(losses: list[float], explosion: float = 1e4) -> LossGuard:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 import run_lib
 import sde_diffusion as sd
-from sde_diffusion import build
-from sde_diffusion.checkpoint import read_checkpoint
+from sde_diffusion import settings as build
 from sde_diffusion.data import toy2d
-from sde_diffusion.elbo import GREY_LEVELS, Chain
-from sde_diffusion.losses import OBJECTIVES, Settings, objective
+from sde_diffusion.likelihood.bounds import GREY_LEVELS, Chain
+from sde_diffusion.objectives.losses import OBJECTIVES, Settings, objective
+from sde_diffusion.storage.checkpoint import read_checkpoint
 from tests.proofs.cases import generator
 
 TABLE = sd.DiscreteVP.cosine(25)

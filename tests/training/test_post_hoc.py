@@ -11,7 +11,8 @@ import torch
 from scipy.integrate import quad
 from torch import Tensor, nn
 
-from sde_diffusion.ema import (
+from sde_diffusion.core.errors import UserError
+from sde_diffusion.training.averages import (
     MANIFEST,
     SNAPSHOTS,
     Averages,
@@ -24,7 +25,6 @@ from sde_diffusion.ema import (
     save_snapshot,
     snapshot_index,
 )
-from sde_diffusion.errors import UserError
 
 STEPS, EVERY, STORED = 512, 16, (0.05, 0.10)
 PAIR = [(float(n), power_gamma(sigma)) for n in range(EVERY, STEPS + 1, EVERY) for sigma in STORED]

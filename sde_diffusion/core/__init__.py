@@ -1,0 +1,1 @@
+"""The perturbation kernel, what a network may predict, processes, grids, noise: numbers alone."""

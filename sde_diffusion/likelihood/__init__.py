@@ -1,0 +1,1 @@
+"""Log likelihood through the flow, the bounds in discrete and in continuous time, codes of the flow."""

@@ -1,0 +1,1 @@
+"""What a training minimises, and at which times."""

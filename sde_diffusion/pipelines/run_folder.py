@@ -1,0 +1,144 @@
+"""What every mode asks of a run folder: its results, whether it is this configuration's, and its network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ml_collections import ConfigDict
+
+from sde_diffusion import settings as build
+from sde_diffusion.core.errors import UserError
+from sde_diffusion.denoisers.denoiser import NetworkDenoiser
+from sde_diffusion.runtime.engine import Engine
+from sde_diffusion.storage.checkpoint import (
+    Checkpoint,
+    checkpoint_files,
+    denoiser_of,
+    newest_whole,
+    read_checkpoint,
+    with_average,
+)
+from sde_diffusion.storage.files import write_aside
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    write_aside(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """A configuration as plain values."""
+    found: dict[str, Any] = json.loads(config.to_json_best_effort())
+    return found
+
+
+def set_result(folder: Path, section: str, row: Mapping[str, Any], entry: str | None = None) -> None:
+    """Replace one section of results.json, or one entry of that section; what else it holds stays."""
+    path = folder / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    results[section] = dict(row) if entry is None else {**results.get(section, {}), entry: row}
+    write_json(path, results)
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        nested = isinstance(value, Mapping)
+        flat.update(_flat(value, f"{prefix}{key}.") if nested else {prefix + key: value})
+    return flat
+
+
+FREE = ("data.root", "data.workers", "data.prefetch", "data.corrupt_limit", "data.held_out")
+"""Keys of the data that may differ from those of a training: where and how they are read, not what they are."""
+
+
+STORAGE = "data.storage"
+
+
+KEPT = (
+    "batch_size",
+    "loss",
+    "vlb_weight",
+    "weighting",
+    "times",
+    "p_mean",
+    "p_std",
+    "shift",
+    "augment",
+    "label_dropout",
+    "ema_decay",
+    "ema_decays",
+    "ema_lengths",
+)
+"""Keys of a training that it cannot go on without: what it minimises, the order of its data, what it averages."""
+
+
+def differing(folder: Path, config: ConfigDict) -> dict[str, str]:
+    """The keys in which a configuration differs from that of the folder's training, with both values in words."""
+    path = folder / "config.json"
+    if not (path.exists() and checkpoint_files(folder)):
+        return {}
+    stored = json.loads(path.read_text())
+    if "imported" in stored:  # its network, process and data are those of its source, whatever a configuration says
+        return {}
+    here = plain(config)
+    sections = ("seed", "data", "process", "model", "training")
+    old, new = (_flat({name: c[name] for name in sections if name in c}) for c in (stored, here))
+    # A key that the older folder does not know has its default there.
+    return {
+        key: f"{key} ({old[key]!r} there, {new.get(key)!r} here)" for key in sorted(old) if old[key] != new.get(key)
+    }
+
+
+def check_folder(folder: Path, config: ConfigDict, training: bool = False) -> None:
+    """Raises UserError if the folder holds a training of another data set, process or model.
+
+    To go on training, the seed and what decides the course of a training must be the same too; the keys that differ
+    and may do so are printed.
+    """
+    found = differing(folder, config)
+    # Only a stream has another order, and may hold out other samples.
+    free = FREE if "streaming" in found.get(STORAGE, "") else (*FREE, STORAGE)
+    kept = {"seed", *(f"training.{name}" for name in KEPT)} if training else set()
+    harm = [
+        words
+        for key, words in found.items()
+        if key in kept or (key.startswith(("data.", "process.", "model.")) and key not in free)
+    ]
+    if harm:
+        raise UserError(
+            f"{folder} holds a training with another configuration: {'; '.join(harm[:4])}"
+            f"{' ...' if len(harm) > 4 else ''}; choose another --workdir, or its own configuration"
+        )
+    if training and found:
+        print(f"going on with other values: {'; '.join(found.values())}")
+
+
+def shared_checkpoint(folder: Path, engine: Engine) -> Checkpoint:
+    """The newest whole checkpoint of a run folder, the same in every process."""
+    if engine.count == 1:
+        return read_checkpoint(folder)
+    path, found = engine.on_main(lambda: newest_whole(folder)), []
+    engine.each(lambda: found.append(read_checkpoint(path)))
+    return found[0]
+
+
+def trained_network(config: ConfigDict, folder: Path, engine: Engine) -> tuple[ConfigDict, Checkpoint]:
+    """The newest checkpoint of the run folder, which must be this configuration's, or an imported one.
+
+    With it the configuration whose process and model are those of the network. An average that was made after the
+    training is among its weights if it is asked for.
+    """
+    engine.on_main(lambda: check_folder(folder, config))
+    trained = with_average(shared_checkpoint(folder, engine), folder, config.sampling.weights)
+    return build.as_trained(config, trained.spec), trained
+
+
+def network_of(config: ConfigDict, trained: Checkpoint, device: torch.device) -> NetworkDenoiser:
+    """The network of a checkpoint on a device: the weights and the compiler are those of the configuration."""
+    denoiser = denoiser_of(trained, config.sampling.weights, device)
+    return NetworkDenoiser(build.compiled(config, denoiser.net), denoiser.spec)

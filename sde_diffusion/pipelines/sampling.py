@@ -1,0 +1,356 @@
+"""Draw samples of a trained network: the same for every batch size and number of processes, stored as they come."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ml_collections import ConfigDict
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sde_diffusion import settings as build
+from sde_diffusion.core.errors import UserError
+from sde_diffusion.core.grids import Node, TimeGrid
+from sde_diffusion.core.noise import sample_generators
+from sde_diffusion.core.sde import SDE, process_state
+from sde_diffusion.data import DataTransform
+from sde_diffusion.denoisers.denoiser import (
+    ConditionedDenoiser,
+    Denoiser,
+    GuidedDenoiser,
+    NetworkDenoiser,
+    Seen,
+    WatchedDenoiser,
+)
+from sde_diffusion.pipelines.batch import conditioning, samples_of, stored
+from sde_diffusion.pipelines.run_folder import network_of, set_result, trained_network
+from sde_diffusion.report.pictures import Picture, picture, png
+from sde_diffusion.report.table import table
+from sde_diffusion.runtime.engine import Engine
+from sde_diffusion.runtime.progress import progress
+from sde_diffusion.samplers import edit as edit_samples
+from sde_diffusion.samplers import sample as draw_samples
+from sde_diffusion.storage.checkpoint import Checkpoint
+from sde_diffusion.storage.files import write_aside
+from sde_diffusion.storage.records import tensor_digest
+from sde_diffusion.storage.shards import Shards
+
+PICTURE_SAMPLES = 100
+TOLD = ("sampler", "steps", "nfe", "samples", "seconds")
+"""What a table tells of samples that were drawn, of their manifest."""
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """What samples are drawn of, by any sampler: a network under its weights, or a closed-form denoiser.
+
+    denoiser: for a batch of these classes, None where there are none
+    sde, shape: the process that is run backwards, and the shape of a sample in it; transform: from it to the data
+    classes: the names of those that samples take in turn; empty where the denoiser is told none
+    protocol: all that a denoiser depends on, as plain values
+    calls: of the network for one evaluation: two under guidance
+    noise, prior: as `sde_diffusion.sample` takes them; given: the classes of samples, in place of turns
+    """
+
+    denoiser: Callable[[Tensor | None], Denoiser]
+    sde: SDE
+    shape: tuple[int, ...]
+    transform: DataTransform
+    classes: tuple[str, ...] = ()
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    calls: int = 1
+    dtype: torch.dtype | None = None
+    noise: str = "white"
+    prior: str | None = None
+    given: Tensor | None = None
+
+    def labels(self, indices: range) -> Tensor | None:
+        """The classes of samples, which take turns unless they are given; None where the denoiser is told none."""
+        if self.given is not None:
+            return self.given[indices.start : indices.stop]
+        return torch.tensor([i % len(self.classes) for i in indices]) if self.classes else None
+
+
+def network_model(
+    config: ConfigDict,
+    network: NetworkDenoiser,
+    transform: DataTransform,
+    classes: tuple[str, ...],
+    guidance: float = 0.0,
+    protocol: Mapping[str, Any] | None = None,
+) -> Model:
+    """A network as samplers are to see it: told classes, guided and clipped as the configuration says.
+
+    Raises UserError for guidance of a network that does not know samples without their class.
+    """
+    told = config.model.class_conditional
+    if guidance and not (told and config.training.label_dropout > 0.0):
+        raise UserError(
+            f"guidance {guidance:g} takes the difference between what the network says with and without a class: it "
+            "needs model.class_conditional=True and a training with training.label_dropout > 0, such as 0.1"
+        )
+
+    def denoiser(labels: Tensor | None) -> Denoiser:
+        passes = build.at_precision(config, network)
+        model: Denoiser = ConditionedDenoiser(passes, **conditioning(config, labels, network.device))
+        if guidance and labels is not None:
+            withheld = torch.full_like(labels, network.spec.options["num_classes"])
+            model = GuidedDenoiser(
+                model, ConditionedDenoiser(passes, **conditioning(config, withheld, network.device)), guidance
+            )
+        return build.sampling_denoiser(config, model)
+
+    return Model(
+        denoiser,
+        network.spec.model_process,
+        network.spec.shape,
+        transform,
+        classes if told else (),
+        network.device,
+        protocol or {},
+        2 if guidance else 1,
+        noise=config.sampling.noise,
+        prior=config.sampling.prior or None,
+    )
+
+
+def trained_model(config: ConfigDict, trained: Checkpoint, device: torch.device) -> Model:
+    """The network of a checkpoint under sampling.weights and sampling.guidance."""
+    settings = config.sampling
+    network = network_of(config, trained, device)
+    protocol = {
+        "clip": settings.clip,
+        "guidance": settings.guidance,
+        "data": trained.title,
+        "checkpoint_step": trained.step,
+        "weights": settings.weights,
+        "weights_digest": tensor_digest(trained.weights[settings.weights]),
+    }
+    return network_model(config, network, trained.transform, trained.classes, settings.guidance, protocol)
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """Samples in model space [n, *D], the classes they were drawn for, and the calls of the network they took."""
+
+    x: Tensor
+    labels: Tensor | None
+    nfe: int
+    seen: list[Seen] = field(default_factory=list)
+
+
+def draw(
+    model: Model,
+    sampler: str,
+    grid: TimeGrid,
+    seed: int,
+    indices: range,
+    options: Mapping[str, Any],
+    on_step: Callable[[], Any] = lambda: None,
+    watch: int = 0,
+    x0: Tensor | None = None,
+) -> Drawn:
+    """Some samples, on the CPU; watch: of how many each evaluation is kept; x0: data from which they start.
+
+    Sample i starts from noise that depends on (seed, i) only: the same for every sampler, batch and process.
+    """
+    labels = model.labels(indices)
+    watched = WatchedDenoiser(model.denoiser(labels), watch)
+
+    def advance(index: int, node: Node, x: Tensor, x0_hat: Tensor) -> None:
+        on_step()
+
+    seen = watched if watch else watched.denoiser
+    shared: dict[str, Any] = {
+        "sampler": sampler,
+        "generator": sample_generators(seed, indices),
+        "noise": model.noise,
+        "on_step": advance,
+        **options,
+    }
+    if x0 is None:
+        shape = (len(indices), *model.shape)
+        out = draw_samples(seen, shape, grid, prior=model.prior, device=model.device, dtype=model.dtype, **shared)
+    else:
+        out = edit_samples(seen, x0.to(model.device), grid, **shared)
+    return Drawn(out.x.cpu(), labels, out.nfe * model.calls, watched.seen if watch else [])
+
+
+def sampling_protocol(
+    config: ConfigDict, model: Model, sampler: str, grid: TimeGrid, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All that a sample depends on beside its index."""
+    return {
+        "sampler": sampler,
+        "options": dict(options),
+        "steps": grid.steps,
+        "grid": build.grid_kind(config, sampler, grid.sde),
+        "grid_options": build.grid_options(config, sampler, grid.sde),
+        "snap": config.sampling.snap,
+        "shift": config.sampling.shift,
+        "largest_time": float(grid.times[0]),
+        "smallest_time": float(grid.times[-1]),
+        "process": {key: value for key, value in process_state(grid.sde).items() if not isinstance(value, list)},
+        "seed": config.seed,
+        "noise": model.noise,
+        "prior": model.prior,
+        "precision": config.sampling.precision,
+        **model.protocol,
+    }
+
+
+@contextmanager
+def in_words(sampler: str, count: int) -> Iterator[None]:
+    """A context in which what torch cannot do for `count` samples at once is a UserError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # The CPU's allocator has no error of its own.
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
+            raise UserError(
+                f"there is too little memory for {count:,} samples at once; a smaller sampling.batch_size needs less, "
+                "and gives the same samples"
+            ) from error
+        raise UserError(f"{sampler} fails: {str(error).partition(chr(10))[0]}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """The first `count` samples of one sampler, on their way into shards, `size` at once.
+
+    keep: is given each batch before it is stored; of the first `watch` samples each evaluation is kept; data: from
+    which the samples start, [count, *D].
+    """
+
+    model: Model
+    sampler: str
+    grid: TimeGrid
+    seed: int
+    options: Mapping[str, Any]
+    shards: Shards
+    count: int
+    size: int
+    watch: int = 0
+    keep: Callable[[range, Drawn], None] = lambda indices, drawn: None
+    data: Tensor | None = None
+
+    def carry_out(self, engine: Engine, told: str) -> int:
+        """Draw what is not stored yet; how many samples that were.
+
+        Each batch is stored as it is drawn, by the process that drew it.
+        """
+        missing = engine.on_main(
+            lambda: self.shards.missing(self.count, min(self.size, -(-self.count // engine.count)))
+        )
+        left = sum(map(len, missing))
+        if left < self.count:
+            print(f"{self.count - left:,} of {self.count:,} samples are in {self.shards.work} already")
+        mine = engine.mine(missing)
+
+        def draw_mine() -> None:
+            for indices in mine:
+                started = time.perf_counter()
+                watch = self.watch if indices.start == 0 else 0
+                with in_words(self.sampler, len(indices)):
+                    x0 = None if self.data is None else self.data[indices.start : indices.stop]
+                    drawn = draw(
+                        self.model, self.sampler, self.grid, self.seed, indices, self.options, bar.update, watch, x0
+                    )
+                arrays = stored(self.model.transform, drawn.x, drawn.labels)
+                seconds = time.perf_counter() - started
+                self.keep(indices, drawn)
+                self.shards.write(indices, arrays, {"nfe": drawn.nfe, "seconds": seconds})
+
+        with progress(len(mine) * self.grid.steps, "step", told, visible=engine.main) as bar:
+            engine.each(draw_mine)
+        return left
+
+
+def sample_into(
+    folder: Path,
+    config: ConfigDict,
+    engine: Engine,
+    trained: Checkpoint,
+    sampler: str,
+    steps: int,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Draw the samples of one sampler, write its picture, arrays and manifest; the row for the table.
+
+    A sampling that was killed goes on where it was.
+    """
+    model = trained_model(config, trained, engine.device)
+    settings, count = config.sampling, config.sampling.num_samples
+    grid = build.grid(config, model.sde, steps, sampler)
+    protocol = sampling_protocol(config, model, sampler, grid, options)
+    shards = Shards(folder, sampler, protocol, settings.format)
+    drawing = Drawing(model, sampler, grid, config.seed, options, shards, count, settings.batch_size)
+    row = drawn_into(folder, engine, drawing, protocol, f"sample {sampler}")
+    return {name: row[name] for name in (*TOLD, "smallest_time")}
+
+
+Sheet = Callable[[NDArray[np.generic]], Picture]
+"""The first samples -> the picture of them."""
+
+
+def drawn_into(
+    folder: Path,
+    engine: Engine,
+    drawing: Drawing,
+    protocol: Mapping[str, Any],
+    told: str,
+    *,
+    section: str = "samples",
+    sheet: Sheet = picture,
+) -> dict[str, Any]:
+    """Draw what is left, and finish it: its manifest. section: of results.json; sheet: of its picture."""
+    started = time.perf_counter()
+    left = drawing.carry_out(engine, told)
+    seconds = round(time.perf_counter() - started, 3)
+    row = {**protocol, "samples": drawing.count, "seconds": seconds, "samples_of_last_session": left}
+    return engine.on_main(lambda: finish_sampling(folder, drawing.shards, row, engine, section, sheet))
+
+
+def made_by(engine: Engine) -> dict[str, Any]:
+    """The machine and the libraries that figures were made with."""
+    libraries = ("torch", "numpy", "sde-diffusion")
+    return {
+        "device": str(engine.device),
+        "processes": engine.count,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in libraries}},
+    }
+
+
+def finish_sampling(
+    folder: Path, shards: Shards, row: Mapping[str, Any], engine: Engine, section: str, sheet: Sheet
+) -> dict[str, Any]:
+    """The picture, the arrays and the manifest of samples that are all drawn; the manifest."""
+    count = row["samples"]
+    arrays = shards.first(min(count, PICTURE_SAMPLES))
+    if "samples" in arrays:  # points in the plane are drawn as their density, of which more is more
+        arrays = shards.first(count)
+    write_aside(shards.manifest.with_suffix(".png"), png(sheet(samples_of(arrays))))
+    manifest = {**row, "nfe": max(note["nfe"] for note in shards.notes(count)), **made_by(engine)}
+    shards.finish(count, manifest)
+    set_result(folder, section, manifest, row["sampler"])
+    return manifest
+
+
+def sample(config: ConfigDict, folder: Path, engine: Engine) -> None:
+    """Sample the run's network with sampling.sampler."""
+    config, trained = trained_network(config, folder, engine)
+    sampler, steps = config.sampling.sampler, config.sampling.steps
+    row = sample_into(folder, config, engine, trained, sampler, steps, build.sampler_options(config))
+    print(table([row]))
+    made = f"samples_{sampler}.npz" if config.sampling.format == "npz" else f"the folder samples_{sampler}"
+    print(f"wrote {folder}/samples_{sampler}.png, samples_{sampler}.json and {made}")

@@ -1,0 +1,1 @@
+"""Processes and devices, progress, the log of metrics."""

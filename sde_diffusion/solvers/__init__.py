@@ -1,0 +1,1 @@
+"""Ordinary differential equations, and the probability flow as one."""

@@ -1,0 +1,145 @@
+"""Files that are whole or absent, folders with one writer, and what a disk refuses as a sentence.
+
+A file is written aside, flushed to the disk and renamed; then its folder is flushed, so that the new name survives a
+loss of power as the content does.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import socket
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from sde_diffusion.core.errors import UserError
+
+LOCK = ".lock"
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_REFUSED = {*_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+
+
+def mebibytes(count: int) -> str:
+    """A number of bytes, for a person."""
+    return f"{count / 2**20:,.1f} MiB"
+
+
+def free_bytes(path: Path) -> int:
+    """What is free on the disk of a path, which need not be there yet."""
+    return shutil.disk_usage(next(place for place in (path, *path.absolute().parents) if place.exists())).free
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """A context that writes `path`: where the disk or its permissions refuse, a UserError from the OSError says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        free = f"; {mebibytes(free_bytes(path))} are free on its disk" if error.errno in _FULL else ""
+        raise UserError(f"{path} cannot be written: {error.strerror}{free}") from error
+
+
+def write_flushed(path: Path, data: bytes) -> None:
+    """Write a file and wait until the disk has it. Only a file that nobody reads yet: a kill leaves it torn."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Wait until the disk has the names in a folder."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # with which some network file systems say that they need no such call
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_aside(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all. Raises UserError for a full disk, or a folder that may not be written."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with written(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write_flushed(aside, data)
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+        flush_folder(path.parent)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file in hexadecimal digits, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def locked(file: IO[Any], place: Path) -> bool:
+    """Whether the kernel's lock (flock) of an open file is ours now, until the file is closed or the process ends.
+
+    A file system without locks is told of in a warning.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        warnings.warn(
+            f"the file system of {place} has no locks: a second process there would not be noticed", stacklevel=4
+        )
+    return True
+
+
+class FolderLock:
+    """A folder for one process at a time; to be used as a context.
+
+    The lock is the kernel's (flock) and ends with the process, however that ends; the file `.lock` says who has it.
+    what: "trained", "sampled", ... Raises UserError where another process has it, or the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, what: str = "trained") -> None:
+        self.folder = folder
+        self.what = what
+
+    def __enter__(self) -> FolderLock:
+        path = self.folder / LOCK
+        with written(path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "a+")
+            # A forked worker shares the lock, and would keep it after a kill of this process.
+            os.register_at_fork(after_in_child=self._file.close)
+            try:
+                if not locked(self._file, self.folder):
+                    self._file.seek(0)
+                    holder = self._file.read().strip() or "used by another process"
+                    raise UserError(f"{self.folder} is being {holder}")
+                self._file.truncate(0)
+                since = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+                self._file.write(f"{self.what} by process {os.getpid()} on {socket.gethostname()} since {since}\n")
+                self._file.flush()
+            except BaseException:
+                self._file.close()
+                raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()

@@ -20,9 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from sde_diffusion import settings as build
 from sde_diffusion.commands.likelihood import likelihood
 from sde_diffusion.compare.cells import Cell, film_frames
 from sde_diffusion.compare.judging import Bench, baselines, bench, figures_of, split_of
@@ -44,6 +42,7 @@ from sde_diffusion.report.recommendation import recommend
 from sde_diffusion.runtime.engine import Engine, everyones
 from sde_diffusion.runtime.metrics_log import Board
 from sde_diffusion.samplers import SAMPLER_TABLE
+from sde_diffusion.settings.root import Settings
 from sde_diffusion.storage.files import FolderLock, write_aside
 
 FEW = 10_000
@@ -79,10 +78,10 @@ def cell_row(cell: Cell, values: Mapping[str, Any], failed: str = "") -> dict[st
     }
 
 
-def warned(config: ConfigDict, source: Source, bench: Bench) -> list[str]:
+def warned(settings: Settings, source: Source, bench: Bench) -> list[str]:
     """What a reader must know before comparing these figures with others."""
     found = []
-    for count, what in ((config.sampling.num_samples, "samples a cell"), (len(bench.real.values), "real samples")):
+    for count, what in ((settings.sampling.num_samples, "samples a cell"), (len(bench.real.values), "real samples")):
         if count < FEW:
             found.append(
                 f"{count:,} {what} are fewer than {FEW:,}: distances of so few are biased upwards, so that these "
@@ -98,7 +97,7 @@ def warned(config: ConfigDict, source: Source, bench: Bench) -> list[str]:
     return found
 
 
-def flow_bits(config: ConfigDict, folder: Path, engine: Engine, subject: Subject) -> dict[str, Any]:
+def flow_bits(settings: Settings, folder: Path, engine: Engine, subject: Subject) -> dict[str, Any]:
     """Bits/dim of the network: those of results.json if they are of these weights, or computed now where they can be.
 
     Those of other weights or checkpoints than the run's usual ones are a matter of --mode likelihood.
@@ -110,10 +109,10 @@ def flow_bits(config: ConfigDict, folder: Path, engine: Engine, subject: Subject
         mine = found.get("weights_digest") == subject.model.protocol["weights_digest"]
         return found if mine and found.get("split") == "test" else {}
 
-    found, usual = engine.on_main(known), not (config.compare.weights or config.compare.checkpoints)
-    if not found and config.compare.likelihood and usual and config.likelihood.split == "test":
+    found, usual = engine.on_main(known), not (settings.compare.weights or settings.compare.checkpoints)
+    if not found and settings.compare.likelihood and usual and settings.likelihood.split == "test":
         try:
-            likelihood(config, folder, engine)
+            likelihood(settings, folder, engine)
         except UserError as error:  # the report is worth more than this table of it
             warnings.warn(f"there are no bits/dim in the report: {error}", stacklevel=2)
         found = engine.on_main(known)
@@ -122,9 +121,9 @@ def flow_bits(config: ConfigDict, folder: Path, engine: Engine, subject: Subject
     return {name: {key: row.get(key) for key in kept} | shared for name, row in found.get("figures", {}).items()}
 
 
-def exact_bits(config: ConfigDict, subject: Subject, truth: GaussianMixture) -> dict[str, Any]:
+def exact_bits(settings: Settings, subject: Subject, truth: GaussianMixture) -> dict[str, Any]:
     """Bits/dim of exact samples of a closed-form model: by its density, and by the flow of its denoiser."""
-    x, sde = truth.sample(BITS_SAMPLES, generator=seeded(config.seed, stream=BITS_STREAM)), subject.model.sde
+    x, sde = truth.sample(BITS_SAMPLES, generator=seeded(settings.seed, stream=BITS_STREAM)), subject.model.sde
     flow = log_likelihood(subject.model.denoiser(None), x, sde, rtol=BITS_RTOL, divergence="exact", space="continuous")
     rows = {"exact density": (truth.log_prob(x), 0, 0.0), "ode": (flow.nats, flow.nfe, sde.t_likelihood)}
     found = {}
@@ -141,30 +140,30 @@ def exact_bits(config: ConfigDict, subject: Subject, truth: GaussianMixture) -> 
     return found
 
 
-def compare(config: ConfigDict, folder: Path, engine: Engine) -> None:
+def compare(settings: Settings, folder: Path, engine: Engine) -> None:
     """Draw and judge every cell that is missing, and write the report."""
-    trials = build.trials(config)
+    trials = settings.compare.trials()
     if not trials:
         raise everyones(UserError("compare.samplers is empty; name some, as in --samplers ddim,dpmpp_2m,pc"))
-    if config.sampling.num_samples < 2:
+    if settings.sampling.num_samples < 2:
         raise everyones(UserError("a comparison needs two samples a cell at least: --num_samples 500"))
-    config, models, splits = subjects(config, folder, engine)
+    settings, models, splits = subjects(settings, folder, engine)
     place, judges = folder / "compare", list[Bench]()
-    cells = [Cell.of(config, subject, trial, place) for subject in models for trial in trials]
+    cells = [Cell.of(settings, subject, trial, place) for subject in models for trial in trials]
     with ExitStack() as held:
 
         def prepare() -> None:
             held.enter_context(FolderLock(place, "compared"))
-            judges.append(bench(config, models[0], splits, engine.device))
+            judges.append(bench(settings, models[0], splits, engine.device))
 
         engine.on_main(prepare)
         for subject in models:
             warm_up(subject)
-        rows = [row_of(config, engine, cell, judges, f"{i} of {len(cells)}") for i, cell in enumerate(cells, 1)]
+        rows = [row_of(settings, engine, cell, judges, f"{i} of {len(cells)}") for i, cell in enumerate(cells, 1)]
         truth = models[0].truth
-        bits = exact_bits(config, models[0], truth) if truth else flow_bits(config, folder, engine, models[0])
+        bits = exact_bits(settings, models[0], truth) if truth else flow_bits(settings, folder, engine, models[0])
         if engine.main:
-            report = whole_report(config, models, split_of(config, splits), judges[0], rows, bits, engine, place)
+            report = whole_report(settings, models, split_of(settings, splits), judges[0], rows, bits, engine, place)
             write_report(folder, report, cells)
 
 
@@ -175,7 +174,7 @@ def warm_up(subject: Subject) -> None:
         draw(model, "ddim", make_grid(model.sde, 1, "logsnr"), 0, range(1), {})
 
 
-def row_of(config: ConfigDict, engine: Engine, cell: Cell, judges: Sequence[Bench], place: str) -> dict[str, Any]:
+def row_of(settings: Settings, engine: Engine, cell: Cell, judges: Sequence[Bench], place: str) -> dict[str, Any]:
     """The row of a cell, which is drawn and judged if it has not been; what fails is told in the row.
 
     judges: of the main process, which judges for all.
@@ -183,15 +182,15 @@ def row_of(config: ConfigDict, engine: Engine, cell: Cell, judges: Sequence[Benc
     trial = cell.trial
     told = f"{trial.label}{f', {trial.steps} steps' if trial.steps else ''} ({place})"
     try:
-        cell.draw(config, engine, told)
-        return engine.on_main(lambda: cell_row(cell, figures_of(config, cell, judges[0])))
+        cell.draw(settings, engine, told)
+        return engine.on_main(lambda: cell_row(cell, figures_of(settings, cell, judges[0])))
     except UserError as error:
         warnings.warn(f"{told} fails: {error}", stacklevel=2)
         return cell_row(cell, {}, str(error))
 
 
 def whole_report(
-    config: ConfigDict,
+    settings: Settings,
     models: Sequence[Subject],
     source: Source,
     judge: Bench,
@@ -207,21 +206,21 @@ def whole_report(
     made = made_by(engine)
     report = {
         "title": title,
-        "subtitle": f"{len({row['label'] for row in rows})} samplers from the same noise, seed {config.seed}; "
-        f"{config.sampling.num_samples:,} samples a cell; weights: {subjects_named}",
+        "subtitle": f"{len({row['label'] for row in rows})} samplers from the same noise, seed {settings.seed}; "
+        f"{settings.sampling.num_samples:,} samples a cell; weights: {subjects_named}",
         "metrics": judge.described,
         "cells": list(rows),
-        "baselines": baselines(judge, config, models[0], source, place),
+        "baselines": baselines(judge, settings, models[0], source, place),
         "reference": judge.protocol["reference"],
         "likelihood": dict(bits),
         "protocol": {
             **{name: value for name, value in judge.protocol.items() if name != "versions"},
-            "seed": config.seed,
+            "seed": settings.seed,
             **{subject.name: dict(subject.model.protocol) for subject in models},
             **made,
             "versions": {**made["versions"], **judge.protocol["versions"]},
         },
-        "warnings": warned(config, source, judge),
+        "warnings": warned(settings, source, judge),
     }
     return {**report, "recommendation": recommend(report)}
 

@@ -14,9 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from ml_collections import ConfigDict
 
-from sde_diffusion import settings as build
 from sde_diffusion.core.errors import NotFinite, UserError
 from sde_diffusion.core.sde import process_state
 from sde_diffusion.data import Dataset, Splits, load_pictures
@@ -30,7 +28,8 @@ from sde_diffusion.report.table import table
 from sde_diffusion.runtime.engine import Engine
 from sde_diffusion.runtime.metrics_log import Board
 from sde_diffusion.runtime.progress import Progress, progress
-from sde_diffusion.settings import NamedFigure
+from sde_diffusion.settings.figures import NamedFigure
+from sde_diffusion.settings.root import Settings
 from sde_diffusion.storage.checkpoint import Checkpoint
 from sde_diffusion.storage.files import write_aside
 from sde_diffusion.storage.records import Records, digest, tensor_digest
@@ -49,22 +48,22 @@ class Evaluated:
     files: list[str]
 
 
-def evaluated_data(config: ConfigDict, trained: Checkpoint, splits: Splits | None = None) -> Evaluated:
+def evaluated_data(settings: Settings, trained: Checkpoint, splits: Splits | None = None) -> Evaluated:
     """The pictures of likelihood.folder, or a split of the data set.
 
     Raises UserError for data that the network cannot know: of other grey levels or another shape.
     """
-    settings = config.likelihood
-    if settings.folder:
-        place = Path(settings.folder).expanduser().resolve()
-        dataset, files = load_pictures(settings.folder, settings.image_size)
+    own = settings.likelihood
+    if own.folder:
+        place = Path(own.folder).expanduser().resolve()
+        dataset, files = load_pictures(own.folder, own.image_size)
         # Folders of one name, and a folder named as a split, have files of their own.
         name = f"{place.name}-{digest(str(place).encode())[:6]}"
     else:
-        source, files, name = getattr(splits or build.data(config), settings.split), [], settings.split
+        source, files, name = getattr(splits or settings.splits(), own.split), [], own.split
         if not isinstance(source, Dataset):
             raise UserError(
-                f"likelihood.split={settings.split!r} is not in memory (data.storage={config.data.storage!r}), where "
+                f"likelihood.split={own.split!r} is not in memory (data.storage={settings.data.storage!r}), where "
                 "bits/dim are computed of; choose data.storage='memory', the split 'test', or likelihood.folder"
             )
         dataset = source
@@ -93,38 +92,38 @@ def _in_classes_of(trained: Checkpoint, dataset: Dataset) -> Dataset:
     return replace(dataset, labels=order[dataset.labels], classes=trained.classes)
 
 
-def asked_for(config: ConfigDict, dataset: Dataset) -> int:
+def asked_for(settings: Settings, dataset: Dataset) -> int:
     """How many samples likelihood.num_samples comes to."""
-    return min(config.likelihood.num_samples or len(dataset), len(dataset))
+    return min(settings.likelihood.num_samples or len(dataset), len(dataset))
 
 
 def likelihood_protocol(
-    config: ConfigDict, trained: Checkpoint, data: Evaluated, figures: Mapping[str, NamedFigure]
+    settings: Settings, trained: Checkpoint, data: Evaluated, figures: Mapping[str, NamedFigure]
 ) -> dict[str, Any]:
     """All that the bits/dim of a sample depend on."""
-    weights = trained.weights[config.sampling.weights]
+    weights = trained.weights[settings.sampling.weights]
     dataset = data.dataset
-    count = asked_for(config, dataset)
+    count = asked_for(settings, dataset)
     return {
         "data": dataset.title,
         "data_digest": tensor_digest(
             {"samples": dataset.samples} | ({} if dataset.labels is None else {"labels": dataset.labels})
         ),
-        "given": "its class" if config.model.class_conditional and dataset.labels is not None else "nothing",
+        "given": "its class" if settings.model.class_conditional and dataset.labels is not None else "nothing",
         "checkpoint_step": trained.step,
-        "weights": config.sampling.weights,
+        "weights": settings.sampling.weights,
         "weights_digest": tensor_digest(weights),
         "process": process_state(trained.spec.model_process),
-        "seed": config.seed,
+        "seed": settings.seed,
         "numerics": NUMERICS,
         # Only a solver with step sizes for each sample makes a row independent of its batch.
-        "batches": None if config.likelihood.method == "per_sample" else [config.likelihood.batch_size, count],
+        "batches": None if settings.likelihood.method == "per_sample" else [settings.likelihood.batch_size, count],
         "figures": {name: {"space": figure.space, **figure.protocol} for name, figure in figures.items()},
     }
 
 
 def likelihood_rows(
-    config: ConfigDict,
+    settings: Settings,
     engine: Engine,
     trained: Checkpoint,
     data: Evaluated,
@@ -136,9 +135,9 @@ def likelihood_rows(
 
     Each process takes a batch of every round, and the main one stores the rows of all before the next round.
     """
-    denoiser = network_of(config, trained, engine.device)
-    dataset, size = data.dataset, config.likelihood.batch_size
-    count = asked_for(config, dataset)
+    denoiser = network_of(settings, trained, engine.device)
+    dataset, size = data.dataset, settings.likelihood.batch_size
+    count = asked_for(settings, dataset)
     records = Records(folder, data.name, protocol)
     with ExitStack() as held:
 
@@ -155,7 +154,7 @@ def likelihood_rows(
 
             def rows_of(chunks: list[list[int]]) -> list[dict[str, Any]]:
                 mine = engine.mine(chunks)
-                return row_figures(config, denoiser, dataset, mine[0], figures, bar) if mine else []
+                return row_figures(settings, denoiser, dataset, mine[0], figures, bar) if mine else []
 
             for first in range(0, len(chunks), engine.count):
                 everywhere = engine.each(partial(rows_of, chunks[first : first + engine.count]))
@@ -176,7 +175,7 @@ def likelihood_rows(
 
 
 def row_figures(
-    config: ConfigDict,
+    settings: Settings,
     denoiser: NetworkDenoiser,
     dataset: Dataset,
     indices: Sequence[int],
@@ -185,8 +184,8 @@ def row_figures(
 ) -> list[dict[str, Any]]:
     """A row for each of some samples: every figure with its parts, the evaluations it took and the seconds."""
     samples, labels = dataset.read(torch.tensor(indices))
-    batch = Batch(samples, labels, indices, config.seed)
-    model = ConditionedDenoiser(denoiser, **conditioning(config, labels, denoiser.device))
+    batch = Batch(samples, labels, indices, settings.seed)
+    model = ConditionedDenoiser(denoiser, **conditioning(settings, labels, denoiser.device))
     rows: list[dict[str, Any]] = [{"index": index} for index in indices]
     for name, figure in figures.items():
 
@@ -233,20 +232,20 @@ def figure_summary(name: str, figure: NamedFigure, rows: Sequence[Mapping[str, A
 
 
 def report_likelihood(
-    config: ConfigDict, folder: Path, engine: Engine, trained: Checkpoint, splits: Splits | None = None
+    settings: Settings, folder: Path, engine: Engine, trained: Checkpoint, splits: Splits | None = None
 ) -> None:
     """Compute, store, print and draw the bits/dim of a split or a folder of images."""
-    data = evaluated_data(config, trained, splits)
-    figures = build.figures(config, trained.spec.model_process, trained.transform, engine.device)
+    data = evaluated_data(settings, trained, splits)
+    figures = settings.figures(trained.spec.model_process, trained.transform, engine.device)
     place = folder / "likelihood"
-    protocol = likelihood_protocol(config, trained, data, figures)
-    rows = likelihood_rows(config, engine, trained, data, place, figures, protocol)
+    protocol = likelihood_protocol(settings, trained, data, figures)
+    rows = likelihood_rows(settings, engine, trained, data, place, figures, protocol)
     if engine.main:
-        write_likelihood(config, folder, trained, data, figures, protocol, rows)
+        write_likelihood(settings, folder, trained, data, figures, protocol, rows)
 
 
 def write_likelihood(
-    config: ConfigDict,
+    settings: Settings,
     folder: Path,
     trained: Checkpoint,
     data: Evaluated,
@@ -274,13 +273,13 @@ def write_likelihood(
     writer.writeheader()
     writer.writerows(rows)
     write_aside(place / f"{data.name}.csv", text.getvalue().encode())
-    draw_likelihood(config, folder, trained, data, rows, list(figures))
+    draw_likelihood(settings, folder, trained, data, rows, list(figures))
     print(likelihood_text(result, rows))
     print(f"wrote {place / data.name}.csv, .json, _histogram.png, _most_likely.png and _least_likely.png")
 
 
 def draw_likelihood(
-    config: ConfigDict,
+    settings: Settings,
     folder: Path,
     trained: Checkpoint,
     data: Evaluated,
@@ -356,7 +355,7 @@ def likelihood_text(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
     return "\n".join(lines)
 
 
-def likelihood(config: ConfigDict, folder: Path, engine: Engine) -> None:
+def likelihood(settings: Settings, folder: Path, engine: Engine) -> None:
     """Bits/dim of the held-out (or training) split, or of a folder of images."""
-    config, trained = trained_network(config, folder, engine)
-    report_likelihood(config, folder, engine, trained)
+    settings, trained = trained_network(settings, folder, engine)
+    report_likelihood(settings, folder, engine, trained)

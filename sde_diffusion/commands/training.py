@@ -14,10 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 
-from sde_diffusion import settings as build
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.grids import make_grid
 from sde_diffusion.core.noise import rand, randn, row_generators, seeded
@@ -28,17 +26,19 @@ from sde_diffusion.likelihood.bounds import Space
 from sde_diffusion.objectives.losses import Objective
 from sde_diffusion.objectives.times import TimeSampler
 from sde_diffusion.pipelines.batch import conditioning, encoded, samples_of, some, stored
-from sde_diffusion.pipelines.run_folder import check_folder, plain, set_result, shared_checkpoint, write_json
+from sde_diffusion.pipelines.run_folder import check_folder, set_result, shared_checkpoint, write_json
 from sde_diffusion.pipelines.sampling import draw, network_model
 from sde_diffusion.report.pictures import picture
 from sde_diffusion.report.table import table
 from sde_diffusion.runtime.engine import Engine, everyones
 from sde_diffusion.runtime.metrics_log import journal
 from sde_diffusion.runtime.progress import Phases, memory, progress
+from sde_diffusion.settings.root import Settings, fresh_network
 from sde_diffusion.storage.checkpoint import Checkpoint, checkpoint_files, newest_whole, save_checkpoint
 from sde_diffusion.storage.files import FolderLock
 from sde_diffusion.training.averages import drop_snapshots, save_snapshot
 from sde_diffusion.training.guard import Preempted, listening
+from sde_diffusion.training.settings import power_name
 from sde_diffusion.training.trainer import Outcome, RowLosses, Trainer, fresh_weights
 
 # One stream of random numbers for each purpose, so that none repeats another's; modes/latents.py, figures.py and
@@ -53,15 +53,15 @@ LOGSNR_SHOWN = 20.0
 class Task:
     """What losses are about: the configuration, the data's transform, the objective and the law of the times."""
 
-    config: ConfigDict
+    settings: Settings
     transform: DataTransform
     objective: Objective
     times: TimeSampler
 
     @classmethod
-    def of(cls, config: ConfigDict, transform: DataTransform, sde: SDE) -> Task:
+    def of(cls, settings: Settings, transform: DataTransform, sde: SDE) -> Task:
         """The task of a configuration for a network trained under `sde`."""
-        return cls(config, transform, build.objective(config, sde), build.times(config, sde))
+        return cls(settings, transform, settings.objective(sde), settings.time_sampler(sde))
 
 
 def row_losses(
@@ -79,23 +79,23 @@ def row_losses(
     Times, classes withheld and augmentations are drawn for the whole batch, a few numbers a row, by (seed, step); the
     noise of each row by (seed, step, row). So a row's loss is the same whichever process takes it, in whatever company.
     """
-    config, settings, device = task.config, task.config.training, denoiser.device
-    shared, part = seeded(config.seed, step, stream=stream), slice(rows.start, rows.stop)
-    own = row_generators(config.seed, step, rows, stream=stream, device=device)
+    settings, training, device = task.settings, task.settings.training, denoiser.device
+    shared, part = seeded(settings.seed, step, stream=stream), slice(rows.start, rows.stop)
+    own = row_generators(settings.seed, step, rows, stream=stream, device=device)
     samples, labels = batch[0].to(device, non_blocking=True), batch[1]
-    x0 = encoded(task.transform, samples, labels, config.data.dequantize, own)
+    x0 = encoded(task.transform, samples, labels, settings.data.dequantize, own)
     t, weight = (drawn[part] for drawn in task.times.draw(size, shared))
     geometry: dict[str, Tensor] = {}
-    augment = build.augmentation(config) if learn else None
+    augment = settings.training.augmentation() if learn else None
     if augment is not None:
         changes = augment.draw(size, shared).rows(part)
         x0, geometry = augment.apply(x0, changes), {"augment_labels": changes.labels().to(device)}
-    space = Space(None if config.data.dequantize else task.transform.levels, task.transform.offset(x0, labels))
-    if labels is not None and settings.label_dropout > 0:
+    space = Space(None if settings.data.dequantize else task.transform.levels, task.transform.offset(x0, labels))
+    if labels is not None and training.label_dropout > 0:
         # The class after the last one means "no class": one network learns p(x | y) and p(x) (Ho and Salimans 2022).
-        withheld = (rand((size,), shared) < settings.label_dropout)[part]
+        withheld = (rand((size,), shared) < training.label_dropout)[part]
         labels = labels.where(~withheld, denoiser.spec.options["num_classes"])
-    told = {**conditioning(config, labels, device), **geometry}
+    told = {**conditioning(settings, labels, device), **geometry}
     losses = task.objective(denoiser, x0, t, randn(x0.shape, own, like=x0), space, **told)
     return RowLosses(losses, t, weight)
 
@@ -111,18 +111,18 @@ class HeldOut:
 @torch.no_grad()
 def held_out_loss(task: Task, denoiser: NetworkDenoiser, dataset: Dataset, engine: Engine) -> HeldOut:
     """The loss on held-out data, at times and with noise that are the same at every call."""
-    config, settings = task.config, task.config.training
-    size = min(settings.batch_size, len(dataset))
-    count = min(settings.held_out_batches, math.ceil(len(dataset) / size))
+    settings, training = task.settings, task.settings.training
+    size = min(training.batch_size, len(dataset))
+    count = min(training.held_out_batches, math.ceil(len(dataset) / size))
     sde = denoiser.spec.model_process
     # A law that learns would draw other times at every call.
-    fixed = replace(task, times=build.times(config, sde))
-    most = max(1, settings.batch_size // (engine.count * engine.accumulate))  # as many rows at once as in training
+    fixed = replace(task, times=settings.time_sampler(sde))
+    most = max(1, training.batch_size // (engine.count * engine.accumulate))  # as many rows at once as in training
     found: dict[int, tuple[list[float], list[float], list[float]]] = {}
     for first in range(0, count, engine.count):
         # Where processes are left over they repeat the last batch: passes of a divided network are everyone's.
         i = min(first + engine.number, count - 1)
-        batch = next(batches(dataset, size, seed=config.seed, start_step=i))
+        batch = next(batches(dataset, size, seed=settings.seed, start_step=i))
         columns: tuple[list[float], list[float], list[float]] = ([], [], [])
         for start in range(0, size, most):
             rows = range(start, min(start + most, size))
@@ -136,7 +136,7 @@ def held_out_loss(task: Task, denoiser: NetworkDenoiser, dataset: Dataset, engin
         torch.tensor([row for i in range(count) for row in everywhere[i][column]], dtype=torch.float64)
         for column in range(3)
     )
-    return HeldOut(float((weight * losses).mean()), by_level(sde, t, losses, settings.held_out_levels))
+    return HeldOut(float((weight * losses).mean()), by_level(sde, t, losses, training.held_out_levels))
 
 
 def by_level(sde: SDE, t: Tensor, losses: Tensor, count: int) -> list[dict[str, float]]:
@@ -153,7 +153,7 @@ def by_level(sde: SDE, t: Tensor, losses: Tensor, count: int) -> list[dict[str, 
 class Run:
     """A training in progress: what is trained and on what, where it is written, and where the time goes."""
 
-    config: ConfigDict
+    settings: Settings
     folder: Path
     engine: Engine
     splits: Splits
@@ -170,29 +170,29 @@ class Run:
         return time.perf_counter() - self.started
 
 
-def train(config: ConfigDict, folder: Path, engine: Engine) -> None:
+def train(settings: Settings, folder: Path, engine: Engine) -> None:
     """Train to training.steps, from the newest whole checkpoint where there is one; one trainer at a time."""
-    build.check_pair(config)
-    splits = None if folder.exists() else build.data(config)  # no folder is begun for data that cannot be read
+    settings.model.check_pair(settings.process.process())
+    splits = None if folder.exists() else settings.splits()  # no folder is begun for data that cannot be read
     with ExitStack() as held:
 
         def lock() -> None:
-            engine.part(config.training.batch_size)
+            engine.part(settings.training.batch_size)
             held.enter_context(FolderLock(folder, "trained"))
-            check_folder(folder, config, training=True)
+            check_folder(folder, settings, training=True)
 
         engine.on_main(lock)
         resumed = shared_checkpoint(folder, engine) if engine.on_main(lambda: bool(checkpoint_files(folder))) else None
         if resumed and not resumed.optimizer:
             raise UserError(f"{folder} holds an imported network, which is sampled and evaluated, not trained on")
-        splits = splits or build.data(config)
-        spec = build.spec(config, splits.train)
-        task = Task.of(config, DataTransform.fit(splits.train, config.data.subtract_mean), spec.process)
-        engine.on_main(partial(write_json, folder / "config.json", plain(config)))
-        if resumed and resumed.step >= config.training.steps:
+        splits = splits or settings.splits()
+        spec = settings.spec(splits.train)
+        task = Task.of(settings, DataTransform.fit(splits.train, settings.data.subtract_mean), spec.process)
+        engine.on_main(partial(write_json, folder / "config.json", settings.plain()))
+        if resumed and resumed.step >= settings.training.steps:
             print(f"{folder} is trained to step {resumed.step}")
             return
-        run, rows = begin(task, folder, engine, splits, spec, resumed), engine.part(config.training.batch_size)
+        run, rows = begin(task, folder, engine, splits, spec, resumed), engine.part(settings.training.batch_size)
         go_on(run, rows, resumed.progress.get("data") if resumed else None)
 
 
@@ -200,19 +200,19 @@ def begin(
     task: Task, folder: Path, engine: Engine, splits: Splits, spec: NetworkSpec, resumed: Checkpoint | None
 ) -> Run:
     """A training with its network, at the step of a checkpoint where there is one."""
-    config = task.config
-    net = engine.sharded_network(fresh_weights(build.network(spec, config.seed), resumed))
+    settings = task.settings
+    net = engine.sharded_network(fresh_weights(fresh_network(spec, settings.seed), resumed))
     trainer = Trainer(
         engine,
         spec,
         net,
-        build.compiled(config, net),
-        build.optimizer(config, net),
-        build.profiles(config),
+        settings.compiled(net),
+        settings.training.optimizer(net),
+        settings.training.profiles(),
         task.times,
-        build.guard(config),
-        build.learning_rate(config),
-        config.training.grad_clip,
+        settings.training.guard(),
+        settings.training.rates(),
+        settings.training.grad_clip,
     )
     if resumed:
         trainer.resume(resumed)
@@ -222,59 +222,60 @@ def begin(
     parameters = sum(p.numel() for p in net.parameters())
     print(
         f"{'resuming' if resumed else 'training'} {folder}: {spec.network} of {parameters:,} parameters under "
-        f"{config.process.name} on {splits.train.title}, {size_of(splits.train)} samples, step {trainer.step:,} to "
-        f"{config.training.steps:,}, {engine.device}{f' x {engine.count} processes' * (engine.count > 1)}, "
+        f"{settings.process.name} on {splits.train.title}, {size_of(splits.train)} samples, step {trainer.step:,} to "
+        f"{settings.training.steps:,}, {engine.device}{f' x {engine.count} processes' * (engine.count > 1)}, "
         f"{engine.precision}, smallest training time {spec.process.t_train:g}"
     )
-    return Run(config, folder, engine, splits, task, trainer, resumed.progress.get("seconds", 0.0) if resumed else 0.0)
+    spent = resumed.progress.get("seconds", 0.0) if resumed else 0.0
+    return Run(settings, folder, engine, splits, task, trainer, spent)
 
 
 def go_on(run: Run, rows: range, position: Mapping[str, Any] | None) -> None:
     """Train to the last step. rows: those of each batch that are this process's; position: in a stream of data."""
-    config, settings, engine, trainer = run.config, run.config.training, run.engine, run.trainer
+    settings, training, engine, trainer = run.settings, run.settings.training, run.engine, run.trainer
     first = trainer.step
     # torch.manual_seed notes the whole call stack for each kind of device that is not there: a tenth of a small step.
     seed = torch.default_generator.manual_seed if engine.device.type == "cpu" else torch.manual_seed
     with (
         torch.random.fork_rng([engine.device] if engine.device.type == "cuda" else []),
-        build.training_batches(config, run.splits.train, rows, first, position) as stream,
+        settings.data.batches(run.splits.train, training.batch_size, rows, settings.seed, first, position) as stream,
         journal(run.folder, first, visible=engine.main) as tell,
-        progress(settings.steps, "step", "train", done=first, leave=True, visible=engine.main) as bar,
+        progress(training.steps, "step", "train", done=first, leave=True, visible=engine.main) as bar,
         listening() as signals,
     ):
         told = (run.session, first)
-        while trainer.step < settings.steps:
+        while trainer.step < training.steps:
             # Dropout draws from the global state; seeded by the step, a resumed training draws the same.
-            seed(seeded(config.seed, trainer.step, engine.number, stream=DROPOUT_STREAM).initial_seed())
+            seed(seeded(settings.seed, trainer.step, engine.number, stream=DROPOUT_STREAM).initial_seed())
             with run.phases("data"):
                 batch = next(stream)
             with run.phases("step"):
                 losses_of = partial(part_losses, run.task, batch, rows, trainer.step)
                 outcome = trainer.update(losses_of, rows, bool(signals.name))
-            step, final = trainer.step, trainer.step == settings.steps
+            step, final = trainer.step, trainer.step == training.steps
             bar.update()
             if outcome.objection:
                 note_skipped(run, outcome)
-            if step % settings.log_every == 0 or final:
-                speed = (step - told[1]) * settings.batch_size / (run.session - told[0])
+            if step % training.log_every == 0 or final:
+                speed = (step - told[1]) * training.batch_size / (run.session - told[0])
                 told = (run.session, step)
                 bar.note(loss=f"{outcome.loss:.4f}", images=f"{speed:.0f}/s")
                 tell.scalars(step, {"images_per_second": speed, **step_figures(run, outcome)})
-            if step % settings.evaluate_every == 0 or final:
+            if step % training.evaluate_every == 0 or final:
                 tell.scalars(step, held_out_figures(run))
             # The passes of a divided network are everyone's.
-            if settings.sample_every and step % settings.sample_every == 0 and (engine.main or engine.sharded):
+            if training.sample_every and step % training.sample_every == 0 and (engine.main or engine.sharded):
                 with run.phases("samples"), trainer.averages.within(trainer.net, "ema"):
                     tell.image("samples", preview(run), step)
-            if settings.ema_snapshots and (step % settings.ema_snapshots == 0 or final) and outcome.sound:
+            if training.ema_snapshots and (step % training.ema_snapshots == 0 or final) and outcome.sound:
                 write_snapshot(run)
             if final:  # before the last checkpoint, with which the training counts as done
                 result = write_training_result(run, first, outcome, stream.corrupt)
-            if (step % settings.checkpoint_every == 0 or final or outcome.stop) and outcome.sound:
+            if (step % training.checkpoint_every == 0 or final or outcome.stop) and outcome.sound:
                 write_checkpoint(run, stream.state)
             if outcome.stop and not final:
                 raise Preempted(
-                    f"{signals.name or 'a signal'} came: stopped at step {step:,} of {settings.steps:,}; "
+                    f"{signals.name or 'a signal'} came: stopped at step {step:,} of {training.steps:,}; "
                     f"{last_checkpoint(run.folder)}, from which the same command goes on"
                 )
     print(training_summary(run.folder, result))
@@ -285,7 +286,7 @@ def part_losses(
 ) -> RowLosses:
     """The losses of the wanted ones of a process's rows."""
     own = some(batch, wanted.start - rows.start, wanted.stop - rows.start)
-    return row_losses(task, denoiser, own, wanted, task.config.training.batch_size, step)
+    return row_losses(task, denoiser, own, wanted, task.settings.training.batch_size, step)
 
 
 def last_checkpoint(folder: Path) -> str:
@@ -299,8 +300,8 @@ def last_checkpoint(folder: Path) -> str:
 
 def note_skipped(run: Run, outcome: Outcome) -> None:
     """Warn of a skipped update. Raises UserError if it is one too many."""
-    step, settings, row = run.trainer.step, run.config.training, run.trainer.guard.in_a_row
-    if row > settings.skip_limit or (step == settings.steps and not outcome.sound):
+    step, training, row = run.trainer.step, run.settings.training, run.trainer.guard.in_a_row
+    if row > training.skip_limit or (step == training.steps and not outcome.sound):
         # Every process has the same losses, and comes to this.
         raise everyones(
             UserError(
@@ -336,22 +337,22 @@ def held_out_figures(run: Run) -> dict[str, float]:
 def write_snapshot(run: Run) -> None:
     """Store the averages of which --mode ema makes those of other lengths."""
     with run.phases("checkpoint"):
-        names = {build.power_name(length): length for length in run.config.training.ema_lengths}
+        names = {power_name(length): length for length in run.settings.training.ema_lengths}
         powers = {names[name]: weights for name, weights in run.trainer.weights(*names).items()}
         run.engine.on_main(partial(save_snapshot, run.folder, run.trainer.step, powers))
 
 
 def write_checkpoint(run: Run, position: Mapping[str, Any]) -> None:
     """Store all that the training needs to go on."""
-    settings, train = run.config.training, run.splits.train
+    training, train = run.settings.training, run.splits.train
     with run.phases("checkpoint"):
         checkpoint = Checkpoint(
             **run.trainer.state(),
             transform=run.task.transform,
-            random={"seed": run.config.seed},
+            random={"seed": run.settings.seed},
             title=train.title,
             classes=train.classes,
-            config=plain(run.config),
+            config=run.settings.plain(),
             progress={
                 **run.trainer.progress(),
                 "data": dict(position),
@@ -359,7 +360,7 @@ def write_checkpoint(run: Run, position: Mapping[str, Any]) -> None:
             },
         )
         run.engine.on_main(
-            partial(save_checkpoint, run.folder, checkpoint, settings.keep_checkpoints, settings.milestone_every)
+            partial(save_checkpoint, run.folder, checkpoint, training.keep_checkpoints, training.milestone_every)
         )
 
 
@@ -371,7 +372,7 @@ def write_training_result(run: Run, first: int, outcome: Outcome, corrupt: Seque
         "parameters": sum(p.numel() for p in run.trainer.net.parameters()),
         "seconds": round(run.seconds_before + session, 2),
         "seconds_of_last_session": round(session, 2),
-        "images_per_second": round((step - first) * run.config.training.batch_size / session, 1),
+        "images_per_second": round((step - first) * run.settings.training.batch_size / session, 1),
         "phases": {name: round(spent, 2) for name, spent in run.phases.seconds.items()},
         "shares": {name: round(share, 4) for name, share in run.phases.share().items()},
         "loss": outcome.loss,
@@ -394,8 +395,8 @@ def preview(run: Run) -> np.ndarray:
     # A grid that every process has at any number of steps, whatever sampling.grid is.
     grid = make_grid(denoiser.spec.model_process, PREVIEW_STEPS, "logsnr")
     transform = run.task.transform
-    model = network_model(run.config, denoiser, transform, run.splits.train.classes)
-    drawn = draw(model, "ddim", grid, run.config.seed, range(PREVIEW_SAMPLES), {})
+    model = network_model(run.settings, denoiser, transform, run.splits.train.classes)
+    drawn = draw(model, "ddim", grid, run.settings.seed, range(PREVIEW_SAMPLES), {})
     return picture(samples_of(stored(transform, drawn.x, drawn.labels)))
 
 

@@ -194,7 +194,7 @@ class Objective(Protocol):
 
 
 @dataclass(frozen=True)
-class Settings:
+class ObjectiveOptions:
     """What the objectives may be told; each reads what concerns it."""
 
     weighting: str = "simple"
@@ -203,10 +203,10 @@ class Settings:
     sigma_data: float = EDM_SIGMA_DATA
 
 
-DEFAULTS = Settings()
+DEFAULTS = ObjectiveOptions()
 
 
-def _score_matching(sde: SDE, settings: Settings) -> Objective:
+def _score_matching(sde: SDE, settings: ObjectiveOptions) -> Objective:
     def loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, space: Space, **conditioning: Tensor) -> Tensor:
         return denoising_score_matching(
             denoiser,
@@ -222,7 +222,7 @@ def _score_matching(sde: SDE, settings: Settings) -> Objective:
     return loss
 
 
-def _vlb(sde: SDE, settings: Settings) -> Objective:
+def _vlb(sde: SDE, settings: ObjectiveOptions) -> Objective:
     chain = Chain.of(sde)
 
     def loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, space: Space, **conditioning: Tensor) -> Tensor:
@@ -231,7 +231,7 @@ def _vlb(sde: SDE, settings: Settings) -> Objective:
     return loss
 
 
-def _hybrid(sde: SDE, settings: Settings) -> Objective:
+def _hybrid(sde: SDE, settings: ObjectiveOptions) -> Objective:
     chain = Chain.of(sde)
 
     def loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, space: Space, **conditioning: Tensor) -> Tensor:
@@ -253,14 +253,14 @@ def _hybrid(sde: SDE, settings: Settings) -> Objective:
     return loss
 
 
-OBJECTIVES: dict[str, Callable[[SDE, Settings], Objective]] = {
+OBJECTIVES: dict[str, Callable[[SDE, ObjectiveOptions], Objective]] = {
     "score_matching": _score_matching,
     "vlb": _vlb,
     "hybrid": _hybrid,
 }
 
 
-def objective(sde: SDE, kind: str = "score_matching", settings: Settings = DEFAULTS) -> Objective:
+def objective(sde: SDE, kind: str = "score_matching", settings: ObjectiveOptions = DEFAULTS) -> Objective:
     """The objective of that kind, a key of OBJECTIVES, for a process.
 
     Raises UserError for an unknown kind, and for a bound of a process without levels.

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 
 from sde_diffusion.data import DataTransform
+from sde_diffusion.settings.root import Settings
 
 
 def encoded(
@@ -25,9 +25,9 @@ def encoded(
     return transform.encode(samples, labels)
 
 
-def conditioning(config: ConfigDict, labels: Tensor | None, device: torch.device) -> dict[str, Tensor]:
+def conditioning(settings: Settings, labels: Tensor | None, device: torch.device) -> dict[str, Tensor]:
     """What the network is told beside the noise level."""
-    return {"labels": labels.to(device)} if config.model.class_conditional and labels is not None else {}
+    return {"labels": labels.to(device)} if settings.model.class_conditional and labels is not None else {}
 
 
 def some(batch: tuple[Tensor, Tensor | None], start: int, stop: int) -> tuple[Tensor, Tensor | None]:

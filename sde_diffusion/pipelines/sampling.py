@@ -13,11 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from ml_collections import ConfigDict
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sde_diffusion import settings as build
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.grids import Node, TimeGrid
 from sde_diffusion.core.noise import sample_generators
@@ -39,6 +37,7 @@ from sde_diffusion.runtime.engine import Engine
 from sde_diffusion.runtime.progress import progress
 from sde_diffusion.samplers import edit as edit_samples
 from sde_diffusion.samplers import sample as draw_samples
+from sde_diffusion.settings.root import Settings
 from sde_diffusion.storage.checkpoint import Checkpoint
 from sde_diffusion.storage.files import write_aside
 from sde_diffusion.storage.records import tensor_digest
@@ -82,7 +81,7 @@ class Model:
 
 
 def network_model(
-    config: ConfigDict,
+    settings: Settings,
     network: NetworkDenoiser,
     transform: DataTransform,
     classes: tuple[str, ...],
@@ -93,22 +92,22 @@ def network_model(
 
     Raises UserError for guidance of a network that does not know samples without their class.
     """
-    told = config.model.class_conditional
-    if guidance and not (told and config.training.label_dropout > 0.0):
+    told = settings.model.class_conditional
+    if guidance and not (told and settings.training.label_dropout > 0.0):
         raise UserError(
             f"guidance {guidance:g} takes the difference between what the network says with and without a class: it "
             "needs model.class_conditional=True and a training with training.label_dropout > 0, such as 0.1"
         )
 
     def denoiser(labels: Tensor | None) -> Denoiser:
-        passes = build.at_precision(config, network)
-        model: Denoiser = ConditionedDenoiser(passes, **conditioning(config, labels, network.device))
+        passes = settings.sampling.at_precision(network)
+        model: Denoiser = ConditionedDenoiser(passes, **conditioning(settings, labels, network.device))
         if guidance and labels is not None:
             withheld = torch.full_like(labels, network.spec.options["num_classes"])
             model = GuidedDenoiser(
-                model, ConditionedDenoiser(passes, **conditioning(config, withheld, network.device)), guidance
+                model, ConditionedDenoiser(passes, **conditioning(settings, withheld, network.device)), guidance
             )
-        return build.sampling_denoiser(config, model)
+        return settings.sampling.clipped(model)
 
     return Model(
         denoiser,
@@ -119,24 +118,24 @@ def network_model(
         network.device,
         protocol or {},
         2 if guidance else 1,
-        noise=config.sampling.noise,
-        prior=config.sampling.prior or None,
+        noise=settings.sampling.noise,
+        prior=settings.sampling.prior or None,
     )
 
 
-def trained_model(config: ConfigDict, trained: Checkpoint, device: torch.device) -> Model:
+def trained_model(settings: Settings, trained: Checkpoint, device: torch.device) -> Model:
     """The network of a checkpoint under sampling.weights and sampling.guidance."""
-    settings = config.sampling
-    network = network_of(config, trained, device)
+    own = settings.sampling
+    network = network_of(settings, trained, device)
     protocol = {
-        "clip": settings.clip,
-        "guidance": settings.guidance,
+        "clip": own.clip,
+        "guidance": own.guidance,
         "data": trained.title,
         "checkpoint_step": trained.step,
-        "weights": settings.weights,
-        "weights_digest": tensor_digest(trained.weights[settings.weights]),
+        "weights": own.weights,
+        "weights_digest": tensor_digest(trained.weights[own.weights]),
     }
-    return network_model(config, network, trained.transform, trained.classes, settings.guidance, protocol)
+    return network_model(settings, network, trained.transform, trained.classes, own.guidance, protocol)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,24 +186,24 @@ def draw(
 
 
 def sampling_protocol(
-    config: ConfigDict, model: Model, sampler: str, grid: TimeGrid, options: Mapping[str, Any]
+    settings: Settings, model: Model, sampler: str, grid: TimeGrid, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """All that a sample depends on beside its index."""
     return {
         "sampler": sampler,
         "options": dict(options),
         "steps": grid.steps,
-        "grid": build.grid_kind(config, sampler, grid.sde),
-        "grid_options": build.grid_options(config, sampler, grid.sde),
-        "snap": config.sampling.snap,
-        "shift": config.sampling.shift,
+        "grid": settings.sampling.grid_kind(sampler, grid.sde),
+        "grid_options": settings.sampling.options_of_grid(sampler, grid.sde),
+        "snap": settings.sampling.snap,
+        "shift": settings.sampling.shift,
         "largest_time": float(grid.times[0]),
         "smallest_time": float(grid.times[-1]),
         "process": {key: value for key, value in process_state(grid.sde).items() if not isinstance(value, list)},
-        "seed": config.seed,
+        "seed": settings.seed,
         "noise": model.noise,
         "prior": model.prior,
-        "precision": config.sampling.precision,
+        "precision": settings.sampling.precision,
         **model.protocol,
     }
 
@@ -278,7 +277,7 @@ class Drawing:
 
 def sample_into(
     folder: Path,
-    config: ConfigDict,
+    settings: Settings,
     engine: Engine,
     trained: Checkpoint,
     sampler: str,
@@ -289,12 +288,12 @@ def sample_into(
 
     A sampling that was killed goes on where it was.
     """
-    model = trained_model(config, trained, engine.device)
-    settings, count = config.sampling, config.sampling.num_samples
-    grid = build.grid(config, model.sde, steps, sampler)
-    protocol = sampling_protocol(config, model, sampler, grid, options)
-    shards = Shards(folder, sampler, protocol, settings.format)
-    drawing = Drawing(model, sampler, grid, config.seed, options, shards, count, settings.batch_size)
+    model = trained_model(settings, trained, engine.device)
+    own, count = settings.sampling, settings.sampling.num_samples
+    grid = settings.sampling.make_grid(model.sde, steps, sampler)
+    protocol = sampling_protocol(settings, model, sampler, grid, options)
+    shards = Shards(folder, sampler, protocol, own.format)
+    drawing = Drawing(model, sampler, grid, settings.seed, options, shards, count, own.batch_size)
     row = drawn_into(folder, engine, drawing, protocol, f"sample {sampler}")
     return {name: row[name] for name in (*TOLD, "smallest_time")}
 
@@ -346,11 +345,11 @@ def finish_sampling(
     return manifest
 
 
-def sample(config: ConfigDict, folder: Path, engine: Engine) -> None:
+def sample(settings: Settings, folder: Path, engine: Engine) -> None:
     """Sample the run's network with sampling.sampler."""
-    config, trained = trained_network(config, folder, engine)
-    sampler, steps = config.sampling.sampler, config.sampling.steps
-    row = sample_into(folder, config, engine, trained, sampler, steps, build.sampler_options(config))
+    settings, trained = trained_network(settings, folder, engine)
+    sampler, steps = settings.sampling.sampler, settings.sampling.steps
+    row = sample_into(folder, settings, engine, trained, sampler, steps, settings.sampling.sampler_options)
     print(table([row]))
-    made = f"samples_{sampler}.npz" if config.sampling.format == "npz" else f"the folder samples_{sampler}"
+    made = f"samples_{sampler}.npz" if settings.sampling.format == "npz" else f"the folder samples_{sampler}"
     print(f"wrote {folder}/samples_{sampler}.png, samples_{sampler}.json and {made}")

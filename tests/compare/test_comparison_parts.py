@@ -85,7 +85,7 @@ def test_a_classifier_knows_nothing_of_the_test_split(tmp_path: Path, monkeypatc
     config = config_of("vpsde_digits")
     config.compare.cache = str(tmp_path)
     config.compare.bootstraps = 2
-    (subject,), _ = oracle_subject(config_of("oracle_gmm"), torch.device("cpu"))
+    (subject,), _ = oracle_subject(settings_of(config_of("oracle_gmm")), torch.device("cpu"))
     stamps = []
     for split in ("train", "test"):
         config.compare.split = split

@@ -44,6 +44,9 @@ from sde_diffusion.objectives.times import sample_times, time_sampler
 from sde_diffusion.samplers import SAMPLERS, Sample, ddim_inversion, edit, sample
 from sde_diffusion.solvers.ode import SOLVERS, integrate
 from sde_diffusion.storage.checkpoint import load
+from sde_diffusion.training.fit import fit
+from sde_diffusion.training.settings import TrainingSettings
+from sde_diffusion.training.trainer import Trainer
 
 __all__ = [
     "DEQUANTIZERS",
@@ -88,6 +91,8 @@ __all__ = [
     "Sample",
     "SubVPSDE",
     "TimeGrid",
+    "Trainer",
+    "TrainingSettings",
     "Uniform",
     "UserError",
     "WhiteNoise",
@@ -101,6 +106,7 @@ __all__ = [
     "encode",
     "eps",
     "export_diffusers",
+    "fit",
     "hybrid_loss",
     "import_checkpoint",
     "integrate",

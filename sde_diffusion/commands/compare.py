@@ -31,7 +31,6 @@ from sde_diffusion.core.noise import seeded
 from sde_diffusion.data import DataTransform, Source
 from sde_diffusion.denoisers.analytic import GaussianMixture
 from sde_diffusion.likelihood.flow import log_likelihood
-from sde_diffusion.pipelines.run_folder import write_json
 from sde_diffusion.pipelines.sampling import draw, in_words, made_by
 from sde_diffusion.report.charts import agreement, chart_png, quality
 from sde_diffusion.report.comparison import comparison_csv, comparison_markdown, comparison_table
@@ -44,6 +43,7 @@ from sde_diffusion.runtime.metrics_log import Board
 from sde_diffusion.samplers import SAMPLER_TABLE
 from sde_diffusion.settings.root import Settings
 from sde_diffusion.storage.files import FolderLock, write_aside
+from sde_diffusion.storage.results import write_json
 
 FEW = 10_000
 """Samples below which figures of features are biased so much that they compare with nothing but one another."""
@@ -124,7 +124,7 @@ def flow_bits(settings: Settings, folder: Path, engine: Engine, subject: Subject
 def exact_bits(settings: Settings, subject: Subject, truth: GaussianMixture) -> dict[str, Any]:
     """Bits/dim of exact samples of a closed-form model: by its density, and by the flow of its denoiser."""
     x, sde = truth.sample(BITS_SAMPLES, generator=seeded(settings.seed, stream=BITS_STREAM)), subject.model.sde
-    flow = log_likelihood(subject.model.denoiser(None), x, sde, rtol=BITS_RTOL, divergence="exact", space="continuous")
+    flow = log_likelihood(subject.model.denoiser({}), x, sde, rtol=BITS_RTOL, divergence="exact", space="continuous")
     rows = {"exact density": (truth.log_prob(x), 0, 0.0), "ode": (flow.nats, flow.nfe, sde.t_likelihood)}
     found = {}
     for name, (nats, nfe, smallest_time) in rows.items():

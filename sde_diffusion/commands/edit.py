@@ -79,13 +79,13 @@ def edit(settings: Settings, folder: Path, engine: Engine) -> None:
     inputs = load_inputs(settings.edit.input, trained.spec.shape)
     labels = labels_of(settings, trained, inputs)
     x0 = in_model_space(trained.transform, inputs.samples, labels)
-    model = replace(trained_model(settings, trained, engine.device), given=labels)
+    model = replace(trained_model(settings, trained, engine.device), given={} if labels is None else {"labels": labels})
     grid, sampler, options = edit_grid(settings, model), settings.sampling.sampler, settings.sampling.sampler_options
     protocol = {**sampling_protocol(settings, model, sampler, grid, options), "input": tensor_digest({"x0": x0})}
     shards = Shards(folder, f"{sampler}_edit", protocol, settings.sampling.format)
     size = settings.sampling.batch_size
     drawing = Drawing(model, sampler, grid, settings.seed, options, shards, len(x0), size, data=x0)
-    before = samples_of(stored(trained.transform, x0, labels))
+    before = samples_of(stored(trained.transform, x0, model.conditions(range(len(x0)))))
     row = drawn_into(
         folder,
         engine,

@@ -7,14 +7,15 @@ from functools import partial
 from pathlib import Path
 
 from sde_diffusion.commands.likelihood import report_likelihood
-from sde_diffusion.commands.training import HeldOut, Task, held_out_loss
-from sde_diffusion.pipelines.run_folder import set_result, trained_network
+from sde_diffusion.pipelines.run_folder import trained_network
 from sde_diffusion.report.table import table
 from sde_diffusion.runtime.engine import Engine
 from sde_diffusion.runtime.progress import progress
 from sde_diffusion.settings.root import Settings
 from sde_diffusion.storage.checkpoint import AVERAGES, denoiser_of, save_average
+from sde_diffusion.storage.results import set_result
 from sde_diffusion.training.averages import reconstruct, snapshot_index
+from sde_diffusion.training.losses import HeldOut, held_out_loss
 from sde_diffusion.training.settings import power_name
 
 
@@ -22,7 +23,7 @@ def evaluate(settings: Settings, folder: Path, engine: Engine) -> None:
     """The held-out loss of raw and averaged weights, by noise level, and held-out bits/dim."""
     settings, trained = trained_network(settings, folder, engine)
     splits = settings.splits()
-    task = Task.of(settings, trained.transform, trained.spec.model_process)
+    task = settings.task(trained.transform, trained.spec, trained.spec.model_process)
     found: dict[str, HeldOut] = {}
     with progress(len(trained.weights), "set", "evaluate", visible=engine.main) as bar:
         for name in trained.weights:
@@ -44,7 +45,7 @@ def post_hoc(settings: Settings, folder: Path, engine: Engine) -> None:
     """Averages of any length from the snapshots of a training, and their held-out losses."""
     settings, trained = trained_network(settings, folder, engine)
     splits, own = settings.splits(), settings.ema
-    task = Task.of(settings, trained.transform, trained.spec.model_process)
+    task = settings.task(trained.transform, trained.spec, trained.spec.model_process)
     stored = snapshot_index(folder)
     step = own.step or (stored[-1].step if stored else 0)
     rows = []

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.importers import check_empty, export_diffusers, imported
-from sde_diffusion.pipelines.run_folder import trained_network, write_json
+from sde_diffusion.pipelines.run_folder import trained_network
 from sde_diffusion.report.table import table
 from sde_diffusion.runtime.engine import Engine, everyones
 from sde_diffusion.settings.root import Settings
 from sde_diffusion.storage.checkpoint import denoiser_of, save_checkpoint
+from sde_diffusion.storage.results import write_json
 from sde_diffusion.training.trainer import RAW
 
 

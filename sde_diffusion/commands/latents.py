@@ -9,18 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_diffusion.core.conditions import rows_of
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.noise import seeded
 from sde_diffusion.data import Dataset
 from sde_diffusion.denoisers.denoiser import ConditionedDenoiser
 from sde_diffusion.likelihood.codes import decode, interpolate, round_trip
 from sde_diffusion.metrics.reconstruction import reconstruction
-from sde_diffusion.pipelines.batch import conditioning, encoded, samples_of, stored
-from sde_diffusion.pipelines.run_folder import network_of, set_result, trained_network, write_json
+from sde_diffusion.pipelines.batch import samples_of, stored, taken_by
+from sde_diffusion.pipelines.run_folder import network_of, trained_network
 from sde_diffusion.report.pictures import picture, png
 from sde_diffusion.runtime.engine import Engine
 from sde_diffusion.settings.root import Settings
 from sde_diffusion.storage.files import write_aside
+from sde_diffusion.storage.results import set_result, write_json
 
 LATENT_STREAM = 8  # a stream of its own: modes/training.py, figures.py and data/dataset.py have the others
 
@@ -53,8 +55,9 @@ def latents(settings: Settings, folder: Path, engine: Engine) -> None:
     denoiser = network_of(settings, trained, engine.device)
     sde, device = trained.spec.model_process, denoiser.device
     index = pairs_of(held_out, own.pairs, settings.model.class_conditional)
-    labels = None if held_out.labels is None else held_out.labels[index[0]]
-    model = ConditionedDenoiser(denoiser, **conditioning(settings, labels, device))
+    conditions = rows_of(held_out.conditions, index[0])
+    labels = conditions.get("labels")
+    model = ConditionedDenoiser(denoiser, **taken_by(denoiser, conditions))
     t_min = settings.likelihood.smallest_time
     tolerances: dict[str, Any] = {
         "rtol": own.rtol,
@@ -64,8 +67,10 @@ def latents(settings: Settings, folder: Path, engine: Engine) -> None:
     }
     noise = seeded(settings.seed, stream=LATENT_STREAM)
     ends = [
-        encoded(transform, held_out.samples[side], labels, settings.data.dequantize, noise).to(device) for side in index
+        transform.prepared(held_out.samples[side], labels, dequantize=settings.data.dequantize, generator=noise)
+        for side in index
     ]
+    ends = [x.to(device) for x in ends]
     trips = [round_trip(model, x, sde, **tolerances) for x in ends]
     error = torch.cat([trip.error for trip in trips])
     weights = torch.linspace(0.0, 1.0, own.points, dtype=torch.float64)
@@ -78,11 +83,12 @@ def latents(settings: Settings, folder: Path, engine: Engine) -> None:
     for name, columns in pictures.items():
         # A row of tiles for each pair.
         rows = torch.stack(columns, dim=1).flatten(0, 1).cpu()
-        told = None if labels is None else labels.repeat_interleave(len(columns))
-        shown = stored(transform, rows, told)
+        every = torch.arange(index.shape[1]).repeat_interleave(len(columns))
+        shown = stored(transform, rows, rows_of(conditions, every))
         write_aside(place / f"{name}.png", png(picture(samples_of(shown), len(columns))))
+    every = torch.arange(index.shape[1]).repeat(len(ends))
     originals, returned = (
-        samples_of(stored(transform, torch.cat(xs).cpu(), None if labels is None else labels.repeat(len(xs))))
+        samples_of(stored(transform, torch.cat(xs).cpu(), rows_of(conditions, every)))
         for xs in (ends, [trip.decoded for trip in trips])
     )
     alike = reconstruction(originals, returned, own.figures) if transform.levels else {}

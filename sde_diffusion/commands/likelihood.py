@@ -20,8 +20,8 @@ from sde_diffusion.core.sde import process_state
 from sde_diffusion.data import Dataset, Splits, load_pictures
 from sde_diffusion.denoisers.denoiser import ConditionedDenoiser, NetworkDenoiser
 from sde_diffusion.metrics.bits import Batch
-from sde_diffusion.pipelines.batch import conditioning, stored
-from sde_diffusion.pipelines.run_folder import network_of, set_result, trained_network, write_json
+from sde_diffusion.pipelines.batch import stored, taken_by
+from sde_diffusion.pipelines.run_folder import network_of, trained_network
 from sde_diffusion.report.likelihood import captioned, histogram, summary
 from sde_diffusion.report.pictures import picture, png
 from sde_diffusion.report.table import table
@@ -33,6 +33,7 @@ from sde_diffusion.settings.root import Settings
 from sde_diffusion.storage.checkpoint import Checkpoint
 from sde_diffusion.storage.files import write_aside
 from sde_diffusion.storage.records import Records, digest, tensor_digest
+from sde_diffusion.storage.results import set_result, write_json
 
 NUMERICS = 1
 """Raised when the bits/dim of one request become others, so that stored rows are not mixed with new ones."""
@@ -183,9 +184,9 @@ def row_figures(
     bar: Progress,
 ) -> list[dict[str, Any]]:
     """A row for each of some samples: every figure with its parts, the evaluations it took and the seconds."""
-    samples, labels = dataset.read(torch.tensor(indices))
-    batch = Batch(samples, labels, indices, settings.seed)
-    model = ConditionedDenoiser(denoiser, **conditioning(settings, labels, denoiser.device))
+    samples, conditions = dataset.read(torch.tensor(indices))
+    batch = Batch(samples, conditions.get("labels"), indices, settings.seed)
+    model = ConditionedDenoiser(denoiser, **taken_by(denoiser, conditions))
     rows: list[dict[str, Any]] = [{"index": index} for index in indices]
     for name, figure in figures.items():
 
@@ -299,8 +300,9 @@ def draw_likelihood(
             board.add_histogram(f"bits_per_dim/{data.name}/{name}", values, step)
         for which, picked in extremes.items():
             index = torch.from_numpy(picked.copy())
-            labels = None if data.dataset.labels is None else data.dataset.labels[index]
-            shown = stored(trained.transform, trained.transform.encode(data.dataset.samples[index], labels), labels)
+            samples, conditions = data.dataset.read(index)
+            x = trained.transform.encode(samples, conditions.get("labels"))
+            shown = stored(trained.transform, x, conditions)
             captions = [f"{value:.3f}" for value in columns[names[0]][picked]]
             drawn = captioned(shown["images"], captions) if "images" in shown else picture(shown["samples"])
             write_aside(place / f"{data.name}_{which}.png", png(drawn))

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.compare.subjects import Subject
+from sde_diffusion.core.conditions import rows_of
 from sde_diffusion.core.kernel import match
 from sde_diffusion.denoisers.denoiser import Seen
 from sde_diffusion.pipelines.batch import samples_of, stored
@@ -145,7 +146,7 @@ class Cell:
     @property
     def classes(self) -> tuple[int, ...]:
         """The class of each sample; empty where samples have none."""
-        labels = self.subject.model.labels(range(self.count))
+        labels = self.subject.model.conditions(range(self.count)).get("labels")
         return () if labels is None else tuple(labels.tolist())
 
     def _ends(self) -> list[Path]:
@@ -172,10 +173,10 @@ def write_film(path: Path, model: Model, drawn: Drawn) -> None:
     seen = drawn.seen
     count, evaluations = len(seen[0].x), seen[-1].index + 1
     picked = sorted({round(i * (len(seen) - 1) / (FRAMES - 1)) for i in range(FRAMES)})
-    labels = None if drawn.labels is None else drawn.labels[:count]
+    conditions = rows_of(drawn.conditions, slice(count))
 
     def shown_as(x: Tensor) -> np.ndarray:
-        samples = samples_of(stored(model.transform, x, labels))
+        samples = samples_of(stored(model.transform, x, conditions))
         return samples if samples.dtype == np.uint8 else samples[:, :2].astype(np.float32)
 
     def in_view(one: Seen) -> Tensor:

@@ -30,11 +30,11 @@ from sde_diffusion.metrics.moments import MOMENTS, moment_errors
 from sde_diffusion.metrics.references import reference
 from sde_diffusion.metrics.scores import scored
 from sde_diffusion.pipelines.batch import samples_of, stored
-from sde_diffusion.pipelines.run_folder import write_json
 from sde_diffusion.pipelines.sampling import in_words
 from sde_diffusion.settings.root import Settings
 from sde_diffusion.storage.files import write_aside
 from sde_diffusion.storage.records import digest
+from sde_diffusion.storage.results import write_json
 
 NOISE_STREAM = 16
 NUMERICS = 1
@@ -202,7 +202,7 @@ def baselines(bench: Bench, settings: Settings, subject: Subject, source: Source
     left[picked] = False
     some, others = (as_samples(real.select(part), len(real)) for part in (picked, left.nonzero()[:, 0]))
     noise = torch.randn((count, *model.shape), generator=seeded(settings.seed, stream=NOISE_STREAM))
-    noisy = samples_of(stored(model.transform, noise, model.labels(range(count))))
+    noisy = samples_of(stored(model.transform, noise, model.conditions(range(count))))
     try:
         with in_words("judging", count):
             beside = replace(bench, real=bench.extractor(others))

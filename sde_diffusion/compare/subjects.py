@@ -82,7 +82,7 @@ def oracle_subject(settings: Settings, device: torch.device) -> tuple[list[Subje
         max(settings.sampling.num_samples, ORACLE_SAMPLES), generator=seeded(settings.seed, stream=REAL_STREAM)
     )
     model = Model(
-        lambda labels: settings.sampling.clipped(mixture.denoiser()),
+        lambda conditions: settings.sampling.clipped(mixture.denoiser()),
         settings.process.process(),
         mixture.shape,
         DataTransform(None),

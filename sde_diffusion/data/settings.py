@@ -55,7 +55,7 @@ class DataSettings(Section):
 
     @contextmanager
     def batches(
-        self, source: Source, size: int, rows: range, seed: int, start_step: int, state: Mapping[str, int] | None
+        self, source: Source, size: int, seed: int, rows: range, start_step: int, state: Mapping[str, int] | None
     ) -> Iterator[Stream]:
         """The rows of every batch of `size` that are this process's, from a step on; state: of a stream there."""
         stream = batches(

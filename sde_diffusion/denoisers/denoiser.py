@@ -8,6 +8,7 @@ hardness share: if alpha/sigma agree, then x scaled by sigma_home/sigma is distr
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sde_diffusion.core.conditions import check_taken
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.core.kernel import Kernel, lifted, lifted_dtype, match
 from sde_diffusion.core.prediction import (
@@ -172,6 +174,7 @@ class NetworkSpec:
     shape              one sample's shape
     variance           "fixed", or "learned_range": the second half of its channels is the fraction of the log-variance
     sigma_data         the standard deviation of the data that prediction "edm" and input scale "unit" assume
+    conditions         the names of what it is told beside the noise level; of one with classes "labels" unless given
     """
 
     process: SDE
@@ -184,8 +187,11 @@ class NetworkSpec:
     options: dict[str, Any] = field(default_factory=dict)
     variance: str = "fixed"
     sigma_data: float = EDM_SIGMA_DATA
+    conditions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.conditions and self.options.get("num_classes"):
+            object.__setattr__(self, "conditions", ("labels",))
         choose("prediction", self.prediction, PREDICTIONS)
         choose("label", self.label, LABELS)
         choose("input scale", self.input_scale, INPUT_SCALES)
@@ -232,7 +238,8 @@ class NetworkSpec:
     def from_state(cls, state: dict[str, Any]) -> NetworkSpec:
         """The spec that `state` described."""
         known = {**state, "process": process_from_state(state["process"])}
-        return cls(**{**known, "data_range": tuple(known["data_range"]), "shape": tuple(known["shape"])})
+        tuples = ("data_range", "shape", "conditions")
+        return cls(**{**known, **{name: tuple(known[name]) for name in tuples if name in known}})
 
 
 PRECONDITIONERS: dict[str, NetworkSpec] = {
@@ -252,6 +259,14 @@ With D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), alpha and t those of the
 """
 
 
+def condition_names(net: nn.Module) -> tuple[str, ...] | None:
+    """The conditions that a network's forward takes beside x and c_noise; None where it takes any, as a wrapper."""
+    parameters = list(inspect.signature(net.forward).parameters.values())
+    if any(own.kind in (own.VAR_KEYWORD, own.VAR_POSITIONAL) for own in parameters):
+        return None
+    return tuple(own.name for own in parameters[2:])
+
+
 class NetworkDenoiser:
     """A network as a denoiser of any process, through the log-SNR and the network's own clock.
 
@@ -269,6 +284,7 @@ class NetworkDenoiser:
         self._in_range = spec.data_range == (-1.0, 1.0)
         self._label = LABELS[spec.label]
         self._input_scale = INPUT_SCALES[spec.input_scale]
+        self._takes = condition_names(net)
 
     @property
     def device(self) -> torch.device:
@@ -286,6 +302,8 @@ class NetworkDenoiser:
         return to_model_range(self._at_home, *self.spec.data_range, x, kernel, **conditioning)
 
     def _at_home(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self._takes is not None:
+            check_taken(conditioning, self._takes, f"the network {self.spec.network or type(self.net).__name__!r}")
         self._check_classes(conditioning.get("labels"))
         t = self.spec.process.time_of(kernel.logsnr.clamp(self._least, self._most)).clamp(*self._times)
         home = self.spec.process.kernel(t)

@@ -21,20 +21,6 @@ from sde_diffusion.storage.checkpoint import (
     read_checkpoint,
     with_average,
 )
-from sde_diffusion.storage.files import write_aside
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    write_aside(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def set_result(folder: Path, section: str, row: Mapping[str, Any], entry: str | None = None) -> None:
-    """Replace one section of results.json, or one entry of that section; what else it holds stays."""
-    path = folder / "results.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    results[section] = dict(row) if entry is None else {**results.get(section, {}), entry: row}
-    write_json(path, results)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

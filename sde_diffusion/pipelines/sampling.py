@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sde_diffusion.core.conditions import Conditions, rows_of
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.grids import Node, TimeGrid
 from sde_diffusion.core.noise import sample_generators
@@ -29,8 +30,8 @@ from sde_diffusion.denoisers.denoiser import (
     Seen,
     WatchedDenoiser,
 )
-from sde_diffusion.pipelines.batch import conditioning, samples_of, stored
-from sde_diffusion.pipelines.run_folder import network_of, set_result, trained_network
+from sde_diffusion.pipelines.batch import samples_of, stored, taken_by
+from sde_diffusion.pipelines.run_folder import network_of, trained_network
 from sde_diffusion.report.pictures import Picture, picture, png
 from sde_diffusion.report.table import table
 from sde_diffusion.runtime.engine import Engine
@@ -41,6 +42,7 @@ from sde_diffusion.settings.root import Settings
 from sde_diffusion.storage.checkpoint import Checkpoint
 from sde_diffusion.storage.files import write_aside
 from sde_diffusion.storage.records import tensor_digest
+from sde_diffusion.storage.results import set_result
 from sde_diffusion.storage.shards import Shards
 
 PICTURE_SAMPLES = 100
@@ -52,15 +54,15 @@ TOLD = ("sampler", "steps", "nfe", "samples", "seconds")
 class Model:
     """What samples are drawn of, by any sampler: a network under its weights, or a closed-form denoiser.
 
-    denoiser: for a batch of these classes, None where there are none
+    denoiser: for a batch of samples under these conditions
     sde, shape: the process that is run backwards, and the shape of a sample in it; transform: from it to the data
     classes: the names of those that samples take in turn; empty where the denoiser is told none
     protocol: all that a denoiser depends on, as plain values
     calls: of the network for one evaluation: two under guidance
-    noise, prior: as `sde_diffusion.sample` takes them; given: the classes of samples, in place of turns
+    noise, prior: as `sde_diffusion.sample` takes them; given: the conditions of samples, in place of turns
     """
 
-    denoiser: Callable[[Tensor | None], Denoiser]
+    denoiser: Callable[[Conditions], Denoiser]
     sde: SDE
     shape: tuple[int, ...]
     transform: DataTransform
@@ -71,13 +73,13 @@ class Model:
     dtype: torch.dtype | None = None
     noise: str = "white"
     prior: str | None = None
-    given: Tensor | None = None
+    given: Conditions | None = None
 
-    def labels(self, indices: range) -> Tensor | None:
-        """The classes of samples, which take turns unless they are given; None where the denoiser is told none."""
+    def conditions(self, indices: range) -> Conditions:
+        """Those of samples: what is given, or the classes in turn; {} where the denoiser is told none."""
         if self.given is not None:
-            return self.given[indices.start : indices.stop]
-        return torch.tensor([i % len(self.classes) for i in indices]) if self.classes else None
+            return rows_of(self.given, slice(indices.start, indices.stop))
+        return {"labels": torch.tensor([i % len(self.classes) for i in indices])} if self.classes else {}
 
 
 def network_model(
@@ -92,21 +94,20 @@ def network_model(
 
     Raises UserError for guidance of a network that does not know samples without their class.
     """
-    told = settings.model.class_conditional
-    if guidance and not (told and settings.training.label_dropout > 0.0):
+    classed = "labels" in network.spec.conditions
+    if guidance and not (classed and settings.training.label_dropout > 0.0):
         raise UserError(
             f"guidance {guidance:g} takes the difference between what the network says with and without a class: it "
             "needs model.class_conditional=True and a training with training.label_dropout > 0, such as 0.1"
         )
 
-    def denoiser(labels: Tensor | None) -> Denoiser:
+    def denoiser(conditions: Conditions) -> Denoiser:
         passes = settings.sampling.at_precision(network)
-        model: Denoiser = ConditionedDenoiser(passes, **conditioning(settings, labels, network.device))
-        if guidance and labels is not None:
-            withheld = torch.full_like(labels, network.spec.options["num_classes"])
-            model = GuidedDenoiser(
-                model, ConditionedDenoiser(passes, **conditioning(settings, withheld, network.device)), guidance
-            )
+        own = taken_by(network, conditions)
+        model: Denoiser = ConditionedDenoiser(passes, **own)
+        if guidance and "labels" in own:
+            withheld = torch.full_like(own["labels"], network.spec.options["num_classes"])
+            model = GuidedDenoiser(model, ConditionedDenoiser(passes, **{**own, "labels": withheld}), guidance)
         return settings.sampling.clipped(model)
 
     return Model(
@@ -114,7 +115,7 @@ def network_model(
         network.spec.model_process,
         network.spec.shape,
         transform,
-        classes if told else (),
+        classes if classed else (),
         network.device,
         protocol or {},
         2 if guidance else 1,
@@ -140,10 +141,10 @@ def trained_model(settings: Settings, trained: Checkpoint, device: torch.device)
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """Samples in model space [n, *D], the classes they were drawn for, and the calls of the network they took."""
+    """Samples in model space [n, *D], the conditions they were drawn for, and the calls of the network they took."""
 
     x: Tensor
-    labels: Tensor | None
+    conditions: Conditions
     nfe: int
     seen: list[Seen] = field(default_factory=list)
 
@@ -163,8 +164,8 @@ def draw(
 
     Sample i starts from noise that depends on (seed, i) only: the same for every sampler, batch and process.
     """
-    labels = model.labels(indices)
-    watched = WatchedDenoiser(model.denoiser(labels), watch)
+    conditions = model.conditions(indices)
+    watched = WatchedDenoiser(model.denoiser(conditions), watch)
 
     def advance(index: int, node: Node, x: Tensor, x0_hat: Tensor) -> None:
         on_step()
@@ -182,7 +183,7 @@ def draw(
         out = draw_samples(seen, shape, grid, prior=model.prior, device=model.device, dtype=model.dtype, **shared)
     else:
         out = edit_samples(seen, x0.to(model.device), grid, **shared)
-    return Drawn(out.x.cpu(), labels, out.nfe * model.calls, watched.seen if watch else [])
+    return Drawn(out.x.cpu(), conditions, out.nfe * model.calls, watched.seen if watch else [])
 
 
 def sampling_protocol(
@@ -265,7 +266,7 @@ class Drawing:
                     drawn = draw(
                         self.model, self.sampler, self.grid, self.seed, indices, self.options, bar.update, watch, x0
                     )
-                arrays = stored(self.model.transform, drawn.x, drawn.labels)
+                arrays = stored(self.model.transform, drawn.x, drawn.conditions)
                 seconds = time.perf_counter() - started
                 self.keep(indices, drawn)
                 self.shards.write(indices, arrays, {"nfe": drawn.nfe, "seconds": seconds})

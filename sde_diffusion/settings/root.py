@@ -19,14 +19,13 @@ from sde_diffusion.data.settings import DataSettings
 from sde_diffusion.denoisers.denoiser import NetworkSpec
 from sde_diffusion.denoisers.settings import ModelSettings, OracleSettings, ProcessSettings
 from sde_diffusion.importers.settings import ImportingSettings
-from sde_diffusion.objectives.losses import Objective
-from sde_diffusion.objectives.times import TimeSampler
 from sde_diffusion.runtime.engine import Engine
 from sde_diffusion.settings.comparison import CompareSettings
 from sde_diffusion.settings.figures import FIGURES, Evaluation, NamedFigure
 from sde_diffusion.settings.likelihood import LatentsSettings, LikelihoodSettings
 from sde_diffusion.settings.sampling import EditSettings, SamplingSettings
 from sde_diffusion.storage.checkpoint import build_network
+from sde_diffusion.training.losses import Task
 from sde_diffusion.training.settings import EmaSettings, TrainingSettings
 
 
@@ -77,7 +76,7 @@ class Settings(Section):
         self.data.options(self.seed)
         if training.loss == "hybrid" and model.variance == "fixed":
             raise UserError("training.loss='hybrid' trains a learned variance: it needs model.variance='learned_range'")
-        self.objective(sde)
+        training.objective(sde, model.step_variance, model.sigma_data)
         training.time_sampler(sde)
         training.check_times()
         self.likelihood.check(FIGURES)
@@ -109,13 +108,9 @@ class Settings(Section):
         dims = Augmentation.dims if self.training.augment > 0.0 else 0
         return self.model.spec(self.process.process(), source.shape, source.classes, source.title, dims)
 
-    def objective(self, sde: SDE) -> Objective:
-        """What a training minimises under a process."""
-        return self.training.objective(sde, self.model.step_variance, self.model.sigma_data)
-
-    def time_sampler(self, sde: SDE) -> TimeSampler:
-        """A fresh law of the times of a training under a process."""
-        return self.training.time_sampler(sde)
+    def task(self, transform: DataTransform, spec: NetworkSpec, sde: SDE) -> Task:
+        """What the losses of a network are about that is trained under `sde`."""
+        return Task.from_settings(self.training, self.seed, transform, self.data.dequantize, spec, sde)
 
     def compiled(self, net: nn.Module) -> nn.Module:
         """The network behind torch.compile, where a backend is named; its weights are the same tensors.

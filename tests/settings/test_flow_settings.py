@@ -51,7 +51,7 @@ def test_a_configuration_reaches_what_it_is_about() -> None:
     sde = settings_of(config).process.process()
     found = settings_of(config).sampling.make_grid(sde, 7, "euler").times
     assert torch.equal(found, sd.make_grid(sde, 7, t_start=0.9, shift=2.0).times)
-    drawn = settings_of(config).time_sampler(sde).draw(9, torch.Generator().manual_seed(0))[0]
+    drawn = settings_of(config).training.time_sampler(sde).draw(9, torch.Generator().manual_seed(0))[0]
     law = {"kind": "logit_normal", "p_mean": -0.6, "p_std": 1.2, "shift": 3.0}
     assert torch.equal(drawn, sd.sample_times(sde, 9, generator=torch.Generator().manual_seed(0), **law))
     spec = settings_of(config).spec(DIGITS)
@@ -64,7 +64,7 @@ def test_a_configuration_reaches_what_it_is_about() -> None:
         return torch.zeros_like(x)
 
     t = torch.full((3,), 0.5, dtype=torch.float64)  # where sigma/alpha is 1
-    loss = settings_of(config).objective(sd.RectifiedFlow())(zero, x0, t, noise, GREY_LEVELS)
+    loss = settings_of(config).training.objective(sde, "posterior", 0.3)(zero, x0, t, noise, GREY_LEVELS)
     torch.testing.assert_close(loss, (1.0 + 0.3**-2) * x0.square().mean(1))
 
 

@@ -134,7 +134,7 @@ def test_likelihood_weighted_training_comes_near_the_truth(process: str, tmp_pat
     truth = sd.GaussianMixture(toy2d.MIXTURE_MEANS, toy2d.MIXTURE_STDS, toy2d.MIXTURE_WEIGHTS).denoiser()
     untrained = sd.NetworkDenoiser(fresh_network(trained.spec, config.seed), trained.spec)
     x0 = settings_of(config).splits().test.samples
-    t, weight = settings_of(config).time_sampler(trained.spec.process).draw(len(x0), generator(0))
+    t, weight = settings_of(config).training.time_sampler(trained.spec.process).draw(len(x0), generator(0))
     noise = torch.randn(x0.shape, generator=generator(1))
 
     def loss(denoiser: sd.Denoiser) -> float:

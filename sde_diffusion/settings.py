@@ -23,11 +23,7 @@ from torch import Tensor, nn
 
 from sde_diffusion import samplers
 from sde_diffusion.core import grids
-from sde_diffusion.core.errors import UserError, choose, nearest, no_option
-from sde_diffusion.core.grids import GRIDS, TimeGrid, make_grid
-from sde_diffusion.core.kernel import Kernel
-from sde_diffusion.core.noise_sources import NOISES
-from sde_diffusion.core.sde import (
+from sde_diffusion.core.continuous import (
     EDM,
     SDE,
     VESDE,
@@ -39,6 +35,10 @@ from sde_diffusion.core.sde import (
     SubVPSDE,
     process_state,
 )
+from sde_diffusion.core.errors import UserError, choose, nearest, no_option
+from sde_diffusion.core.grids import GRIDS, TimeGrid, make_grid
+from sde_diffusion.core.kernel import Kernel
+from sde_diffusion.core.noise_sources import NOISES
 from sde_diffusion.data import (
     DATASETS,
     DEQUANTIZERS,
@@ -54,9 +54,9 @@ from sde_diffusion.data import (
     load_splits,
 )
 from sde_diffusion.denoisers.analytic import GaussianMixture, drawn_mixture
-from sde_diffusion.denoisers.denoiser import VARIANCES, AutocastDenoiser, ClippedDenoiser, Denoiser, NetworkSpec
+from sde_diffusion.denoisers.network import VARIANCES, AutocastDenoiser, ClippedDenoiser, Denoiser, NetworkSpec
 from sde_diffusion.importers import SOURCES
-from sde_diffusion.likelihood.bounds import CDFS
+from sde_diffusion.likelihood.discrete import CDFS
 from sde_diffusion.likelihood.flow import DIVERGENCES, PROBES
 from sde_diffusion.metrics.bits import BoundSpace, Figure, elbo_figure, flow_figure, vlb_figure
 from sde_diffusion.metrics.distances import METRICS

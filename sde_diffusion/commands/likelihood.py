@@ -17,10 +17,10 @@ import torch
 from ml_collections import ConfigDict
 
 from sde_diffusion import settings as build
+from sde_diffusion.core.continuous import process_state
 from sde_diffusion.core.errors import NotFinite, UserError
-from sde_diffusion.core.sde import process_state
 from sde_diffusion.data import Dataset, Splits, load_pictures
-from sde_diffusion.denoisers.denoiser import ConditionedDenoiser, NetworkDenoiser
+from sde_diffusion.denoisers.network import ConditionedDenoiser, NetworkDenoiser
 from sde_diffusion.metrics.bits import Batch
 from sde_diffusion.pipelines.batch import conditioning, stored
 from sde_diffusion.pipelines.run_folder import network_of, set_result, trained_network, write_json

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sde_diffusion.core.continuous import SDE
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.kernel import match, widened
-from sde_diffusion.core.sde import SDE
-from sde_diffusion.denoisers.denoiser import CountingDenoiser, Denoiser
+from sde_diffusion.denoisers.network import CountingDenoiser, Denoiser
 from sde_diffusion.solvers.flow import transport
 
 

@@ -32,12 +32,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sde_diffusion.core.continuous import SDE
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.core.kernel import Kernel, match
 from sde_diffusion.core.prediction import EDM_SIGMA_DATA
-from sde_diffusion.core.sde import SDE
-from sde_diffusion.denoisers.denoiser import Denoiser, moments
-from sde_diffusion.likelihood.bounds import GREY_LEVELS, STEP_VARIANCES, Chain, Space, bound_term
+from sde_diffusion.denoisers.network import Denoiser, moments
+from sde_diffusion.likelihood.discrete import GREY_LEVELS, STEP_VARIANCES, Chain, Space, bound_term
 
 MIN_SNR_GAMMA = 5.0
 """The bound on the weight (Hang et al. 2023, section 3.4)."""

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from sde_diffusion import settings as build
 from sde_diffusion.core.errors import UserError
-from sde_diffusion.denoisers.denoiser import NetworkDenoiser
+from sde_diffusion.denoisers.network import NetworkDenoiser
 from sde_diffusion.runtime.engine import Engine
 from sde_diffusion.storage.checkpoint import (
     Checkpoint,

@@ -17,11 +17,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sde_diffusion.core.continuous import SDE
 from sde_diffusion.core.grids import Node, TimeGrid
 from sde_diffusion.core.kernel import combine
 from sde_diffusion.core.noise_sources import NoiseSource
-from sde_diffusion.core.sde import SDE
-from sde_diffusion.denoisers.denoiser import Denoiser
+from sde_diffusion.denoisers.network import Denoiser
 
 OnStep = Callable[[int, Node, Tensor, Tensor], None]
 """Called at each node that is visited, with its number, the node, x there and x0_hat."""

@@ -18,7 +18,7 @@ import sde_diffusion as sd
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.kernel import match
 from sde_diffusion.core.prediction import PREDICTIONS
-from sde_diffusion.denoisers.denoiser import INPUT_SCALES, LABELS, WatchedDenoiser, moments
+from sde_diffusion.denoisers.network import INPUT_SCALES, LABELS, WatchedDenoiser, moments
 from tests.proofs.cases import MIXTURES, PROCESSES, generator
 
 MIXTURE = MIXTURES[2]

@@ -16,7 +16,7 @@ import sde_diffusion as sd
 from sde_diffusion.core.grids import GRIDS, has_ends, logsnr_ends
 from sde_diffusion.core.kernel import match
 from sde_diffusion.core.prediction import PREDICTIONS
-from sde_diffusion.denoisers.denoiser import LABELS
+from sde_diffusion.denoisers.network import LABELS
 from tests.proofs.cases import MIXTURES, SAMPLERS, generator, quick_denoiser, run
 from tests.proofs.test_moments import deviation
 

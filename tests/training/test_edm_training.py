@@ -17,7 +17,7 @@ from configs import edm_cifar
 from sde_diffusion import settings as build
 from sde_diffusion.commands.training import Task, row_losses
 from sde_diffusion.data import DataTransform
-from sde_diffusion.denoisers.denoiser import NetworkDenoiser
+from sde_diffusion.denoisers.network import NetworkDenoiser
 
 
 class Noting(nn.Module):

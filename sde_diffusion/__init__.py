@@ -1,22 +1,14 @@
 """sde_diffusion: score-based diffusion through SDEs and ODEs, with every formula checked against closed-form truth."""
 
-from sde_diffusion.core.continuous import (
-    EDM,
-    PROCESSES,
-    SDE,
-    VESDE,
-    VPSDE,
-    CosineVPSDE,
-    DiscreteVE,
-    DiscreteVP,
-    RectifiedFlow,
-    SubVPSDE,
-)
+from sde_diffusion.core.continuous import EDM, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
+from sde_diffusion.core.discrete import DiscreteVE, DiscreteVP
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.grids import GRIDS, TimeGrid, make_grid
 from sde_diffusion.core.kernel import Kernel
 from sde_diffusion.core.noise import sample_generators
 from sde_diffusion.core.noise_sources import NOISES, BrownianNoise, GivenNoise, NoiseSource, WhiteNoise
+from sde_diffusion.core.process import SDE
+from sde_diffusion.core.processes import PROCESSES
 from sde_diffusion.data import DEQUANTIZERS, DataTransform, LogitNormal, Uniform
 from sde_diffusion.denoisers.analytic import EmpiricalDenoiser, GaussianMixture
 from sde_diffusion.denoisers.network import (

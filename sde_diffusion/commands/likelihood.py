@@ -17,8 +17,8 @@ import torch
 from ml_collections import ConfigDict
 
 from sde_diffusion import settings as build
-from sde_diffusion.core.continuous import process_state
 from sde_diffusion.core.errors import NotFinite, UserError
+from sde_diffusion.core.processes import process_state
 from sde_diffusion.data import Dataset, Splits, load_pictures
 from sde_diffusion.denoisers.network import ConditionedDenoiser, NetworkDenoiser
 from sde_diffusion.metrics.bits import Batch

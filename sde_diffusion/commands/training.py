@@ -18,10 +18,10 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from sde_diffusion import settings as build
-from sde_diffusion.core.continuous import SDE
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.grids import make_grid
 from sde_diffusion.core.noise import rand, randn, row_generators, seeded
+from sde_diffusion.core.process import SDE
 from sde_diffusion.data import Dataset, DataTransform, Source, Splits, batches
 from sde_diffusion.denoisers.network import NetworkDenoiser, NetworkSpec
 from sde_diffusion.likelihood.discrete import Space

@@ -64,9 +64,9 @@ from itertools import accumulate, islice, pairwise, repeat
 import torch
 from torch import Tensor
 
-from sde_diffusion.core.continuous import SDE
 from sde_diffusion.core.errors import UserError, choose, no_option
 from sde_diffusion.core.kernel import Kernel, as_schedule
+from sde_diffusion.core.process import SDE
 
 
 @dataclass(frozen=True, eq=False)

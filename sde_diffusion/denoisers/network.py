@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sde_diffusion.core.continuous import EDM, SDE, VESDE, VPSDE, DiscreteVP, process_from_state, process_state
+from sde_diffusion.core.continuous import EDM, VESDE, VPSDE
+from sde_diffusion.core.discrete import DiscreteVP
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.core.kernel import Kernel, lifted, lifted_dtype, match
 from sde_diffusion.core.prediction import (
@@ -31,6 +32,8 @@ from sde_diffusion.core.prediction import (
     v_from_x0,
     velocity_from_x0,
 )
+from sde_diffusion.core.process import SDE
+from sde_diffusion.core.processes import process_from_state, process_state
 
 
 class Denoiser(Protocol):

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.core.continuous import DiscreteVP, RectifiedFlow
+from sde_diffusion.core.continuous import RectifiedFlow
+from sde_diffusion.core.discrete import DiscreteVP
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.denoisers.network import NetworkSpec
 from sde_diffusion.importers.foreign import Foreign, Settings, only, read_json, resolved

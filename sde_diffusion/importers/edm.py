@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.core.continuous import EDM, VESDE, VPSDE, DiscreteVP
+from sde_diffusion.core.continuous import EDM, VESDE, VPSDE
+from sde_diffusion.core.discrete import DiscreteVP
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.denoisers.network import NetworkSpec
 from sde_diffusion.importers.foreign import Foreign, Settings, needed, only, resolved

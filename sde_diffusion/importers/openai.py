@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sde_diffusion.core.continuous import DiscreteVP
+from sde_diffusion.core.discrete import DiscreteVP
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.denoisers.network import NetworkSpec
 from sde_diffusion.importers.foreign import Foreign, Settings, needed, only, resolved

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_diffusion.core.continuous import SDE
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.kernel import match, widened
+from sde_diffusion.core.process import SDE
 from sde_diffusion.denoisers.network import CountingDenoiser, Denoiser
 from sde_diffusion.solvers.flow import transport
 

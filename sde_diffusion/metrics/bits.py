@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
-from sde_diffusion.core.continuous import SDE
 from sde_diffusion.core.grids import TimeGrid
 from sde_diffusion.core.noise import sample_generators
+from sde_diffusion.core.process import SDE
 from sde_diffusion.data import DataTransform, Dequantizer
 from sde_diffusion.denoisers.network import Denoiser
 from sde_diffusion.likelihood.discrete import Bound, OnLevel, elbo, vlb

@@ -32,10 +32,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sde_diffusion.core.continuous import SDE
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.core.kernel import Kernel, match
 from sde_diffusion.core.prediction import EDM_SIGMA_DATA
+from sde_diffusion.core.process import SDE
 from sde_diffusion.denoisers.network import Denoiser, moments
 from sde_diffusion.likelihood.discrete import GREY_LEVELS, STEP_VARIANCES, Chain, Space, bound_term
 

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sde_diffusion import settings as build
-from sde_diffusion.core.continuous import SDE, process_state
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.grids import Node, TimeGrid
 from sde_diffusion.core.noise import sample_generators
+from sde_diffusion.core.process import SDE
+from sde_diffusion.core.processes import process_state
 from sde_diffusion.data import DataTransform
 from sde_diffusion.denoisers.network import (
     ConditionedDenoiser,

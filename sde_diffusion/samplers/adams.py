@@ -36,11 +36,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_diffusion.core.continuous import SDE
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.core.grids import Node, TimeGrid
 from sde_diffusion.core.kernel import Kernel, combine
 from sde_diffusion.core.noise_sources import NoiseSource
+from sde_diffusion.core.process import SDE
 from sde_diffusion.denoisers.network import Denoiser
 from sde_diffusion.samplers.march import Coefficients, OnStep, Table, as_table, ignore_step
 

@@ -23,11 +23,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sde_diffusion.core.continuous import SDE
 from sde_diffusion.core.errors import NotFinite, UserError
 from sde_diffusion.core.grids import Node, TimeGrid
 from sde_diffusion.core.kernel import combine, match
 from sde_diffusion.core.noise_sources import FRESH_NOISE, NoiseSource
+from sde_diffusion.core.process import SDE
 from sde_diffusion.denoisers.network import Denoiser
 from sde_diffusion.samplers.march import OnStep
 

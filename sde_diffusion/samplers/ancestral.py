@@ -29,11 +29,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sde_diffusion.core.continuous import SDE
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.core.grids import Node, TimeGrid
 from sde_diffusion.core.kernel import Kernel, beside, check_batch, combine, lifted
 from sde_diffusion.core.noise_sources import FRESH_NOISE, NoiseSource
+from sde_diffusion.core.process import SDE
 from sde_diffusion.denoisers.network import CheckedDenoiser, Denoiser, moments
 from sde_diffusion.samplers.march import Coefficients, OnStep, as_table, ignore_step, march, sample_norm, table
 

@@ -17,10 +17,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sde_diffusion.core.continuous import SDE
 from sde_diffusion.core.grids import Node, TimeGrid
 from sde_diffusion.core.kernel import combine
 from sde_diffusion.core.noise_sources import NoiseSource
+from sde_diffusion.core.process import SDE
 from sde_diffusion.denoisers.network import Denoiser
 
 OnStep = Callable[[int, Node, Tensor, Tensor], None]

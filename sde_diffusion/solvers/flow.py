@@ -28,9 +28,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_diffusion.core.continuous import SDE
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.core.kernel import Kernel, Scalar, as_schedule, check_batch, combine, lifted, match
+from sde_diffusion.core.process import SDE
 from sde_diffusion.denoisers.network import Denoiser
 from sde_diffusion.solvers.ode import Field, integrate, recording
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.core.continuous import DiscreteVP
+from sde_diffusion.core.discrete import DiscreteVP
 from sde_diffusion.core.kernel import Kernel, match
 from sde_diffusion.denoisers.network import LABELS, PRECONDITIONERS, NetworkDenoiser
 from sde_diffusion.importers.edm import spec_of

@@ -11,22 +11,11 @@ from sde_diffusion.core.process import SDE
 from sde_diffusion.core.processes import PROCESSES
 from sde_diffusion.data import DEQUANTIZERS, DataTransform, LogitNormal, Uniform
 from sde_diffusion.denoisers.analytic import EmpiricalDenoiser, GaussianMixture
-from sde_diffusion.denoisers.network import (
-    PRECONDITIONERS,
-    ClippedDenoiser,
-    ConditionedDenoiser,
-    CountingDenoiser,
-    Denoiser,
-    GuidedDenoiser,
-    NetworkDenoiser,
-    NetworkSpec,
-    RangeDenoiser,
-    eps,
-    score,
-    v,
-    velocity,
-)
+from sde_diffusion.denoisers.base import Denoiser, eps, score, v, velocity
+from sde_diffusion.denoisers.guidance import GuidedDenoiser
+from sde_diffusion.denoisers.network import PRECONDITIONERS, NetworkDenoiser, NetworkSpec
 from sde_diffusion.denoisers.priors import PRIORS, GaussianPrior, Prior, ProcessPrior
+from sde_diffusion.denoisers.wrappers import ClippedDenoiser, ConditionedDenoiser, CountingDenoiser, RangeDenoiser
 from sde_diffusion.importers import SOURCES, export_diffusers, import_checkpoint
 from sde_diffusion.likelihood.codes import RoundTrip, decode, encode, interpolate, round_trip
 from sde_diffusion.likelihood.discrete import Bound, discretized_gaussian, elbo, vlb

@@ -46,7 +46,9 @@ from sde_diffusion.data import (
     load_splits,
 )
 from sde_diffusion.denoisers.analytic import GaussianMixture, drawn_mixture
-from sde_diffusion.denoisers.network import VARIANCES, AutocastDenoiser, ClippedDenoiser, Denoiser, NetworkSpec
+from sde_diffusion.denoisers.base import Denoiser
+from sde_diffusion.denoisers.network import VARIANCES, NetworkSpec
+from sde_diffusion.denoisers.wrappers import AutocastDenoiser, ClippedDenoiser
 from sde_diffusion.importers import SOURCES
 from sde_diffusion.likelihood.discrete import CDFS
 from sde_diffusion.likelihood.flow import DIVERGENCES, PROBES

@@ -20,7 +20,8 @@ from sde_diffusion import settings as build
 from sde_diffusion.core.errors import NotFinite, UserError
 from sde_diffusion.core.processes import process_state
 from sde_diffusion.data import Dataset, Splits, load_pictures
-from sde_diffusion.denoisers.network import ConditionedDenoiser, NetworkDenoiser
+from sde_diffusion.denoisers.network import NetworkDenoiser
+from sde_diffusion.denoisers.wrappers import ConditionedDenoiser
 from sde_diffusion.metrics.bits import Batch
 from sde_diffusion.pipelines.batch import conditioning, stored
 from sde_diffusion.pipelines.run_folder import network_of, set_result, trained_network, write_json

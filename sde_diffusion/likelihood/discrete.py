@@ -47,7 +47,8 @@ from sde_diffusion.core.grids import Node, TimeGrid, logsnr_ends, nearest_level
 from sde_diffusion.core.kernel import CLEAN, Kernel, beside, lifted, match, widened
 from sde_diffusion.core.noise import Generators, fresh, rand, randn
 from sde_diffusion.core.process import SDE
-from sde_diffusion.denoisers.network import CountingDenoiser, Denoiser, moments
+from sde_diffusion.denoisers.base import Denoiser, moments
+from sde_diffusion.denoisers.wrappers import CountingDenoiser
 from sde_diffusion.samplers.ancestral import VARIANCES, ancestral_row
 
 # --- the decoder ----------------------------------------------------------------------------------------------

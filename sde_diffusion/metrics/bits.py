@@ -18,7 +18,7 @@ from sde_diffusion.core.grids import TimeGrid
 from sde_diffusion.core.noise import sample_generators
 from sde_diffusion.core.process import SDE
 from sde_diffusion.data import DataTransform, Dequantizer
-from sde_diffusion.denoisers.network import Denoiser
+from sde_diffusion.denoisers.base import Denoiser
 from sde_diffusion.likelihood.discrete import Bound, OnLevel, elbo, vlb
 from sde_diffusion.likelihood.flow import bits_per_dim, log_likelihood
 

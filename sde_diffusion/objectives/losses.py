@@ -36,7 +36,7 @@ from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.core.kernel import Kernel, match
 from sde_diffusion.core.prediction import EDM_SIGMA_DATA
 from sde_diffusion.core.process import SDE
-from sde_diffusion.denoisers.network import Denoiser, moments
+from sde_diffusion.denoisers.base import Denoiser, moments
 from sde_diffusion.likelihood.discrete import GREY_LEVELS, STEP_VARIANCES, Chain, Space, bound_term
 
 MIN_SNR_GAMMA = 5.0

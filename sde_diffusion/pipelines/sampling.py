@@ -24,14 +24,10 @@ from sde_diffusion.core.noise import sample_generators
 from sde_diffusion.core.process import SDE
 from sde_diffusion.core.processes import process_state
 from sde_diffusion.data import DataTransform
-from sde_diffusion.denoisers.network import (
-    ConditionedDenoiser,
-    Denoiser,
-    GuidedDenoiser,
-    NetworkDenoiser,
-    Seen,
-    WatchedDenoiser,
-)
+from sde_diffusion.denoisers.base import Denoiser
+from sde_diffusion.denoisers.guidance import GuidedDenoiser
+from sde_diffusion.denoisers.network import NetworkDenoiser
+from sde_diffusion.denoisers.wrappers import ConditionedDenoiser, Seen, WatchedDenoiser
 from sde_diffusion.pipelines.batch import conditioning, samples_of, stored
 from sde_diffusion.pipelines.run_folder import network_of, set_result, trained_network
 from sde_diffusion.report.pictures import Picture, picture, png

@@ -21,7 +21,7 @@ from sde_diffusion.core.grids import Node, TimeGrid
 from sde_diffusion.core.kernel import combine
 from sde_diffusion.core.noise_sources import NoiseSource
 from sde_diffusion.core.process import SDE
-from sde_diffusion.denoisers.network import Denoiser
+from sde_diffusion.denoisers.base import Denoiser
 
 OnStep = Callable[[int, Node, Tensor, Tensor], None]
 """Called at each node that is visited, with its number, the node, x there and x0_hat."""

@@ -18,7 +18,7 @@ from torch import Tensor
 import sde_diffusion as sd
 from sde_diffusion.core.grids import Node, TimeGrid
 from sde_diffusion.core.kernel import Kernel, match
-from sde_diffusion.denoisers.network import moments
+from sde_diffusion.denoisers.base import moments
 from sde_diffusion.likelihood.discrete import Chain, Space, bound_term
 from sde_diffusion.samplers.ancestral import VARIANCES, ancestral_row, ddim_flow_row, ddim_row
 from tests.golden.reference import (

@@ -17,8 +17,11 @@ from sde_diffusion.denoisers.network import PRECONDITIONERS, NetworkDenoiser, Ne
 from sde_diffusion.denoisers.priors import PRIORS, GaussianPrior, Prior, ProcessPrior
 from sde_diffusion.denoisers.wrappers import ClippedDenoiser, ConditionedDenoiser, CountingDenoiser, RangeDenoiser
 from sde_diffusion.importers import SOURCES, export_diffusers, import_checkpoint
+from sde_diffusion.likelihood.bound import Bound
 from sde_diffusion.likelihood.codes import RoundTrip, decode, encode, interpolate, round_trip
-from sde_diffusion.likelihood.discrete import Bound, discretized_gaussian, elbo, vlb
+from sde_diffusion.likelihood.continuous import vlb
+from sde_diffusion.likelihood.decoder import discretized_gaussian
+from sde_diffusion.likelihood.discrete import elbo
 from sde_diffusion.likelihood.flow import LogLikelihood, bits_per_dim, log_likelihood
 from sde_diffusion.objectives.losses import denoising_score_matching, hybrid_loss, variational_loss
 from sde_diffusion.objectives.times import sample_times, time_sampler

@@ -50,7 +50,7 @@ from sde_diffusion.denoisers.base import Denoiser
 from sde_diffusion.denoisers.network import VARIANCES, NetworkSpec
 from sde_diffusion.denoisers.wrappers import AutocastDenoiser, ClippedDenoiser
 from sde_diffusion.importers import SOURCES
-from sde_diffusion.likelihood.discrete import CDFS
+from sde_diffusion.likelihood.decoder import CDFS
 from sde_diffusion.likelihood.flow import DIVERGENCES, PROBES
 from sde_diffusion.metrics.bits import BoundSpace, Figure, elbo_figure, flow_figure, vlb_figure
 from sde_diffusion.metrics.distances import METRICS

@@ -24,7 +24,7 @@ from sde_diffusion.core.noise import rand, randn, row_generators, seeded
 from sde_diffusion.core.process import SDE
 from sde_diffusion.data import Dataset, DataTransform, Source, Splits, batches
 from sde_diffusion.denoisers.network import NetworkDenoiser, NetworkSpec
-from sde_diffusion.likelihood.discrete import Space
+from sde_diffusion.likelihood.decoder import Space
 from sde_diffusion.objectives.losses import Objective
 from sde_diffusion.objectives.times import TimeSampler
 from sde_diffusion.pipelines.batch import conditioning, encoded, samples_of, some, stored

@@ -19,7 +19,8 @@ import sde_diffusion as sd
 from sde_diffusion.core.grids import Node, TimeGrid
 from sde_diffusion.core.kernel import Kernel, match
 from sde_diffusion.denoisers.base import moments
-from sde_diffusion.likelihood.discrete import Chain, Space, bound_term
+from sde_diffusion.likelihood.decoder import Space
+from sde_diffusion.likelihood.discrete import Chain, bound_term
 from sde_diffusion.samplers.ancestral import VARIANCES, ancestral_row, ddim_flow_row, ddim_row
 from tests.golden.reference import (
     DIMS,

@@ -14,7 +14,8 @@ import run_lib
 import sde_diffusion as sd
 from sde_diffusion import settings as build
 from sde_diffusion.data import toy2d
-from sde_diffusion.likelihood.discrete import GREY_LEVELS, Chain
+from sde_diffusion.likelihood.decoder import GREY_LEVELS
+from sde_diffusion.likelihood.discrete import Chain
 from sde_diffusion.objectives.losses import OBJECTIVES, Settings, objective
 from sde_diffusion.storage.checkpoint import read_checkpoint
 from tests.proofs.cases import generator

@@ -29,8 +29,9 @@ from torch import Tensor
 import run_lib
 import sde_diffusion as sd
 from sde_diffusion.data import Dataset, batches
-from sde_diffusion.denoisers.denoiser import NetworkDenoiser
-from sde_diffusion.likelihood.bounds import Chain, Space
+from sde_diffusion.denoisers.network import NetworkDenoiser
+from sde_diffusion.likelihood.decoder import Space
+from sde_diffusion.likelihood.discrete import Chain
 from sde_diffusion.objectives.losses import denoising_score_matching, variational_loss
 from sde_diffusion.objectives.times import TimeSampler, time_sampler
 from sde_diffusion.report.likelihood import summary

@@ -13,7 +13,7 @@ from sde_diffusion.core.conditions import rows_of
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.noise import seeded
 from sde_diffusion.data import Dataset
-from sde_diffusion.denoisers.denoiser import ConditionedDenoiser
+from sde_diffusion.denoisers.wrappers import ConditionedDenoiser
 from sde_diffusion.likelihood.codes import decode, interpolate, round_trip
 from sde_diffusion.metrics.reconstruction import reconstruction
 from sde_diffusion.pipelines.batch import samples_of, stored, taken_by

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from sde_diffusion.core.errors import NotFinite, UserError
-from sde_diffusion.core.sde import process_state
+from sde_diffusion.core.processes import process_state
 from sde_diffusion.data import Dataset, Splits, load_pictures
-from sde_diffusion.denoisers.denoiser import ConditionedDenoiser, NetworkDenoiser
+from sde_diffusion.denoisers.network import NetworkDenoiser
+from sde_diffusion.denoisers.wrappers import ConditionedDenoiser
 from sde_diffusion.metrics.bits import Batch
 from sde_diffusion.pipelines.batch import stored, taken_by
 from sde_diffusion.pipelines.run_folder import network_of, trained_network

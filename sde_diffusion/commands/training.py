@@ -13,7 +13,7 @@ import numpy as np
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.grids import make_grid
 from sde_diffusion.data import DataTransform, Source, Splits
-from sde_diffusion.denoisers.denoiser import NetworkSpec
+from sde_diffusion.denoisers.network import NetworkSpec
 from sde_diffusion.pipelines.batch import samples_of, stored
 from sde_diffusion.pipelines.run_folder import check_folder, shared_checkpoint
 from sde_diffusion.pipelines.sampling import draw, network_model

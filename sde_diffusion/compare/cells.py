@@ -27,7 +27,7 @@ from torch import Tensor
 from sde_diffusion.compare.subjects import Subject
 from sde_diffusion.core.conditions import rows_of
 from sde_diffusion.core.kernel import match
-from sde_diffusion.denoisers.denoiser import Seen
+from sde_diffusion.denoisers.wrappers import Seen
 from sde_diffusion.pipelines.batch import samples_of, stored
 from sde_diffusion.pipelines.sampling import Drawing, Drawn, Model, draw, in_words, made_by, sampling_protocol
 from sde_diffusion.runtime.engine import Engine

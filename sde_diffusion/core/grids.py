@@ -66,7 +66,7 @@ from torch import Tensor
 
 from sde_diffusion.core.errors import UserError, choose, no_option
 from sde_diffusion.core.kernel import Kernel, as_schedule
-from sde_diffusion.core.sde import SDE
+from sde_diffusion.core.process import SDE
 
 
 @dataclass(frozen=True, eq=False)

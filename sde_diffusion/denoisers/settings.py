@@ -7,23 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from sde_diffusion.core.continuous import EDM, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
+from sde_diffusion.core.discrete import DiscreteVE, DiscreteVP
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.core.options import checked_options
 from sde_diffusion.core.prediction import PREDICTIONS
-from sde_diffusion.core.sde import (
-    EDM,
-    SDE,
-    VESDE,
-    VPSDE,
-    CosineVPSDE,
-    DiscreteVE,
-    DiscreteVP,
-    RectifiedFlow,
-    SubVPSDE,
-)
+from sde_diffusion.core.process import SDE
 from sde_diffusion.core.settings import Section, at_least, one_of, part, setting
 from sde_diffusion.denoisers.analytic import GaussianMixture, drawn_mixture
-from sde_diffusion.denoisers.denoiser import INPUT_SCALES, LABELS, VARIANCES, NetworkSpec
+from sde_diffusion.denoisers.c_noise import C_NOISES
+from sde_diffusion.denoisers.network import INPUT_SCALES, VARIANCES, NetworkSpec
 from sde_diffusion.nets import NETWORKS
 
 
@@ -96,7 +89,7 @@ class ModelSettings(Section):
     label: str = setting(
         "time",
         "c_noise, of the noise level: time, logsnr, log_sigma, edm, index, ...",
-        one_of("label", LABELS),
+        one_of("label", C_NOISES),
     )
     input_scale: str = setting(
         "none",

@@ -15,7 +15,7 @@ import torch
 
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.data import DataTransform
-from sde_diffusion.denoisers.denoiser import NetworkDenoiser
+from sde_diffusion.denoisers.network import NetworkDenoiser
 from sde_diffusion.importers import diffusers, edm, openai, score_sde
 from sde_diffusion.importers.export import export_diffusers
 from sde_diffusion.importers.foreign import Foreign, Settings, read_settings

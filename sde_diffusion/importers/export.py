@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 from safetensors.torch import save as safetensors
 from torch import nn
 
+from sde_diffusion.core.continuous import RectifiedFlow
 from sde_diffusion.core.errors import UserError
-from sde_diffusion.core.sde import RectifiedFlow, process_state
-from sde_diffusion.denoisers.denoiser import NetworkDenoiser, NetworkSpec
+from sde_diffusion.core.processes import process_state
+from sde_diffusion.denoisers.network import NetworkDenoiser, NetworkSpec
 from sde_diffusion.importers.diffusers import WEIGHTS, unet_rules
 from sde_diffusion.importers.rules import exported
 from sde_diffusion.nets.backbone import Backbone

@@ -20,9 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sde_diffusion.core.continuous import VESDE, VPSDE, SubVPSDE
+from sde_diffusion.core.discrete import DiscreteVE, DiscreteVP
 from sde_diffusion.core.errors import UserError, choose
-from sde_diffusion.core.sde import SDE, VESDE, VPSDE, DiscreteVE, DiscreteVP, SubVPSDE
-from sde_diffusion.denoisers.denoiser import NetworkSpec
+from sde_diffusion.core.process import SDE
+from sde_diffusion.denoisers.network import NetworkSpec
 from sde_diffusion.importers.foreign import Foreign, Settings, chosen, only, resolved
 from sde_diffusion.importers.reading import read_torch
 from sde_diffusion.importers.rules import BlockNames, Part, Rule, by_class, converted, pair

@@ -34,9 +34,10 @@ from torch import Tensor
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.core.kernel import Kernel, check_batch, has_float64, lifted, match
 from sde_diffusion.core.noise import Generators, rademacher, randn
-from sde_diffusion.core.sde import SDE
-from sde_diffusion.denoisers.denoiser import CountingDenoiser, Denoiser
+from sde_diffusion.core.process import SDE
+from sde_diffusion.denoisers.base import Denoiser
 from sde_diffusion.denoisers.priors import Prior, log_prob
+from sde_diffusion.denoisers.wrappers import CountingDenoiser
 from sde_diffusion.solvers.flow import Flow
 from sde_diffusion.solvers.ode import recording
 

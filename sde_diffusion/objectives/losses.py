@@ -14,8 +14,8 @@ error:
     x0          1                                              |x0_hat - x0|^2
 
 Discrete time is the same loss with times drawn from the levels of a discrete process. There the variational bound (see
-elbo.py) is a loss too, T times the term L_i of a level drawn from T, and the only one for a learned variance. iDDPM
-mixes the two (Nichol and Dhariwal 2021, section 3.1),
+likelihood/discrete.py) is a loss too, T times the term L_i of a level drawn from T, and the only one for a learned
+variance. iDDPM mixes the two (Nichol and Dhariwal 2021, section 3.1),
 
     L_hybrid = L_simple + 0.001 L_vlb,
 
@@ -35,9 +35,10 @@ from torch import Tensor
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.core.kernel import Kernel, match
 from sde_diffusion.core.prediction import EDM_SIGMA_DATA
-from sde_diffusion.core.sde import SDE
-from sde_diffusion.denoisers.denoiser import Denoiser, moments
-from sde_diffusion.likelihood.bounds import GREY_LEVELS, STEP_VARIANCES, Chain, Space, bound_term
+from sde_diffusion.core.process import SDE
+from sde_diffusion.denoisers.base import Denoiser, moments
+from sde_diffusion.likelihood.decoder import GREY_LEVELS, Space
+from sde_diffusion.likelihood.discrete import STEP_VARIANCES, Chain, bound_term
 
 MIN_SNR_GAMMA = 5.0
 """The bound on the weight (Hang et al. 2023, section 3.4)."""

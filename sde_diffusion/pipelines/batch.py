@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sde_diffusion.core.conditions import Conditions, moved
 from sde_diffusion.data import DataTransform
-from sde_diffusion.denoisers.denoiser import NetworkDenoiser
+from sde_diffusion.denoisers.network import NetworkDenoiser
 
 
 def taken_by(network: NetworkDenoiser, conditions: Mapping[str, Tensor]) -> Conditions:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sde_diffusion.core.errors import UserError
-from sde_diffusion.denoisers.denoiser import NetworkDenoiser
+from sde_diffusion.denoisers.network import NetworkDenoiser
 from sde_diffusion.runtime.engine import Engine
 from sde_diffusion.settings.root import Settings
 from sde_diffusion.storage.checkpoint import (

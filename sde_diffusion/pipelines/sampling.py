@@ -20,16 +20,13 @@ from sde_diffusion.core.conditions import Conditions, rows_of
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.grids import Node, TimeGrid
 from sde_diffusion.core.noise import sample_generators
-from sde_diffusion.core.sde import SDE, process_state
+from sde_diffusion.core.process import SDE
+from sde_diffusion.core.processes import process_state
 from sde_diffusion.data import DataTransform
-from sde_diffusion.denoisers.denoiser import (
-    ConditionedDenoiser,
-    Denoiser,
-    GuidedDenoiser,
-    NetworkDenoiser,
-    Seen,
-    WatchedDenoiser,
-)
+from sde_diffusion.denoisers.base import Denoiser
+from sde_diffusion.denoisers.guidance import GuidedDenoiser
+from sde_diffusion.denoisers.network import NetworkDenoiser
+from sde_diffusion.denoisers.wrappers import ConditionedDenoiser, Seen, WatchedDenoiser
 from sde_diffusion.pipelines.batch import samples_of, stored, taken_by
 from sde_diffusion.pipelines.run_folder import network_of, trained_network
 from sde_diffusion.report.pictures import Picture, picture, png

@@ -20,8 +20,9 @@ from sde_diffusion.core.grids import TimeGrid
 from sde_diffusion.core.kernel import lifted, lifted_dtype
 from sde_diffusion.core.noise import Generators, fresh, randn, rewind, states
 from sde_diffusion.core.noise_sources import GivenNoise, Noise, noise_source
-from sde_diffusion.denoisers.denoiser import CheckedDenoiser, CheckpointedDenoiser, CountingDenoiser, Denoiser
+from sde_diffusion.denoisers.base import Denoiser
 from sde_diffusion.denoisers.priors import Prior, draw
+from sde_diffusion.denoisers.wrappers import CheckedDenoiser, CheckpointedDenoiser, CountingDenoiser
 from sde_diffusion.samplers.adaptive_sde import adaptive_sde
 from sde_diffusion.samplers.ancestral import ancestral, ddim, ddim_inversion, ddpm
 from sde_diffusion.samplers.euler_maruyama import euler_maruyama, ito

@@ -40,8 +40,8 @@ from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.core.grids import Node, TimeGrid
 from sde_diffusion.core.kernel import Kernel, combine
 from sde_diffusion.core.noise_sources import NoiseSource
-from sde_diffusion.core.sde import SDE
-from sde_diffusion.denoisers.denoiser import Denoiser
+from sde_diffusion.core.process import SDE
+from sde_diffusion.denoisers.base import Denoiser
 from sde_diffusion.samplers.march import Coefficients, OnStep, Table, as_table, ignore_step
 
 STARTS = ("ramp", "runge_kutta")

@@ -33,8 +33,9 @@ from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.core.grids import Node, TimeGrid
 from sde_diffusion.core.kernel import Kernel, beside, check_batch, combine, lifted
 from sde_diffusion.core.noise_sources import FRESH_NOISE, NoiseSource
-from sde_diffusion.core.sde import SDE
-from sde_diffusion.denoisers.denoiser import CheckedDenoiser, Denoiser, moments
+from sde_diffusion.core.process import SDE
+from sde_diffusion.denoisers.base import Denoiser, moments
+from sde_diffusion.denoisers.wrappers import CheckedDenoiser
 from sde_diffusion.samplers.march import Coefficients, OnStep, as_table, ignore_step, march, sample_norm, table
 
 

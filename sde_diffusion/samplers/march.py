@@ -20,8 +20,8 @@ from torch import Tensor
 from sde_diffusion.core.grids import Node, TimeGrid
 from sde_diffusion.core.kernel import combine
 from sde_diffusion.core.noise_sources import NoiseSource
-from sde_diffusion.core.sde import SDE
-from sde_diffusion.denoisers.denoiser import Denoiser
+from sde_diffusion.core.process import SDE
+from sde_diffusion.denoisers.base import Denoiser
 
 OnStep = Callable[[int, Node, Tensor, Tensor], None]
 """Called at each node that is visited, with its number, the node, x there and x0_hat."""

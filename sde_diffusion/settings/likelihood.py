@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from sde_diffusion.core.errors import UserError, nearest
 from sde_diffusion.core.settings import Section, at_least, one_of, optional, positive, setting
 from sde_diffusion.data import DEQUANTIZERS, Dequantizer
-from sde_diffusion.likelihood.bounds import CDFS
+from sde_diffusion.likelihood.decoder import CDFS
 from sde_diffusion.likelihood.flow import DIVERGENCES, PROBES
 from sde_diffusion.metrics.reconstruction import RECONSTRUCTIONS
 from sde_diffusion.solvers.ode import SOLVERS

@@ -12,11 +12,12 @@ from ml_collections import ConfigDict
 from torch import nn
 
 from sde_diffusion.core.errors import UserError, choose
-from sde_diffusion.core.sde import SDE, process_state
+from sde_diffusion.core.process import SDE
+from sde_diffusion.core.processes import process_state
 from sde_diffusion.core.settings import Section, part, setting
 from sde_diffusion.data import Augmentation, DataTransform, Source, Splits
 from sde_diffusion.data.settings import DataSettings
-from sde_diffusion.denoisers.denoiser import NetworkSpec
+from sde_diffusion.denoisers.network import NetworkSpec
 from sde_diffusion.denoisers.settings import ModelSettings, OracleSettings, ProcessSettings
 from sde_diffusion.importers.settings import ImportingSettings
 from sde_diffusion.runtime.engine import Engine

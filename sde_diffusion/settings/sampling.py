@@ -14,9 +14,10 @@ from sde_diffusion.core.grids import GRIDS, TimeGrid, check_ends, fixed_steps, g
 from sde_diffusion.core.kernel import Kernel
 from sde_diffusion.core.noise_sources import NOISES
 from sde_diffusion.core.options import checked_options
-from sde_diffusion.core.sde import SDE
+from sde_diffusion.core.process import SDE
 from sde_diffusion.core.settings import Section, at_least, one_of, setting
-from sde_diffusion.denoisers.denoiser import AutocastDenoiser, ClippedDenoiser, Denoiser
+from sde_diffusion.denoisers.base import Denoiser
+from sde_diffusion.denoisers.wrappers import AutocastDenoiser, ClippedDenoiser
 from sde_diffusion.runtime.engine import PRECISIONS
 from sde_diffusion.samplers import SAMPLER_TABLE, SAMPLERS, sample, sampler_options
 from sde_diffusion.settings.chosen import Chosen

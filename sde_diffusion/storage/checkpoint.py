@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.data import DataTransform
-from sde_diffusion.denoisers.denoiser import NetworkDenoiser, NetworkSpec
+from sde_diffusion.denoisers.network import NetworkDenoiser, NetworkSpec
 from sde_diffusion.nets import NETWORKS
 from sde_diffusion.storage.files import flush_folder, free_bytes, mebibytes, write_aside, write_flushed, written
 

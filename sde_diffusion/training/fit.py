@@ -21,7 +21,7 @@ from sde_diffusion.core.conditions import Conditions
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.data import Dataset, DataTransform, Source, Stream, batches
 from sde_diffusion.data.dataset import Batch, Made, Plan
-from sde_diffusion.denoisers.denoiser import NetworkDenoiser, NetworkSpec
+from sde_diffusion.denoisers.network import NetworkDenoiser, NetworkSpec
 from sde_diffusion.runtime.engine import Engine
 from sde_diffusion.storage.checkpoint import checkpoint_files, read_checkpoint
 from sde_diffusion.storage.files import FolderLock

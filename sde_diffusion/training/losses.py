@@ -15,11 +15,11 @@ from torch import Tensor
 
 from sde_diffusion.core.conditions import Conditions, moved, of_names, rows_of
 from sde_diffusion.core.noise import rand, randn, row_generators, seeded
-from sde_diffusion.core.sde import SDE
+from sde_diffusion.core.process import SDE
 from sde_diffusion.data import Dataset, DataTransform, batches
 from sde_diffusion.data.dataset import Batch
-from sde_diffusion.denoisers.denoiser import NetworkDenoiser, NetworkSpec
-from sde_diffusion.likelihood.bounds import Space
+from sde_diffusion.denoisers.network import NetworkDenoiser, NetworkSpec
+from sde_diffusion.likelihood.decoder import Space
 from sde_diffusion.objectives.losses import Objective
 from sde_diffusion.objectives.times import TimeSampler
 from sde_diffusion.runtime.engine import Engine

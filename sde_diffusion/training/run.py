@@ -23,7 +23,7 @@ from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.noise import seeded
 from sde_diffusion.data import Dataset, Stream
 from sde_diffusion.data.dataset import Batch
-from sde_diffusion.denoisers.denoiser import NetworkDenoiser
+from sde_diffusion.denoisers.network import NetworkDenoiser
 from sde_diffusion.runtime.engine import Engine, everyones
 from sde_diffusion.runtime.metrics_log import Journal, journal
 from sde_diffusion.runtime.progress import Phases, Progress, memory, progress

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sde_diffusion.core.errors import UserError
-from sde_diffusion.core.sde import SDE
+from sde_diffusion.core.process import SDE
 from sde_diffusion.core.settings import Section, at_least, numbers, one_of, optional, positive, setting, share
 from sde_diffusion.data import Augmentation
 from sde_diffusion.objectives import losses

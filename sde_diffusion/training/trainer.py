@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion.core.kernel import match
-from sde_diffusion.denoisers.denoiser import NetworkDenoiser, NetworkSpec
+from sde_diffusion.denoisers.network import NetworkDenoiser, NetworkSpec
 from sde_diffusion.objectives.times import TimeSampler
 from sde_diffusion.runtime.engine import Engine, divided, load_optimizer_state, optimizer_state, whole_weights
 from sde_diffusion.storage.checkpoint import Checkpoint, load_weights

@@ -16,7 +16,7 @@ from sde_diffusion.compare.cells import write_film
 from sde_diffusion.compare.judging import bench, flow_distance
 from sde_diffusion.compare.subjects import oracle_subject
 from sde_diffusion.data import DataTransform
-from sde_diffusion.denoisers.denoiser import Seen
+from sde_diffusion.denoisers.wrappers import Seen
 from sde_diffusion.metrics.classifier import RECIPE
 from sde_diffusion.pipelines.sampling import Drawn, Model, draw, network_model
 from sde_diffusion.settings.root import Settings

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sde_diffusion.core.kernel import Kernel, match
-from sde_diffusion.denoisers.denoiser import NetworkDenoiser
+from sde_diffusion.denoisers.network import NetworkDenoiser
 from sde_diffusion.importers import SOURCES
 from sde_diffusion.importers.foreign import Foreign
 from sde_diffusion.importers.rules import converted

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.denoisers.denoiser import moments
+from sde_diffusion.denoisers.base import moments
 from sde_diffusion.importers import SOURCES, edm, openai, score_sde
 from sde_diffusion.importers.foreign import Settings
 from sde_diffusion.storage.checkpoint import checkpoint_files, outline, read_checkpoint

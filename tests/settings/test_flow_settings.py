@@ -12,7 +12,7 @@ import sde_diffusion as sd
 from configs import base, rectified_digits
 from run_lib import MODES
 from sde_diffusion.data import Dataset
-from sde_diffusion.likelihood.bounds import GREY_LEVELS
+from sde_diffusion.likelihood.decoder import GREY_LEVELS
 from sde_diffusion.settings.root import Settings
 
 settings_of = Settings.from_config

@@ -13,7 +13,8 @@ from torch import Tensor
 import run_lib
 import sde_diffusion as sd
 from sde_diffusion.data import toy2d
-from sde_diffusion.likelihood.bounds import GREY_LEVELS, Chain
+from sde_diffusion.likelihood.decoder import GREY_LEVELS
+from sde_diffusion.likelihood.discrete import Chain
 from sde_diffusion.objectives.losses import OBJECTIVES, ObjectiveOptions, objective
 from sde_diffusion.settings.root import Settings, fresh_network
 from sde_diffusion.storage.checkpoint import read_checkpoint

@@ -14,9 +14,10 @@ from sde_diffusion.commands.evaluation import evaluate, post_hoc
 from sde_diffusion.commands.exchange import export_network, import_network
 from sde_diffusion.commands.latents import latents
 from sde_diffusion.commands.likelihood import likelihood
+from sde_diffusion.commands.sampling import sample
 from sde_diffusion.commands.training import train
 from sde_diffusion.pipelines.run_folder import trained_network
-from sde_diffusion.pipelines.sampling import sample, sample_into
+from sde_diffusion.pipelines.sampling import sample_into
 from sde_diffusion.report.table import table
 from sde_diffusion.runtime.engine import Engine
 from sde_diffusion.settings.root import Settings

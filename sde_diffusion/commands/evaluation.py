@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from sde_diffusion.commands.likelihood import report_likelihood
+from sde_diffusion.pipelines.likelihood import report_likelihood
 from sde_diffusion.pipelines.run_folder import trained_network
 from sde_diffusion.report.table import table
 from sde_diffusion.runtime.engine import Engine

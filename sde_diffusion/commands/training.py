@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +16,7 @@ from sde_diffusion.pipelines.batch import samples_of, stored
 from sde_diffusion.pipelines.run_folder import check_folder, shared_checkpoint
 from sde_diffusion.pipelines.sampling import draw, network_model
 from sde_diffusion.report.pictures import picture
-from sde_diffusion.report.table import table
+from sde_diffusion.report.training import training_summary
 from sde_diffusion.runtime.engine import Engine
 from sde_diffusion.settings.root import Settings, fresh_network
 from sde_diffusion.storage.checkpoint import Checkpoint, checkpoint_files
@@ -111,26 +109,3 @@ def preview(settings: Settings, classes: tuple[str, ...], transform: DataTransfo
 def size_of(dataset: Source) -> str:
     """How many samples a set has, in words."""
     return "a stream of" if dataset.size is None else f"{dataset.size:,}"
-
-
-def training_summary(folder: Path, result: Mapping[str, Any]) -> str:
-    """What a training came to, in a few lines."""
-    shares = ", ".join(f"{name} {share:.1%}" for name, share in result["shares"].items())
-    levels = table(
-        [
-            {"log-SNR": f"{at['logsnr']:+.1f}", "held-out loss": f"{at['loss']:.4f}", "samples": at["samples"]}
-            for at in result["held_out_by_level"]
-        ]
-    )
-    lines = [
-        f"trained {folder} to step {result['steps']:,}: {result['seconds']:.0f} s in all, "
-        f"{result['images_per_second']:,.0f} images/s; {shares}; {result['memory']['resident_peak']:.0f} MiB at most",
-        f"loss {result['loss']:.4f}, held-out {result['held_out_loss']:.4f}, by noise level:",
-        levels,
-    ]
-    if result["skipped_updates"]:
-        lines.append(f"{result['skipped_updates']} updates were skipped, their losses being out of bounds")
-    if result["corrupt_files"]:
-        shown = ", ".join(result["corrupt_files"][:5])
-        lines.append(f"files that could not be read ({len(result['corrupt_files'])}): {shown}")
-    return "\n".join(lines)

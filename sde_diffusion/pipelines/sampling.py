@@ -28,9 +28,8 @@ from sde_diffusion.denoisers.guidance import GuidedDenoiser
 from sde_diffusion.denoisers.network import NetworkDenoiser
 from sde_diffusion.denoisers.wrappers import ConditionedDenoiser, Seen, WatchedDenoiser
 from sde_diffusion.pipelines.batch import samples_of, stored, taken_by
-from sde_diffusion.pipelines.run_folder import network_of, trained_network
+from sde_diffusion.pipelines.run_folder import network_of
 from sde_diffusion.report.pictures import Picture, picture, png
-from sde_diffusion.report.table import table
 from sde_diffusion.runtime.engine import Engine
 from sde_diffusion.runtime.progress import progress
 from sde_diffusion.samplers import edit as edit_samples
@@ -341,13 +340,3 @@ def finish_sampling(
     shards.finish(count, manifest)
     set_result(folder, section, manifest, row["sampler"])
     return manifest
-
-
-def sample(settings: Settings, folder: Path, engine: Engine) -> None:
-    """Sample the run's network with sampling.sampler."""
-    settings, trained = trained_network(settings, folder, engine)
-    sampler, steps = settings.sampling.sampler, settings.sampling.steps
-    row = sample_into(folder, settings, engine, trained, sampler, steps, settings.sampling.sampler_options)
-    print(table([row]))
-    made = f"samples_{sampler}.npz" if settings.sampling.format == "npz" else f"the folder samples_{sampler}"
-    print(f"wrote {folder}/samples_{sampler}.png, samples_{sampler}.json and {made}")

@@ -452,7 +452,7 @@ def test_a_folder_of_images(warm: Warm, pictured: tuple[Path, Path, tuple[str, .
 
 def test_pictures_in_class_folders_have_the_classes_of_the_network(trained: Path, tmp_path: Path) -> None:
     """Class folders are matched with the trained classes by name; where one is unknown, all go without a class."""
-    from sde_diffusion.commands.likelihood import evaluated_data
+    from sde_diffusion.pipelines.likelihood import evaluated_data
 
     state = replace(read_checkpoint(trained), classes=("ants", "bees", "cats"), transform=DataTransform(256))
     config = importlib.import_module("configs.vpsde_digits").get_config()
@@ -686,8 +686,8 @@ def test_a_network_that_is_not_a_number(warm: Warm, trained: Path, tmp_path: Pat
 @pytest.fixture(scope="module")
 def protocol(trained: Path) -> Callable[..., str]:
     """The protocol of a request about the digits, with some of its parts changed."""
-    from sde_diffusion.commands.likelihood import Evaluated, likelihood_protocol
     from sde_diffusion.data import DataOptions, load_splits
+    from sde_diffusion.pipelines.likelihood import Evaluated, likelihood_protocol
 
     state, digits = read_checkpoint(trained), load_splits("digits", DataOptions()).test
 

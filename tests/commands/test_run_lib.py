@@ -43,7 +43,7 @@ def test_stored_images_are_the_grey_levels_they_came_from() -> None:
     """Sampling inverts the transform, the mean included: exact for every level."""
     levels = torch.arange(17, dtype=torch.uint8).reshape(17, 1, 1, 1).expand(17, 1, 2, 2)
     transform = DataTransform(17, mean=0.3 * torch.ones(1, 2, 2))
-    arrays = stored(transform, transform.encode(levels), None)
+    arrays = stored(transform, transform.encode(levels), {})
     np.testing.assert_array_equal(arrays["images"][:, 0, 0, 0], np.round(np.arange(17) * 255 / 16))
 
 

@@ -3,7 +3,8 @@
 from sde_diffusion.core.continuous import EDM, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
 from sde_diffusion.core.discrete import DiscreteVE, DiscreteVP
 from sde_diffusion.core.errors import UserError
-from sde_diffusion.core.grids import GRIDS, TimeGrid, make_grid
+from sde_diffusion.core.grid import TimeGrid
+from sde_diffusion.core.grids import GRIDS, make_grid
 from sde_diffusion.core.kernel import Kernel
 from sde_diffusion.core.noise import sample_generators
 from sde_diffusion.core.noise_sources import NOISES, BrownianNoise, GivenNoise, NoiseSource, WhiteNoise

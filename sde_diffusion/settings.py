@@ -26,7 +26,8 @@ from sde_diffusion.core import grids
 from sde_diffusion.core.continuous import EDM, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
 from sde_diffusion.core.discrete import DiscreteVE, DiscreteVP
 from sde_diffusion.core.errors import UserError, choose, nearest, no_option
-from sde_diffusion.core.grids import GRIDS, TimeGrid, make_grid
+from sde_diffusion.core.grid import TimeGrid
+from sde_diffusion.core.grids import GRIDS, make_grid
 from sde_diffusion.core.kernel import Kernel
 from sde_diffusion.core.noise_sources import NOISES
 from sde_diffusion.core.process import SDE

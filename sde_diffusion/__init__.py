@@ -28,7 +28,7 @@ from sde_diffusion.objectives.losses import denoising_score_matching, hybrid_los
 from sde_diffusion.objectives.times import sample_times, time_sampler
 from sde_diffusion.samplers import SAMPLERS, Sample, ddim_inversion, edit, sample
 from sde_diffusion.solvers.ode import SOLVERS, integrate
-from sde_diffusion.storage.checkpoint import load
+from sde_diffusion.storage.trained import load
 
 __all__ = [
     "DEQUANTIZERS",

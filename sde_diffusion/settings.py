@@ -58,13 +58,13 @@ from sde_diffusion.metrics.distances import METRICS
 from sde_diffusion.metrics.features import EXTRACTORS
 from sde_diffusion.metrics.reconstruction import RECONSTRUCTIONS
 from sde_diffusion.nets import NETWORKS
+from sde_diffusion.nets.building import build_network
 from sde_diffusion.objectives import losses
 from sde_diffusion.objectives.losses import OBJECTIVES, WEIGHTINGS, Objective, Settings
 from sde_diffusion.objectives.times import TIME_SAMPLERS, TimeSampler, time_sampler
 from sde_diffusion.runtime.engine import PRECISIONS, SHARDINGS, Engine
 from sde_diffusion.samplers import SAMPLERS
 from sde_diffusion.solvers.ode import FIXED_STEPS, SOLVERS
-from sde_diffusion.storage import checkpoint
 from sde_diffusion.storage.shards import FORMATS
 from sde_diffusion.training.averages import Exponential, Power, Profile
 from sde_diffusion.training.guard import LossGuard
@@ -458,7 +458,7 @@ def network(network_spec: NetworkSpec, seed: int) -> nn.Module:
     """The network with fresh weights that depend on the seed only; the global random state stays as it was."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return checkpoint.build_network(network_spec)
+        return build_network(network_spec.network, network_spec.options)
 
 
 def compiled(config: ConfigDict, net: nn.Module) -> nn.Module:

@@ -15,7 +15,7 @@ from sde_diffusion.pipelines.run_folder import set_result, trained_network
 from sde_diffusion.report.table import table
 from sde_diffusion.runtime.engine import Engine
 from sde_diffusion.runtime.progress import progress
-from sde_diffusion.storage.checkpoint import AVERAGES, denoiser_of, save_average
+from sde_diffusion.storage.trained import AVERAGES, denoiser_of, save_average
 from sde_diffusion.training.averages import reconstruct, snapshot_index
 
 

@@ -12,7 +12,8 @@ from sde_diffusion.importers import check_empty, export_diffusers, imported
 from sde_diffusion.pipelines.run_folder import plain, trained_network, write_json
 from sde_diffusion.report.table import table
 from sde_diffusion.runtime.engine import Engine, everyones
-from sde_diffusion.storage.checkpoint import denoiser_of, save_checkpoint
+from sde_diffusion.storage.checkpoint import save_checkpoint
+from sde_diffusion.storage.trained import denoiser_of
 from sde_diffusion.training.trainer import RAW
 
 

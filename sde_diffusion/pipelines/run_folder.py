@@ -14,15 +14,9 @@ from sde_diffusion import settings as build
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.denoisers.network import NetworkDenoiser
 from sde_diffusion.runtime.engine import Engine
-from sde_diffusion.storage.checkpoint import (
-    Checkpoint,
-    checkpoint_files,
-    denoiser_of,
-    newest_whole,
-    read_checkpoint,
-    with_average,
-)
+from sde_diffusion.storage.checkpoint import Checkpoint, checkpoint_files, newest_whole, read_checkpoint
 from sde_diffusion.storage.files import write_aside
+from sde_diffusion.storage.trained import denoiser_of, with_average
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

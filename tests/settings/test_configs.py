@@ -14,8 +14,8 @@ import sde_diffusion as sd
 from sde_diffusion import settings as build
 from sde_diffusion.core.grids import GRIDS, grid_options
 from sde_diffusion.data import Dataset
+from sde_diffusion.nets.building import build_network
 from sde_diffusion.samplers import SAMPLER_TABLE, SAMPLERS, sampler_options
-from sde_diffusion.storage.checkpoint import build_network
 
 VARIANTS = [
     *("ddpmpp_cifar:deep", "ddpmpp_cifar:subvp", "ddpmpp_cifar:subvp,deep", "ncsnpp_cifar:deep"),
@@ -44,7 +44,7 @@ def parameters(name: str) -> int:
     config = config_of(name)
     spec = build.spec(config, stand_in(config))
     with torch.device("meta"):
-        return sum(p.numel() for p in build_network(spec).parameters())
+        return sum(p.numel() for p in build_network(spec.network, spec.options).parameters())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -32,12 +32,14 @@ from sde_diffusion.data import Dataset, batches
 from sde_diffusion.denoisers.network import NetworkDenoiser
 from sde_diffusion.likelihood.decoder import Space
 from sde_diffusion.likelihood.discrete import Chain
+from sde_diffusion.nets.building import build_network, load_weights
 from sde_diffusion.objectives.losses import denoising_score_matching, variational_loss
 from sde_diffusion.objectives.times import TimeSampler, time_sampler
 from sde_diffusion.report.likelihood import summary
 from sde_diffusion.report.table import table
 from sde_diffusion.settings.root import Settings
-from sde_diffusion.storage.checkpoint import build_network, denoiser_of, load_weights, read_checkpoint
+from sde_diffusion.storage.checkpoint import read_checkpoint
+from sde_diffusion.storage.trained import denoiser_of
 
 settings_of = Settings.from_config
 
@@ -137,7 +139,7 @@ def gradient_variance(
 def trainable(folder: Path) -> tuple[torch.nn.Module, NetworkDenoiser]:
     """The averaged network of a run, ready for gradients."""
     trained = read_checkpoint(folder)
-    network = build_network(trained.spec)
+    network = build_network(trained.spec.network, trained.spec.options)
     load_weights(network, trained.weights["ema"])
     return network, NetworkDenoiser(network, trained.spec)
 

@@ -15,8 +15,8 @@ import psutil
 import torch
 
 from sde_diffusion.data import DataOptions, DataTransform, Source, Stream, batches, load_splits
+from sde_diffusion.nets.building import build_network
 from sde_diffusion.settings.root import Settings
-from sde_diffusion.storage.checkpoint import build_network
 
 settings_of = Settings.from_config
 
@@ -33,7 +33,7 @@ def waiting(data: Source, batch: int, workers: int, steps: int) -> None:
     config = importlib.import_module("configs.vpsde_cifar").get_config()
     config.model.unet.channels = 64
     spec = settings_of(config).spec(data)
-    net, transform = build_network(spec), DataTransform(data.levels)
+    net, transform = build_network(spec.network, spec.options), DataTransform(data.levels)
     # Without clipping and averages: what a training does besides would only make its steps longer.
     optimizer, generator = torch.optim.Adam(net.parameters(), fused=True), torch.Generator().manual_seed(0)
     stream, waited, started = stream_of(data, batch, workers), 0.0, 0.0

@@ -3,7 +3,8 @@
 from sde_diffusion.core.continuous import EDM, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
 from sde_diffusion.core.discrete import DiscreteVE, DiscreteVP
 from sde_diffusion.core.errors import UserError
-from sde_diffusion.core.grids import GRIDS, TimeGrid, make_grid
+from sde_diffusion.core.grid import TimeGrid
+from sde_diffusion.core.grids import GRIDS, make_grid
 from sde_diffusion.core.kernel import Kernel
 from sde_diffusion.core.noise import sample_generators
 from sde_diffusion.core.noise_sources import NOISES, BrownianNoise, GivenNoise, NoiseSource, WhiteNoise
@@ -27,7 +28,7 @@ from sde_diffusion.objectives.losses import denoising_score_matching, hybrid_los
 from sde_diffusion.objectives.times import sample_times, time_sampler
 from sde_diffusion.samplers import SAMPLERS, Sample, ddim_inversion, edit, sample
 from sde_diffusion.solvers.ode import SOLVERS, integrate
-from sde_diffusion.storage.checkpoint import load
+from sde_diffusion.storage.trained import load
 from sde_diffusion.training.fit import fit
 from sde_diffusion.training.settings import TrainingSettings
 from sde_diffusion.training.trainer import Trainer

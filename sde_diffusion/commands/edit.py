@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sde_diffusion.core.errors import UserError
-from sde_diffusion.core.grids import TimeGrid
+from sde_diffusion.core.grid import TimeGrid
 from sde_diffusion.data import DataTransform
 from sde_diffusion.data.inputs import Inputs, load_inputs
 from sde_diffusion.pipelines.batch import samples_of, stored

@@ -12,8 +12,8 @@ from sde_diffusion.report.table import table
 from sde_diffusion.runtime.engine import Engine
 from sde_diffusion.runtime.progress import progress
 from sde_diffusion.settings.root import Settings
-from sde_diffusion.storage.checkpoint import AVERAGES, denoiser_of, save_average
 from sde_diffusion.storage.results import set_result
+from sde_diffusion.storage.trained import AVERAGES, denoiser_of, save_average
 from sde_diffusion.training.averages import reconstruct, snapshot_index
 from sde_diffusion.training.losses import HeldOut, held_out_loss
 from sde_diffusion.training.settings import power_name

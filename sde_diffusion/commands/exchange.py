@@ -11,8 +11,9 @@ from sde_diffusion.pipelines.run_folder import trained_network
 from sde_diffusion.report.table import table
 from sde_diffusion.runtime.engine import Engine, everyones
 from sde_diffusion.settings.root import Settings
-from sde_diffusion.storage.checkpoint import denoiser_of, save_checkpoint
+from sde_diffusion.storage.checkpoint import save_checkpoint
 from sde_diffusion.storage.results import write_json
+from sde_diffusion.storage.trained import denoiser_of
 from sde_diffusion.training.trainer import RAW
 
 

@@ -22,13 +22,13 @@ from sde_diffusion.core.noise import seeded
 from sde_diffusion.data import Dataset, Source, Splits
 from sde_diffusion.data.dataset import stratified
 from sde_diffusion.denoisers.analytic import GaussianMixture
-from sde_diffusion.metrics.distances import METRICS, Judging, Score, judge
-from sde_diffusion.metrics.extraction import MOST, eight_bits
-from sde_diffusion.metrics.features import Extractor, Features, as_samples, extractor
+from sde_diffusion.metrics.distances import METRICS, judge
+from sde_diffusion.metrics.extraction import MOST, Extractor, Features, as_samples, eight_bits
+from sde_diffusion.metrics.features import extractor
 from sde_diffusion.metrics.inception import inception
 from sde_diffusion.metrics.moments import MOMENTS, moment_errors
 from sde_diffusion.metrics.references import reference
-from sde_diffusion.metrics.scores import scored
+from sde_diffusion.metrics.scores import Judging, Score, scored
 from sde_diffusion.pipelines.batch import samples_of, stored
 from sde_diffusion.pipelines.sampling import in_words
 from sde_diffusion.settings.root import Settings

@@ -15,7 +15,8 @@ from sde_diffusion.pipelines.run_folder import trained_network
 from sde_diffusion.pipelines.sampling import Model, trained_model
 from sde_diffusion.runtime.engine import Engine, everyones
 from sde_diffusion.settings.root import Settings
-from sde_diffusion.storage.checkpoint import Checkpoint, checkpoint_at, with_average
+from sde_diffusion.storage.checkpoint import Checkpoint, checkpoint_at
+from sde_diffusion.storage.trained import with_average
 
 REAL_STREAM = 15
 ORACLE_SAMPLES = 10_000

@@ -31,10 +31,10 @@ from sde_diffusion.importers.rules import BlockNames, Part, Rule, by_class, conv
 from sde_diffusion.importers.score_sde_ncsnv2 import ncsnv2_keys, registration
 from sde_diffusion.nets.backbone import Backbone, InputResidual, InputSkip, OutputResidual, OutputSkip
 from sde_diffusion.nets.blocks import Head, ResidualBlock, SelfAttention
+from sde_diffusion.nets.building import outline
 from sde_diffusion.nets.embedding import FourierFeatures
 from sde_diffusion.nets.ncsnv2 import NCSNv2
 from sde_diffusion.nets.resample import Down, DownConv, Up, UpConv
-from sde_diffusion.storage.checkpoint import outline
 
 # --- weights --------------------------------------------------------------------------------------------------
 
@@ -438,7 +438,7 @@ def read(path: Path, config: Settings | None) -> Foreign:
             f"JSON file or the name of a published model: {', '.join(sorted(PUBLISHED))}"
         )
     spec = _spec(config, weights)
-    net = outline(spec)
+    net = outline(spec.network, spec.options)
     if isinstance(net, NCSNv2):
         rules = [Rule(ours, (theirs,)) for ours, theirs in ncsnv2_keys(net).items()]
         order = sorted((rule.theirs[0] for rule in rules), key=registration)

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.core.errors import UserError
-from sde_diffusion.core.grids import logsnr_ends
 from sde_diffusion.core.kernel import widened
 from sde_diffusion.core.noise import Generators, fresh, randn
 from sde_diffusion.core.process import SDE
+from sde_diffusion.core.spacings import logsnr_ends
 from sde_diffusion.denoisers.base import Denoiser
 from sde_diffusion.denoisers.wrappers import CountingDenoiser
 from sde_diffusion.likelihood import estimators

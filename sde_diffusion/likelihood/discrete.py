@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.core.errors import UserError, choose
-from sde_diffusion.core.grids import Node, TimeGrid, nearest_level
+from sde_diffusion.core.grid import Node, TimeGrid
 from sde_diffusion.core.kernel import CLEAN, Kernel, beside, match, widened
+from sde_diffusion.core.levels import nearest_level
 from sde_diffusion.core.noise import Generators, fresh, randn
 from sde_diffusion.core.process import SDE
 from sde_diffusion.denoisers.base import Denoiser, moments

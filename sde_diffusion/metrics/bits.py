@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sde_diffusion.core.grids import TimeGrid
+from sde_diffusion.core.grid import TimeGrid
 from sde_diffusion.core.noise import sample_generators
 from sde_diffusion.core.process import SDE
 from sde_diffusion.data import DataTransform, Dequantizer

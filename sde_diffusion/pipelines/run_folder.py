@@ -13,14 +13,8 @@ from sde_diffusion.core.errors import UserError
 from sde_diffusion.denoisers.network import NetworkDenoiser
 from sde_diffusion.runtime.engine import Engine
 from sde_diffusion.settings.root import Settings
-from sde_diffusion.storage.checkpoint import (
-    Checkpoint,
-    checkpoint_files,
-    denoiser_of,
-    newest_whole,
-    read_checkpoint,
-    with_average,
-)
+from sde_diffusion.storage.checkpoint import Checkpoint, checkpoint_files, newest_whole, read_checkpoint
+from sde_diffusion.storage.trained import denoiser_of, with_average
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

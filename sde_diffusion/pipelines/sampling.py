@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sde_diffusion.core.conditions import Conditions, rows_of
 from sde_diffusion.core.errors import UserError
-from sde_diffusion.core.grids import Node, TimeGrid
+from sde_diffusion.core.grid import Node, TimeGrid
 from sde_diffusion.core.noise import sample_generators
 from sde_diffusion.core.process import SDE
 from sde_diffusion.core.processes import process_state

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.core.errors import NotFinite, UserError, choose, no_option
-from sde_diffusion.core.grids import TimeGrid
+from sde_diffusion.core.grid import TimeGrid
 from sde_diffusion.core.kernel import lifted, lifted_dtype
 from sde_diffusion.core.noise import Generators, fresh, randn, rewind, states
 from sde_diffusion.core.noise_sources import GivenNoise, Noise, noise_source

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.core.errors import NotFinite, UserError
-from sde_diffusion.core.grids import Node, TimeGrid
+from sde_diffusion.core.grid import Node, TimeGrid
 from sde_diffusion.core.kernel import combine, match
 from sde_diffusion.core.noise_sources import FRESH_NOISE, NoiseSource
 from sde_diffusion.core.process import SDE

@@ -20,7 +20,7 @@ from functools import partial
 from torch import Tensor
 
 from sde_diffusion.core.errors import UserError
-from sde_diffusion.core.grids import Node, TimeGrid
+from sde_diffusion.core.grid import Node, TimeGrid
 from sde_diffusion.core.noise_sources import FRESH_NOISE, NoiseSource
 from sde_diffusion.core.process import SDE
 from sde_diffusion.denoisers.base import Denoiser

@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sde_diffusion.core.grids import Node, TimeGrid
+from sde_diffusion.core.grid import Node, TimeGrid
 from sde_diffusion.core.kernel import combine
 from sde_diffusion.core.noise_sources import NoiseSource
 from sde_diffusion.core.process import SDE

@@ -17,7 +17,7 @@ from __future__ import annotations
 from torch import Tensor, cat
 
 from sde_diffusion.core.errors import UserError, choose
-from sde_diffusion.core.grids import TimeGrid
+from sde_diffusion.core.grid import TimeGrid
 from sde_diffusion.core.noise_sources import FRESH_NOISE, NoiseSource
 from sde_diffusion.denoisers.base import Denoiser
 from sde_diffusion.samplers.adams import OUTPUTS, VARIABLES, Adams, Moments, check_orders, exact, multistep

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sde_diffusion.core.grids import Node, TimeGrid
+from sde_diffusion.core.grid import Node, TimeGrid
 from sde_diffusion.core.kernel import Kernel, combine
 from sde_diffusion.core.noise_sources import FRESH_NOISE, NoiseSource
 from sde_diffusion.core.process import SDE

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from sde_diffusion.core.grids import TimeGrid, make_grid
+from sde_diffusion.core.grid import TimeGrid
+from sde_diffusion.core.grids import make_grid
 from sde_diffusion.core.process import SDE
 from sde_diffusion.data import DataTransform
 from sde_diffusion.metrics.bits import BoundSpace, Figure, elbo_figure, flow_figure, vlb_figure

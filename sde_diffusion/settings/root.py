@@ -20,12 +20,12 @@ from sde_diffusion.data.settings import DataSettings
 from sde_diffusion.denoisers.network import NetworkSpec
 from sde_diffusion.denoisers.settings import ModelSettings, OracleSettings, ProcessSettings
 from sde_diffusion.importers.settings import ImportingSettings
+from sde_diffusion.nets.building import build_network
 from sde_diffusion.runtime.engine import Engine
 from sde_diffusion.settings.comparison import CompareSettings
 from sde_diffusion.settings.figures import FIGURES, Evaluation, NamedFigure
 from sde_diffusion.settings.likelihood import LatentsSettings, LikelihoodSettings
 from sde_diffusion.settings.sampling import EditSettings, SamplingSettings
-from sde_diffusion.storage.checkpoint import build_network
 from sde_diffusion.training.losses import Task
 from sde_diffusion.training.settings import EmaSettings, TrainingSettings
 
@@ -161,4 +161,4 @@ def fresh_network(spec: NetworkSpec, seed: int) -> nn.Module:
     """The network with fresh weights that depend on the seed only; the global random state stays as it was."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return build_network(spec)
+        return build_network(spec.network, spec.options)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.core.errors import UserError
-from sde_diffusion.core.grids import GRIDS, TimeGrid, check_ends, fixed_steps, grid_options, make_grid
+from sde_diffusion.core.grid import TimeGrid
+from sde_diffusion.core.grids import GRIDS, check_ends, fixed_steps, grid_options, make_grid
 from sde_diffusion.core.kernel import Kernel
 from sde_diffusion.core.noise_sources import NOISES
 from sde_diffusion.core.options import checked_options

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from sde_diffusion.core.kernel import match
 from sde_diffusion.denoisers.network import NetworkDenoiser, NetworkSpec
+from sde_diffusion.nets.building import load_weights
 from sde_diffusion.objectives.times import TimeSampler
 from sde_diffusion.runtime.engine import Engine, divided, load_optimizer_state, optimizer_state, whole_weights
-from sde_diffusion.storage.checkpoint import Checkpoint, load_weights
+from sde_diffusion.storage.checkpoint import Checkpoint
 from sde_diffusion.training.averages import Averages, Profile
 from sde_diffusion.training.guard import LossGuard
 from sde_diffusion.training.settings import TrainingSettings

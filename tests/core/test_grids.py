@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import sde_diffusion as sd
-from sde_diffusion.core.grids import SPACINGS, _nearest_distinct, fixed_steps, grid_options, respacing_count
+from sde_diffusion.core.grids import fixed_steps, grid_options
+from sde_diffusion.core.levels import SPACINGS, _nearest_distinct, respacing_count
 from tests.proofs.cases import PROCESSES
 
 CONTINUOUS = ("uniform", "quadratic", "karras", "logsnr", "polyexponential")

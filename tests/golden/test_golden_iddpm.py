@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.core.grids import Node, TimeGrid
+from sde_diffusion.core.grid import Node, TimeGrid
 from sde_diffusion.core.kernel import Kernel, match
 from sde_diffusion.denoisers.base import moments
 from sde_diffusion.likelihood.decoder import Space

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 import sde_diffusion as sd
-from sde_diffusion.core.grids import logsnr_ends
 from sde_diffusion.core.kernel import Kernel, match
+from sde_diffusion.core.spacings import logsnr_ends
 from sde_diffusion.likelihood.decoder import CDFS
 from tests.golden.reference import ReplayedNoise
 from tests.proofs.cases import MIXTURES, PROCESSES, generator, quick_denoiser

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import sde_diffusion as sd
-from sde_diffusion.core.grids import GRIDS, has_ends, logsnr_ends
+from sde_diffusion.core.grids import GRIDS, has_ends
 from sde_diffusion.core.kernel import match
 from sde_diffusion.core.prediction import PREDICTIONS
+from sde_diffusion.core.spacings import logsnr_ends
 from sde_diffusion.denoisers.c_noise import C_NOISES
 from tests.proofs.cases import MIXTURES, SAMPLERS, generator, quick_denoiser, run
 from tests.proofs.test_moments import deviation

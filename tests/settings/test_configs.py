@@ -15,9 +15,9 @@ from sde_diffusion.core.grids import GRIDS, grid_options
 from sde_diffusion.core.options import checked_options
 from sde_diffusion.data import Dataset
 from sde_diffusion.denoisers.settings import PROCESS_BUILDERS
+from sde_diffusion.nets.building import build_network
 from sde_diffusion.samplers import SAMPLER_TABLE, SAMPLERS, sampler_options
 from sde_diffusion.settings.root import Settings
-from sde_diffusion.storage.checkpoint import build_network
 
 settings_of = Settings.from_config
 
@@ -48,7 +48,7 @@ def parameters(name: str) -> int:
     config = config_of(name)
     spec = settings_of(config).spec(stand_in(config))
     with torch.device("meta"):
-        return sum(p.numel() for p in build_network(spec).parameters())
+        return sum(p.numel() for p in build_network(spec.network, spec.options).parameters())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -82,6 +82,8 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert torch.equal(weights(whole), weights(halved))
     again = sd.fit(network(7), SPEC, x, 20, batch_size=8, folder=tmp_path, settings=QUICK, device="cpu")
     assert torch.equal(weights(whole), weights(again)), "a finished training gives its weights"
+    with pytest.raises(sd.UserError, match=r"a network of a person's own.* give it to sd\.fit"):
+        sd.load(tmp_path)
 
 
 class InOrder(Dataset[tuple[Tensor, dict[str, Tensor]]]):

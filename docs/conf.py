@@ -13,6 +13,7 @@ from typing import Any
 
 from docutils import nodes
 from latex2mathml.converter import convert
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
 
@@ -21,15 +22,19 @@ import sde_diffusion as sd
 project = "sde_diffusion"
 html_title = "sde_diffusion"
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 html_math_renderer = "mathml"
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 
+smartquotes = False  # x' is the next x
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
 python_maximum_signature_line_length = 100
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True, "ignore-module-all": True, "show-inheritance": True, "no-value": True}
+autodoc_preserve_defaults = True
+autodoc_default_options = {"members": True, "ignore-module-all": True}
 
 
 # --- pages that are made --------------------------------------------------------------------------------------
@@ -83,7 +88,10 @@ def plain_docstring(app: Sphinx, what: str, name: str, found: Any, options: Any,
     lines.clear()
     for layout, group in groupby(blocks, laid_out):
         text = "\n\n".join(group)
-        lines += ["::", "", *(f"   {line}" for line in text.splitlines())] if layout else escaped(text).splitlines()
+        if layout:
+            lines += [".. code-block:: text", "", *(f"   {line}" for line in text.splitlines())]
+        else:
+            lines += escaped(text).splitlines()
         lines.append("")
     if name == sd.__name__:
         lines += public_names()
@@ -103,6 +111,16 @@ def public_names() -> list[str]:
     return [*found, ""]
 
 
+LONGEST_VALUE = 60
+
+
+def without_long_values(app: Sphinx, tree: nodes.document) -> None:
+    """Tables of functions and of published configurations are read in the source, not here."""
+    for value in list(tree.findall(addnodes.desc_annotation)):
+        if value.astext().lstrip().startswith("=") and len(value.astext()) > LONGEST_VALUE:
+            value.parent.remove(value)
+
+
 # --- formulas -------------------------------------------------------------------------------------------------
 
 
@@ -120,5 +138,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("builder-inited", write_pages)
     app.connect("source-read", link_figures)
     app.connect("autodoc-process-docstring", plain_docstring)
+    app.connect("doctree-read", without_long_values)
     app.add_html_math_renderer("mathml", (inline_formula, None), (display_formula, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

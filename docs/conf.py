@@ -47,19 +47,29 @@ def title(text: str, line: str) -> str:
 FIGURES = "../benchmarks/README.md"
 
 
+def api() -> dict[str, list[str]]:
+    """The rooms of the package and its modules beside them, each with the full names of its modules."""
+    found = {}
+    for path in sorted(Path(sd.__file__).parent.iterdir()):
+        if (path / "__init__.py").is_file():
+            modules = sorted(f"{sd.__name__}.{path.name}.{part.stem}" for part in path.glob("*.py"))
+            found[path.name] = [module.removesuffix(".__init__") for module in modules]  # the room itself comes first
+        elif path.suffix == ".py" and path.stem != "__init__":
+            found[path.stem] = [f"{sd.__name__}.{path.stem}"]
+    return found
+
+
 def write_pages(app: Sphinx) -> None:
     """A page for each room of the package with all its modules, one for the public names, and the figures."""
-    package, place = Path(sd.__file__).parent, Path(app.srcdir) / "api"
+    place = Path(app.srcdir) / "api"
     place.mkdir(exist_ok=True)
     (place / "figures.md").write_text((Path(app.srcdir) / FIGURES).read_text().replace("](../docs/", "](../"))
-    rooms = sorted(path.parent.name for path in package.glob("*/__init__.py"))
-    for room in rooms:
-        modules = sorted(path.stem for path in (package / room).glob("*.py"))  # __init__ comes first
-        names = [f"{sd.__name__}.{room}.{module}".removesuffix(".__init__") for module in modules]
-        parts = [f"{title(name, '-')}\n.. automodule:: {name}\n" for name in names]
+    rooms = api()
+    for room, modules in rooms.items():
+        parts = [f"{title(name, '-')}\n.. automodule:: {name}\n" for name in modules]
         (place / f"{room}.rst").write_text("\n".join([title(room, "="), *parts]))
     front = [title("API", "="), f".. automodule:: {sd.__name__}\n   :no-members:\n"]
-    pages = ["", ".. toctree::", "   :caption: Rooms", "   :maxdepth: 1", "", *(f"   {room}" for room in rooms), ""]
+    pages = ["", ".. toctree::", "   :maxdepth: 1", "", *(f"   {room}" for room in rooms), ""]
     (place / "index.rst").write_text("\n".join([*front, *pages]))
 
 

@@ -14,8 +14,8 @@ error:
     x0          1                                              |x0_hat - x0|^2
 
 Discrete time is the same loss with times drawn from the levels of a discrete process. There the variational bound (see
-likelihood/bounds.py) is a loss too, T times the term L_i of a level drawn from T, and the only one for a learned
-variance. iDDPM mixes the two (Nichol and Dhariwal 2021, section 3.1),
+elbo.py) is a loss too, T times the term L_i of a level drawn from T, and the only one for a learned variance. iDDPM
+mixes the two (Nichol and Dhariwal 2021, section 3.1),
 
     L_hybrid = L_simple + 0.001 L_vlb,
 

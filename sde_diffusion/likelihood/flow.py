@@ -1,7 +1,7 @@
 """Exact likelihoods through the probability-flow ODE, and bits per dimension.
 
 Along a flow dy/du = F(y, u) the log density changes by -div F (Chen et al. 2018). For the probability flow in a
-variable u with the state y = x/r (see flow.py), x placed at time t_min, and D dimensions,
+variable u with the state y = x/r (see solvers/flow.py), x placed at time t_min, and D dimensions,
 
     log p(x) = log p_1(x(1)) + D log(r_1/r_0) + int div F(y(u), u) du        (Song et al. 2021, equation 39).
 
@@ -17,7 +17,7 @@ The log density is that of the noisy data at t_min. How much it depends on that 
 minus log p at t_min, with the same probes.
 
 The gradient of log p by x, the score of the model, and by the network's parameters is that of the steps taken (see
-ode.py), which differentiates the divergence once more.
+solvers/ode.py), which differentiates the divergence once more.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -57,6 +58,7 @@ def in_a_process(do: Callable[[], None]) -> str:
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
+        torch.set_num_threads(1)  # the threads of the parent are not there
         os.dup2(writing, 1)
         os.dup2(writing, 2)
         code = 1

@@ -26,7 +26,7 @@ from sde_diffusion.likelihood.discrete import elbo
 from sde_diffusion.likelihood.flow import LogLikelihood, bits_per_dim, log_likelihood
 from sde_diffusion.objectives.losses import denoising_score_matching, hybrid_loss, variational_loss
 from sde_diffusion.objectives.times import sample_times, time_sampler
-from sde_diffusion.samplers import SAMPLERS, Sample, ddim_inversion, edit, sample
+from sde_diffusion.samplers import SAMPLERS, Sample, Transition, Travel, ddim_inversion, edit, sample, transition
 from sde_diffusion.solvers.ode import SOLVERS, integrate
 from sde_diffusion.storage.trained import load
 from sde_diffusion.training.fit import fit
@@ -78,6 +78,8 @@ __all__ = [
     "TimeGrid",
     "Trainer",
     "TrainingSettings",
+    "Transition",
+    "Travel",
     "Uniform",
     "UserError",
     "WhiteNoise",
@@ -105,6 +107,7 @@ __all__ = [
     "sample_times",
     "score",
     "time_sampler",
+    "transition",
     "v",
     "variational_loss",
     "velocity",

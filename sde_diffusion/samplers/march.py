@@ -12,6 +12,7 @@ network and to add up. A row without c draws no noise.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -34,6 +35,14 @@ class Row(Protocol):
     """The coefficients of x, x0_hat and, where there is any, noise in the step between two nodes: each [] or [n]."""
 
     def __call__(self, sde: SDE, now: Node, next: Node) -> Coefficients: ...
+
+
+@dataclass(frozen=True)
+class OneStep:
+    """A memoryless sampler of one evaluation a step, given by its row; learned: the network says the variance."""
+
+    row: Row
+    learned: bool = False
 
 
 def ignore_step(index: int, node: Node, x: Tensor, x0_hat: Tensor) -> None:

@@ -34,7 +34,7 @@ def stored_probe(monkeypatch: pytest.MonkeyPatch, probe: Tensor) -> None:
         assert tuple(shape) == (len(probe), 1, *probe.shape[1:])
         return probe.unsqueeze(1).to(like)
 
-    monkeypatch.setitem(sd.likelihood.PROBES, "rademacher", draw)
+    monkeypatch.setitem(sd.likelihood.flow.PROBES, "rademacher", draw)
 
 
 def run(

@@ -168,7 +168,7 @@ def _start(
     prior: str | Prior | None,
     dtype: torch.dtype | None,
     device: torch.device | str | None,
-) -> tuple[Tensor, Generators]:
+) -> tuple[Tensor, torch.Generator | Sequence[torch.Generator]]:
     """The point where sampling starts, given or drawn, in float32 or more, and the generator on its device.
 
     Raises UserError where it lies on another device than the denoiser, or is not finite.

@@ -6,7 +6,7 @@ step to x0_hat for all of them alike.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from sde_diffusion.core.errors import NotFinite, UserError, choose
 from sde_diffusion.core.grid import TimeGrid
 from sde_diffusion.core.kernel import lifted, lifted_dtype
 from sde_diffusion.core.noise import Generators, fresh, randn, rewind, states
-from sde_diffusion.core.noise_sources import GivenNoise, Noise, noise_source
+from sde_diffusion.core.noise_sources import GivenNoise, Noise, NoiseSource, noise_source
 from sde_diffusion.denoisers.base import Denoiser
 from sde_diffusion.denoisers.priors import Prior, draw
 from sde_diffusion.denoisers.wrappers import CheckedDenoiser, CheckpointedDenoiser, CountingDenoiser
@@ -54,6 +54,68 @@ def _check_start(shape: Sequence[int] | None, x: Tensor | None) -> None:
     own = tuple(shape if x is None else x.shape)  # type: ignore[arg-type]  # one of the two is there
     if len(own) < 2:
         raise UserError(f"samples are [B, *D], got shape {own}: B single numbers are [B, 1]")
+
+
+def _start(
+    denoiser: Denoiser,
+    grid: TimeGrid,
+    shape: Sequence[int] | None,
+    x: Tensor | None,
+    generator: Generators,
+    prior: str | Prior | None,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> tuple[Tensor, torch.Generator | Sequence[torch.Generator]]:
+    """The point where sampling starts, given or drawn, in float32 or more, and the generator on its device.
+
+    Raises UserError where it lies on another device than the denoiser, or is not finite.
+    """
+    home = getattr(denoiser, "device", None)
+    if x is None and shape is not None:
+        where = device or home
+        generator = fresh(generator, where)
+        sde, first, wide = grid.sde, grid.nodes[0].kernel, lifted_dtype(dtype or torch.get_default_dtype())
+        start = draw(prior, sde, first, shape, generator=generator, dtype=wide, device=where)
+    else:
+        assert x is not None
+        if prior is not None:
+            raise UserError("prior= says what x is drawn from, and x is given")
+        start = x.to(device=device or x.device, dtype=lifted_dtype(dtype or x.dtype))
+    if home is not None and start.device != torch.empty(0, device=home).device:
+        raise UserError(f"x is on {start.device} and the denoiser on {home}; bring x there with x.to({str(home)!r})")
+    if not bool(start.isfinite().all()):
+        raise UserError("the starting point x holds values that are not finite")
+    return start, fresh(generator, start.device)
+
+
+def _walk(
+    denoiser: Denoiser,
+    x: Tensor,
+    grid: TimeGrid,
+    sampler: Callable[..., Tensor],
+    travel: Travel | None,
+    denoise: bool,
+    source: NoiseSource,
+    on_step: OnStep | None,
+    *,
+    finite: bool,
+) -> Tensor:
+    """A sampler's way down the grid, back and forth if it travels, and if it is asked for the last step to x0_hat.
+
+    finite: look at every evaluation for values that are not finite, which raise UserError.
+    """
+    checked = CheckedDenoiser(denoiser, grid.place, finite=finite)
+    down = partial(sampler, checked, noise=source)
+    out = travelled(travel, down, x, grid, source, on_step) if travel else down(x, grid, on_step=on_step)
+    if denoise:
+        last = grid.nodes[-1]
+        x0_hat = checked(out, last.kernel)
+        if on_step is not None:
+            on_step(grid.steps - 1, last, out, x0_hat)
+        out = x0_hat
+    if isinstance(source, GivenNoise):
+        source.check_used()
+    return out
 
 
 def sample(
@@ -97,46 +159,16 @@ def sample(
     check_options(sampler, options)
     denoise = choose("finish", finish, FINISHES)
     differentiable = _differentiable(grad, x)
-    home = getattr(denoiser, "device", None)
-    if x is None and shape is not None:
-        where = device or home
-        generator = fresh(generator, where)
-        wanted = dtype or torch.get_default_dtype()
-        sde, first = grid.sde, grid.nodes[0].kernel
-        start = draw(prior, sde, first, shape, generator=generator, dtype=lifted_dtype(wanted), device=where)
-    else:
-        assert x is not None
-        if prior is not None:
-            raise UserError("prior= says what x is drawn from, and x is given")
-        wanted = dtype or x.dtype
-        start = x.to(device=device or x.device, dtype=lifted_dtype(wanted))
-    if home is not None and start.device != torch.empty(0, device=home).device:
-        raise UserError(f"x is on {start.device} and the denoiser on {home}; bring x there with x.to({str(home)!r})")
-    if not bool(start.isfinite().all()):
-        raise UserError("the starting point x holds values that are not finite")
+    start, generator = _start(denoiser, grid, shape, x, generator, prior, dtype, device)
+    wanted = dtype or (torch.get_default_dtype() if x is None else x.dtype)
     if not len(start):
         return Sample(start.to(wanted), 0)
-    generator = fresh(generator, start.device)
     before = states(generator)
     counted = CountingDenoiser(CheckpointedDenoiser(denoiser) if differentiable else denoiser)
-
-    def run(notify: OnStep | None, *, finite: bool) -> Tensor:
-        checked, source = CheckedDenoiser(counted, grid.place, finite=finite), noise_source(noise, generator)
-        walk = partial(SAMPLERS[sampler], checked, noise=source, **options)
-        out = travelled(travel, walk, start, grid, source, notify) if travel else walk(start, grid, on_step=notify)
-        if denoise:
-            last = grid.nodes[-1]
-            x0_hat = checked(out, last.kernel)
-            if notify is not None:
-                notify(grid.steps - 1, last, out, x0_hat)
-            out = x0_hat
-        if isinstance(source, GivenNoise):
-            source.check_used()
-        return out
-
+    walk = partial(_walk, counted, start, grid, partial(SAMPLERS[sampler], **options), travel, denoise)
     with torch.set_grad_enabled(differentiable):
         try:
-            out = run(on_step, finite=False)
+            out = walk(noise_source(noise, generator), on_step, finite=False)
             if bool(out.isfinite().all()):
                 return Sample(out.to(wanted), counted.nfe)
             complaint: UserError = NotFinite(f"{sampler} gave samples that are not finite: take more or smaller steps")
@@ -146,7 +178,7 @@ def sample(
     # steps are taken once more, with the same noise, to find the first bad one.
     rewind(generator, before)
     with torch.no_grad():
-        run(None, finite=True)
+        walk(noise_source(noise, generator), None, finite=True)
     raise complaint
 
 

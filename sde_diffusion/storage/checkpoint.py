@@ -32,7 +32,6 @@ from sde_diffusion.data import DataTransform
 from sde_diffusion.denoisers.network import NetworkSpec
 from sde_diffusion.storage.files import flush_folder, free_bytes, mebibytes, written
 from sde_diffusion.storage.manifest import (
-    MANIFEST,
     PART,
     SUFFIX,
     Damaged,
@@ -42,6 +41,7 @@ from sde_diffusion.storage.manifest import (
     tensors_of,
     write_parts,
 )
+from sde_diffusion.training.averages import MANIFEST
 
 T = TypeVar("T")
 FOLDER = "checkpoints"

@@ -32,6 +32,7 @@ from sde_diffusion.data import DataTransform
 from sde_diffusion.denoisers.network import NetworkSpec
 from sde_diffusion.storage.files import flush_folder, free_bytes, mebibytes, written
 from sde_diffusion.storage.manifest import (
+    MANIFEST,
     PART,
     SUFFIX,
     Damaged,
@@ -41,7 +42,6 @@ from sde_diffusion.storage.manifest import (
     tensors_of,
     write_parts,
 )
-from sde_diffusion.training.averages import MANIFEST
 
 T = TypeVar("T")
 FOLDER = "checkpoints"

@@ -149,9 +149,8 @@ def sample(
     grad: keep the graph, for derivatives by x and by the denoiser's parameters; by default where x requires a
     gradient. Evaluations are computed again in the backward pass, so that memory holds the states alone.
 
-    Raises TypeError for an option that the sampler does not have; UserError for other bad arguments, for a start that
-    no prior stands for, for a denoiser that returns another shape, and for values that are not finite, with the step
-    at which they first appear.
+    Raises TypeError for an option that the sampler lacks; UserError for other bad arguments, a start that no prior
+    stands for, a denoiser that returns another shape, and values that are not finite, with the step of the first.
     """
     if grid is None:
         raise UserError("a grid is needed, such as make_grid(sde, 50)")
@@ -160,10 +159,9 @@ def sample(
     denoise = choose("finish", finish, FINISHES)
     differentiable = _differentiable(grad, x)
     start, generator = _start(denoiser, grid, shape, x, generator, prior, dtype, device)
-    wanted = dtype or (torch.get_default_dtype() if x is None else x.dtype)
+    before, wanted = states(generator), dtype or (torch.get_default_dtype() if x is None else x.dtype)
     if not len(start):
         return Sample(start.to(wanted), 0)
-    before = states(generator)
     counted = CountingDenoiser(CheckpointedDenoiser(denoiser) if differentiable else denoiser)
     walk = partial(_walk, counted, start, grid, partial(SAMPLERS[sampler], **options), travel, denoise)
     with torch.set_grad_enabled(differentiable):

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sde_diffusion.core.errors import UserError
+from sde_diffusion.core.packages import extra
 from sde_diffusion.report import charts
 from sde_diffusion.report.cells import (
     AGREEMENT,
@@ -129,7 +130,8 @@ def comparison_html(report: Report, strips: Mapping[str, Picture], films: Mappin
 @cache
 def vega() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script."""
-    import vl_convert
+    with extra("report"):
+        import vl_convert
 
     return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
 

@@ -19,6 +19,7 @@ from sde_diffusion.compare.cells import Cell, converged
 from sde_diffusion.compare.subjects import Subject
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.noise import seeded
+from sde_diffusion.core.packages import extra
 from sde_diffusion.data import Dataset, Source, Splits
 from sde_diffusion.data.dataset import stratified
 from sde_diffusion.denoisers.analytic import GaussianMixture
@@ -139,7 +140,8 @@ def bench(settings: Settings, subject: Subject, splits: Splits, device: torch.de
 
 def cache_folder(settings: Settings) -> Path:
     """Where classifiers and reference statistics are kept."""
-    import pooch
+    with extra("report"):
+        import pooch
 
     return Path(settings.compare.cache or pooch.os_cache("sde_diffusion")).expanduser() / "metrics"
 

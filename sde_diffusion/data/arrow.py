@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.core.errors import UserError
+from sde_diffusion.core.packages import extra
 from sde_diffusion.data.dataset import Splits
 from sde_diffusion.data.mapped import Mapped, Reading, kept
 from sde_diffusion.data.pictures import common_shape
@@ -32,7 +33,8 @@ def huggingface(name: str, reading: Reading) -> Splits:
     """
     if not name:
         raise UserError("name the Hugging Face data set, such as uoft-cs/cifar10.")
-    import datasets
+    with extra("data"):
+        import datasets
 
     try:
         parts = datasets.load_dataset(name, **_how(reading))
@@ -50,7 +52,8 @@ def parquet(root: Path, title: str, reading: Reading) -> Splits:
     files = parquet_files(root)
     try:
         if reading.streams or not _small(files, title, reading):
-            import datasets
+            with extra("data"):
+                import datasets
 
             names = {part: [str(file) for file in paths] for part, paths in files.items()}
             return _splits(dict(datasets.load_dataset("parquet", data_files=names, **_how(reading))), title, reading)
@@ -73,8 +76,9 @@ def parquet_files(root: Path) -> dict[str, list[Path]]:
 
 def first_row(file: Path, title: str) -> Rows:
     """A parquet file's first image alone. Raises UserError where the file is damaged or has none."""
-    import pyarrow
-    import pyarrow.parquet
+    with extra("data"):
+        import pyarrow
+        import pyarrow.parquet
 
     try:
         batch = next(pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1))
@@ -136,7 +140,8 @@ def _splits(parts: Mapping[str, Any], title: str, reading: Reading) -> Splits:
 
 def _small(files: Mapping[str, Sequence[Path]], title: str, reading: Reading) -> bool:
     """Whether the training part is to be decoded in memory, by its number of rows and its first image."""
-    import pyarrow.parquet
+    with extra("data"):
+        import pyarrow.parquet
 
     first = [first_row(found[0], title) for found in files.values()]
     count = sum(pyarrow.parquet.ParquetFile(file).metadata.num_rows for file in files["train"])
@@ -144,7 +149,8 @@ def _small(files: Mapping[str, Sequence[Path]], title: str, reading: Reading) ->
 
 
 def _read(files: Sequence[Path]) -> Any:
-    import pyarrow
-    import pyarrow.parquet
+    with extra("data"):
+        import pyarrow
+        import pyarrow.parquet
 
     return pyarrow.concat_tables([pyarrow.parquet.read_table(file) for file in files])

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from sde_diffusion.core.errors import UserError, choose
+from sde_diffusion.core.packages import extra
 from sde_diffusion.data.arrow import first_row, huggingface, parquet, parquet_files
 from sde_diffusion.data.dataset import Dataset, Splits
 from sde_diffusion.data.mapped import Reading
@@ -45,7 +46,8 @@ def load(root: str, source: str, name: str, reading: Reading) -> Splits:
 
 
 def _cache() -> Path:
-    import pooch
+    with extra("data"):
+        import pooch
 
     return Path(pooch.os_cache("sde_diffusion"))
 
@@ -77,7 +79,8 @@ def _binary(root: Path, _name: str, reading: Reading) -> Splits:
 
 def _archive(root: Path) -> Path:
     """The verified archive in `root` (or `root` itself), downloaded if it is not there."""
-    import pooch
+    with extra("data"):
+        import pooch
 
     path = root if root.is_file() else root / ARCHIVE_NAME
     if not path.exists():

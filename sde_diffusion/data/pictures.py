@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from sde_diffusion.core.errors import UserError, choose
+from sde_diffusion.core.packages import extra
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -73,7 +74,8 @@ class Cut:
 
     def centre(self, image: Image.Image) -> Image.Image:
         """The middle, which is what is evaluated."""
-        from PIL import Image
+        with extra("data"):
+            from PIL import Image
 
         if not self.size:
             return image
@@ -86,7 +88,8 @@ class Cut:
 
     def at(self, image: Image.Image, draw: Sequence[float]) -> Image.Image:
         """The random square that three uniform numbers in [0, 1) stand for: its side, and its place across and down."""
-        from PIL import Image
+        with extra("data"):
+            from PIL import Image
 
         width, height = image.size
         side = (self.min_crop + (1.0 - self.min_crop) * draw[0]) * min(width, height)
@@ -97,7 +100,8 @@ class Cut:
 
 def decode(pictures: Pictures, index: int) -> Image.Image:
     """One picture, upright, of mode "L" (grey) or "RGB". Raises Unreadable, also for more than 8 bits a channel."""
-    from PIL import ImageOps
+    with extra("data"):
+        from PIL import ImageOps
 
     with _opened(pictures, index) as file:
         # Cameras store a turned picture as it was shot, with a note of how to turn it.
@@ -195,7 +199,8 @@ class Tally:
 @contextmanager
 def _opened(pictures: Pictures, index: int) -> Iterator[Image.Image]:
     """The picture with its header read, and whatever goes wrong with it as Unreadable."""
-    from PIL import Image, UnidentifiedImageError
+    with extra("data"):
+        from PIL import Image, UnidentifiedImageError
 
     name = pictures.name(index)
     try:

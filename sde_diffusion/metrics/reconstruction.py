@@ -84,8 +84,8 @@ def lpips(a: Tensor, b: Tensor) -> Tensor:
             found: Tensor = similarity(*pairs, net_type="alex", reduction="none", normalize=True)
     except (ImportError, OSError) as error:
         raise UserError(
-            f"lpips needs torchvision and AlexNet's weights ({error}): pip install sde-diffusion[lpips], and a network "
-            f"or the weights in {torch.hub.get_dir()}/checkpoints"
+            f'lpips needs torchvision and AlexNet\'s weights ({error}): pip install "sde-diffusion[lpips]", and a '
+            f"network or the weights in {torch.hub.get_dir()}/checkpoints"
         ) from error
     return found.reshape(len(a))
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sde_diffusion.core.errors import UserError, choose
+from sde_diffusion.core.packages import extra
 from sde_diffusion.report.cells import (
     AGREEMENT,
     MISSING,
@@ -138,7 +139,8 @@ def baselines(report: Report, metric: str, log: bool, values: Sequence[float]) -
 @contextmanager
 def unchecked() -> Iterator[None]:
     """Parts of charts without a check of each against the schema, which takes half of their time; a test does that."""
-    from altair.utils.schemapi import debug_mode
+    with extra("report"):
+        from altair.utils.schemapi import debug_mode
 
     with debug_mode(False):
         yield
@@ -150,7 +152,8 @@ def quality(report: Report, metric: str, cost: str = "nfe") -> alt.LayerChart:
 
     Raises UserError for an unknown metric or cost, and for a metric of which no cell has a value to draw.
     """
-    import altair as alt
+    with extra("report"):
+        import altair as alt
 
     about = choose("metric", metric, report["metrics"])
     choose("cost", cost, COSTS)
@@ -188,7 +191,8 @@ def agreement(report: Report) -> alt.LayerChart:
 
     Raises UserError where no cell has a distance to draw.
     """
-    import altair as alt
+    with extra("report"):
+        import altair as alt
 
     axes = Axes.of(report, AGREEMENT, "nfe", log=True)
     first, highest = min(row["nfe"] for row in axes.rows if drawable(row, "nfe", True)), max(axes.values)
@@ -207,7 +211,8 @@ def agreement(report: Report) -> alt.LayerChart:
 
 def faint(opacity: float) -> alt.OpacityValue:
     """An opacity that nearly vanishes while the page points at another label."""
-    import altair as alt
+    with extra("report"):
+        import altair as alt
 
     near = {"test": "focus == '' || datum.label == focus", "value": opacity}
     return alt.OpacityValue(opacity / 8, condition=near)
@@ -244,7 +249,8 @@ class Axes:
         return cls(report, metric, cost, log, rows, values, *costs, *height)
 
     def x(self) -> alt.X:
-        import altair as alt
+        with extra("report"):
+            import altair as alt
 
         scale = alt.Scale(type="log", domain=[self.left, self.right], nice=False)
         values = ticks(self.left, self.right)
@@ -252,7 +258,8 @@ class Axes:
         return alt.X(f"{self.cost}:Q", scale=scale, axis=axis)
 
     def y(self, field: str = "value") -> alt.Y:
-        import altair as alt
+        with extra("report"):
+            import altair as alt
 
         domain = [self.bottom, self.top]
         scale = (
@@ -267,7 +274,8 @@ class Axes:
 
     def placed(self) -> alt.Chart:
         """Rows that have a cost."""
-        import altair as alt
+        with extra("report"):
+            import altair as alt
 
         return alt.Chart().transform_filter(f"isValid(datum.{self.cost})")
 
@@ -280,7 +288,8 @@ class Axes:
 
         The page sets the parameters shown and subjects (what is drawn) and focus (what is not faint).
         """
-        import altair as alt
+        with extra("report"):
+            import altair as alt
 
         names, several = labels(self.report), subjects(self.report)
         hue = alt.Color("label:N", scale=alt.Scale(domain=names))
@@ -331,7 +340,8 @@ class Axes:
 
 def chart_png(chart: alt.LayerChart, dark: bool = False) -> bytes:
     """A chart as a PNG file of 1600 x 960 pixels or so, with its legend, and without a browser."""
-    import vl_convert
+    with extra("report"):
+        import vl_convert
 
     spec = specification(chart)
     report_labels = {"cells": [{"label": label} for label in parameter(spec, "shown")]}

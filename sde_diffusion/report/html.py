@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sde_diffusion.core.errors import UserError
+from sde_diffusion.core.packages import extra
 from sde_diffusion.report import charts, palette
 from sde_diffusion.report.cells import (
     AGREEMENT,
@@ -134,7 +135,8 @@ def marks(report: Report) -> list[dict[str, Any]]:
 @cache
 def vega() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script."""
-    import vl_convert
+    with extra("report"):
+        import vl_convert
 
     return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sde_diffusion.core.packages import extra
 from sde_diffusion.report.pictures import BORDER, PAPER, Picture, tiles
 
 Values = NDArray[np.float64]
@@ -44,8 +45,9 @@ def summary(values: Values, level: float = 0.95) -> Summary:
 
 def histogram(columns: Mapping[str, Values], unit: str, title: str) -> bytes:
     """A PNG with the histogram of each column over one axis, its mean as a line."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with extra("report"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.0, 4.0), dpi=120, layout="constrained")
     axes = figure.add_subplot()
@@ -68,7 +70,8 @@ def histogram(columns: Mapping[str, Values], unit: str, title: str) -> bytes:
 
 def captioned(images: Picture, captions: Sequence[str], columns: int = 8) -> Picture:
     """Images [N, H, W, C] as tiles with a line of text under each, [h, w, 3]."""
-    from PIL import Image, ImageDraw, ImageFont
+    with extra("report"):
+        from PIL import Image, ImageDraw, ImageFont
 
     font, line = ImageFont.load_default(11), 16
     shown = [tiles(image[None], 1)[BORDER:-BORDER, BORDER:-BORDER] for image in images]

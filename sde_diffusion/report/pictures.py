@@ -8,6 +8,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from sde_diffusion.core.packages import extra
+
 Picture = NDArray[np.uint8]
 
 TILE = 64
@@ -20,7 +22,8 @@ PAPER = 255
 
 def _enlarged(image: Picture) -> Picture:
     """An image [H, W, 3] enlarged smoothly, by a whole factor, until its smaller side has TILE pixels."""
-    from PIL import Image
+    with extra("report"):
+        from PIL import Image
 
     height, width = image.shape[:2]
     factor = math.ceil(TILE / min(height, width))
@@ -89,7 +92,8 @@ def picture(samples: NDArray[np.generic], columns: int = 0) -> Picture:
 
 def png(image: Picture) -> bytes:
     """A picture [h, w, 3] as a PNG file."""
-    from PIL import Image
+    with extra("report"):
+        from PIL import Image
 
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG", optimize=True)

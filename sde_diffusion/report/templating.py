@@ -7,6 +7,7 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
+from sde_diffusion.core.packages import extra
 from sde_diffusion.report.cells import capital
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def escaped(text: object) -> str:
 @cache
 def environment() -> Environment:
     """Where templates are found: what is not defined is an error, and HTML is escaped, Markdown where it says so."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    with extra("report"):
+        from jinja2 import Environment, PackageLoader, StrictUndefined
 
     made = Environment(
         loader=PackageLoader(__package__, FOLDER),

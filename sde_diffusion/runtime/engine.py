@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion.core.errors import UserError, choose
+from sde_diffusion.core.packages import extra
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -50,9 +51,10 @@ class Engine:
     def __init__(
         self, device: str = "auto", precision: str = "fp32", accumulate: int = 1, sharding: str = "none"
     ) -> None:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
-        from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+        with extra("train"):
+            from accelerate import Accelerator
+            from accelerate.state import AcceleratorState
+            from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
         choose("sharding", sharding, dict.fromkeys(SHARDINGS))
         native = choose("precision", precision, PRECISIONS)

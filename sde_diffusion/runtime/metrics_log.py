@@ -25,6 +25,7 @@ import numpy as np
 from torch import Tensor
 
 from sde_diffusion.core.errors import UserError
+from sde_diffusion.core.packages import extra
 from sde_diffusion.storage.files import write_aside, written
 
 # --- lines of JSON ---------------------------------------------------------------------------------------------
@@ -150,7 +151,8 @@ class Board:
     """
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # 1 s to import
+        with extra("train"):
+            from torch.utils.tensorboard import SummaryWriter  # 1 s to import
 
         _note_failures_of_writers()
         self.folder = folder

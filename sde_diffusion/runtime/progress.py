@@ -10,9 +10,9 @@ import time
 from contextlib import suppress
 from types import TracebackType
 
-import psutil  # type: ignore[import-untyped]
 import torch
-from tqdm import tqdm
+
+from sde_diffusion.core.packages import extra
 
 REDRAW = 0.5
 """Seconds between two states of a bar."""
@@ -48,6 +48,9 @@ class Bar(Progress):
     """A bar on a terminal, redrawn in its place."""
 
     def __init__(self, total: int, unit: str, what: str, done: int, leave: bool) -> None:
+        with extra("train"):
+            from tqdm import tqdm
+
         self._bar = tqdm(
             total=total,
             initial=done,
@@ -195,6 +198,9 @@ def memory() -> dict[str, float]:
 
     Source: getrusage(2), whose peak is in KiB on Linux and in bytes on macOS.
     """
+    with extra("train"):
+        import psutil  # type: ignore[import-untyped]
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     found = {"resident": psutil.Process().memory_info().rss / MIB, "resident_peak": peak / MIB}
     if torch.cuda.is_available():

@@ -25,6 +25,7 @@ from numpy.lib.format import dtype_to_descr, write_array_header_1_0
 from numpy.typing import NDArray
 
 from sde_diffusion.core.errors import UserError, choose
+from sde_diffusion.core.packages import extra
 from sde_diffusion.storage.files import flush_folder, sha256_of, write_aside, written
 from sde_diffusion.storage.records import digest
 
@@ -48,7 +49,8 @@ class Part:
 
 def _png(image: Array) -> bytes:
     """An image [H, W, C], C = 1 or 3, as a PNG file."""
-    from PIL import Image
+    with extra("report"):
+        from PIL import Image
 
     buffer = io.BytesIO()
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="PNG")
@@ -57,7 +59,8 @@ def _png(image: Array) -> bytes:
 
 def _from_png(content: bytes) -> Array:
     """A PNG file as images [1, H, W, C]."""
-    from PIL import Image
+    with extra("report"):
+        from PIL import Image
 
     image = np.asarray(Image.open(io.BytesIO(content)))
     return image.reshape(1, *image.shape[:2], -1)

@@ -34,7 +34,7 @@ SHOP_WINDOW = "sde_diffusion"
 """The package's __init__, which shows what all layers have, and is imported by those above them only."""
 PURE: dict[str, tuple[str, ...]] = {
     "sde_diffusion.nets": ("sde_diffusion.core.errors", "sde_diffusion.nets"),
-    "sde_diffusion.report": ("sde_diffusion.core.errors", "sde_diffusion.report"),
+    "sde_diffusion.report": ("sde_diffusion.core.errors", "sde_diffusion.core.packages", "sde_diffusion.report"),
     "sde_diffusion.core.errors": (),
 }
 """Packages that may import nothing else of ours: networks know no process, reports draw what they are

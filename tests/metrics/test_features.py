@@ -157,7 +157,7 @@ def test_inception_with_a_file_that_is_something_else(content: object, tmp_path:
 def test_inception_without_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
-    with pytest.raises(UserError, match=r"need torch-fidelity \(.*\): pip install sde-diffusion\[fid\], or choose"):
+    with pytest.raises(UserError, match=r'need torch-fidelity \(.*\): pip install "sde-diffusion\[fid\]", or'):
         extractor("inception", pictures(), tmp_path, CPU)
     assert extractor("auto", pictures(), tmp_path, CPU).name == "values"
 

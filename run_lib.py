@@ -1,4 +1,4 @@
-"""What each command does, for Python: `run_lib.train(config, folder, engine)`, and the table MODES of all of them."""
+"""What each command does, for Python: `run_lib.train(settings, folder, engine)`, and the table MODES of all of them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from sde_diffusion.commands.exchange import export_network, import_network
 from sde_diffusion.commands.latents import latents
 from sde_diffusion.commands.likelihood import likelihood
 from sde_diffusion.commands.modes import MODES
+from sde_diffusion.commands.sampling import sample
 from sde_diffusion.commands.training import train
-from sde_diffusion.pipelines.sampling import sample
 
 __all__ = [
     "MODES",

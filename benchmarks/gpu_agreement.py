@@ -13,10 +13,12 @@ from gpu_place import EXACT, SINGLE, Found, NotHere, Place, close, shaken, tf32
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion import settings as build
 from sde_diffusion.core.noise import seeded
 from sde_diffusion.data import Dataset
 from sde_diffusion.samplers import SAMPLER_TABLE
+from sde_diffusion.settings.root import Settings, fresh_network
+
+settings_of = Settings.from_config
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "annealed_langevin": {"langevin_steps": 2},
@@ -33,8 +35,8 @@ def small(device: torch.device | str, dtype: torch.dtype) -> sd.NetworkDenoiser:
     config.model.class_conditional = False
     config.model.unet.update(channels=8, multipliers=(1, 2))
     blank = Dataset(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]), 17, ("a", "b"), "stand-in")
-    spec = build.spec(config, blank)
-    return sd.NetworkDenoiser(shaken(build.network(spec, 0)).to(device=device, dtype=dtype), spec)
+    spec = settings_of(config).spec(blank)
+    return sd.NetworkDenoiser(shaken(fresh_network(spec, 0)).to(device=device, dtype=dtype), spec)
 
 
 def samples(name: str, steps: int, device: torch.device | str, dtype: torch.dtype, count: int = 4) -> Tensor:

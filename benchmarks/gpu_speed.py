@@ -18,12 +18,16 @@ from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 import sde_diffusion as sd
-from sde_diffusion import settings as build
-from sde_diffusion.commands.training import Run, Task, begin, part_losses
+from sde_diffusion.commands.training import begin
 from sde_diffusion.core.noise import seeded
 from sde_diffusion.data import Dataset, DataTransform, Splits
+from sde_diffusion.data.dataset import Batch
 from sde_diffusion.runtime.engine import Engine
 from sde_diffusion.runtime.progress import memory
+from sde_diffusion.settings.root import Settings, fresh_network
+from sde_diffusion.training.run import Run, part_losses
+
+settings_of = Settings.from_config
 
 
 def cifar_config(name: str, toy: bool) -> ConfigDict:
@@ -40,18 +44,18 @@ def cifar_config(name: str, toy: bool) -> ConfigDict:
 
 def in_training(config: ConfigDict, place: Place, splits: Splits) -> Run:
     """A training that has not begun, as `--mode train` has it."""
-    spec = build.spec(config, splits.train)
-    task = Task.of(config, DataTransform.fit(splits.train, config.data.subtract_mean), spec.process)
+    settings = settings_of(config)
+    spec, transform = settings.spec(splits.train), DataTransform.fit(splits.train, config.data.subtract_mean)
     engine = Engine(str(place.device), config.training.precision)
     with redirect_stdout(io.StringIO()):
-        run = begin(task, place.folder / "in_training", engine, splits, spec, None)
+        run = begin(settings, place.folder / "in_training", engine, splits, spec, transform, None)
     run.trainer.net.train()
     return run
 
 
-def one_update(run: Run, batch: tuple[Tensor, Tensor | None]) -> float:
+def one_update(run: Run, batch: Batch) -> float:
     """A whole step of training, with its clipping, Adam and average; the loss."""
-    rows = range(run.config.training.batch_size)
+    rows = range(run.settings.batch_size)
     torch.manual_seed(run.trainer.step)  # of dropout
     losses_of = partial(part_losses, run.task, batch, rows, run.trainer.step)
     return run.trainer.update(losses_of, rows, False).loss
@@ -171,8 +175,8 @@ def sampling(how: str, place: Place) -> Found:
     config = cifar_config("ddpmpp_cifar", place.toy)
     count = 2 if place.toy else 64
     data = Dataset(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 0]), 256, ("a",), "stand-in")
-    spec = build.spec(config, data)
-    net = shaken(build.network(spec, 0)).to(place.device)
+    spec = settings_of(config).spec(data)
+    net = shaken(fresh_network(spec, 0)).to(place.device)
     sde = spec.process
     grid = sd.make_grid(sde, 2 if place.toy else 20, "logsnr")
     x = sde.prior_sample((count, *spec.shape), generator=seeded(3)).to(place.device)

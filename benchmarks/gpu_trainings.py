@@ -12,7 +12,9 @@ import torch
 from gpu_place import LOSSES, ROOT, Found, NotHere, Place
 from gpu_speed import in_training, one_update
 
-from sde_diffusion import settings as build
+from sde_diffusion.settings.root import Settings
+
+settings_of = Settings.from_config
 
 
 def digits_flags(place: Place, folder: Path) -> list[str]:
@@ -82,7 +84,7 @@ def fp16(place: Place) -> Found:
     """fp16's training beside float32's, and a scale that is too high, which must fall until gradients are finite."""
     place.gpu_only("fp16")
     config = importlib.import_module("configs.vpsde_digits").get_config()
-    splits, steps, ends, found = build.data(config), 60, {}, ""
+    splits, steps, ends, found = settings_of(config).splits(), 60, {}, ""
     for precision in ("fp32", "fp16"):
         config.training.precision = precision
         with torch.random.fork_rng([place.device]):

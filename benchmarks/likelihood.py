@@ -38,7 +38,8 @@ from sde_diffusion.core.noise import rademacher
 from sde_diffusion.data import DataOptions, load_splits
 from sde_diffusion.report.table import table
 from sde_diffusion.solvers.flow import Flow
-from sde_diffusion.storage.checkpoint import denoiser_of, read_checkpoint
+from sde_diffusion.storage.checkpoint import read_checkpoint
+from sde_diffusion.storage.trained import denoiser_of
 
 CPU = torch.device("cpu")
 SEED = 7

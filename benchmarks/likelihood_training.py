@@ -28,15 +28,20 @@ from torch import Tensor
 
 import run_lib
 import sde_diffusion as sd
-from sde_diffusion import settings as build
 from sde_diffusion.data import Dataset, batches
-from sde_diffusion.denoisers.denoiser import NetworkDenoiser
-from sde_diffusion.likelihood.bounds import Chain, Space
+from sde_diffusion.denoisers.network import NetworkDenoiser
+from sde_diffusion.likelihood.decoder import Space
+from sde_diffusion.likelihood.discrete import Chain
+from sde_diffusion.nets.building import build_network, load_weights
 from sde_diffusion.objectives.losses import denoising_score_matching, variational_loss
 from sde_diffusion.objectives.times import TimeSampler, time_sampler
 from sde_diffusion.report.likelihood import summary
 from sde_diffusion.report.table import table
-from sde_diffusion.storage.checkpoint import build_network, denoiser_of, load_weights, read_checkpoint
+from sde_diffusion.settings.root import Settings
+from sde_diffusion.storage.checkpoint import read_checkpoint
+from sde_diffusion.storage.trained import denoiser_of
+
+settings_of = Settings.from_config
 
 BATCH, REPEATS = 64, 150
 
@@ -55,7 +60,7 @@ def configuration(name: str, steps: int, **training: object) -> ConfigDict:
 
 def bounds(config: ConfigDict, folder: Path, variances: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Variance -> the discrete bound of each held-out digit, in bits/dim."""
-    trained, test = read_checkpoint(folder), build.data(config).test
+    trained, test = read_checkpoint(folder), settings_of(config).splits().test
     denoiser = sd.ConditionedDenoiser(denoiser_of(trained), labels=test.labels)
     return {
         variance: sd.elbo(
@@ -80,7 +85,7 @@ def hybrid_against_simple(folder: Path, steps: int) -> Path:
     ):
         config = configuration("iddpm_digits", steps, loss=loss)
         config.model.variance = variance
-        run_lib.train(config, folder / loss, build.engine(config))
+        run_lib.train(settings_of(config), folder / loss, settings_of(config).engine())
         name = {"hybrid": "L_hybrid", "score_matching": "L_simple"}[loss]
         found |= {f"{name}, {kind}": values for kind, values in bounds(config, folder / loss, kinds).items()}
     best = found["L_hybrid, learned"]
@@ -134,7 +139,7 @@ def gradient_variance(
 def trainable(folder: Path) -> tuple[torch.nn.Module, NetworkDenoiser]:
     """The averaged network of a run, ready for gradients."""
     trained = read_checkpoint(folder)
-    network = build_network(trained.spec)
+    network = build_network(trained.spec.network, trained.spec.options)
     load_weights(network, trained.weights["ema"])
     return network, NetworkDenoiser(network, trained.spec)
 
@@ -208,11 +213,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = flags.folder or Path(temporary)
         hybrid = hybrid_against_simple(folder, flags.steps)
-        bound_gradients(hybrid, build.data(configuration("iddpm_digits", flags.steps)).train)
+        bound_gradients(hybrid, settings_of(configuration("iddpm_digits", flags.steps)).splits().train)
         for name in ("vpsde_digits", "subvpsde_digits", "vesde_digits"):
             config = configuration(name, flags.steps // 3, weighting="likelihood", times="importance")
-            run_lib.train(config, folder / name, build.engine(config))
-            weighted_gradients(folder / name, build.data(config).train)
+            run_lib.train(settings_of(config), folder / name, settings_of(config).engine())
+            weighted_gradients(folder / name, settings_of(config).splits().train)
 
 
 if __name__ == "__main__":

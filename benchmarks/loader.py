@@ -14,9 +14,11 @@ import time
 import psutil
 import torch
 
-from sde_diffusion import settings as build
 from sde_diffusion.data import DataOptions, DataTransform, Source, Stream, batches, load_splits
-from sde_diffusion.storage.checkpoint import build_network
+from sde_diffusion.nets.building import build_network
+from sde_diffusion.settings.root import Settings
+
+settings_of = Settings.from_config
 
 MARKS = (100, 500, 1000, 2000)
 WARM_UP = 3  # steps that are not timed: the workers begin, and so does the network
@@ -30,8 +32,8 @@ def waiting(data: Source, batch: int, workers: int, steps: int) -> None:
     """The share of the time of `steps` training steps that passes before a batch is there."""
     config = importlib.import_module("configs.vpsde_cifar").get_config()
     config.model.unet.channels = 64
-    spec = build.spec(config, data)
-    net, transform = build_network(spec), DataTransform(data.levels)
+    spec = settings_of(config).spec(data)
+    net, transform = build_network(spec.network, spec.options), DataTransform(data.levels)
     # Without clipping and averages: what a training does besides would only make its steps longer.
     optimizer, generator = torch.optim.Adam(net.parameters(), fused=True), torch.Generator().manual_seed(0)
     stream, waited, started = stream_of(data, batch, workers), 0.0, 0.0

@@ -19,14 +19,16 @@ from common import elapsed, median_seconds
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sde_diffusion import settings as build
 from sde_diffusion.data import Dataset
 from sde_diffusion.importers.diffusers import unet_rules
 from sde_diffusion.importers.export import network_config
 from sde_diffusion.importers.rules import exported
 from sde_diffusion.nets import UNet
-from sde_diffusion.storage.checkpoint import build_network
+from sde_diffusion.nets.building import build_network
+from sde_diffusion.settings.root import Settings
 from sde_diffusion.training.averages import Averages, Exponential
+
+settings_of = Settings.from_config
 
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 """Dense bf16 peaks of NVIDIA's data sheets."""
@@ -100,7 +102,8 @@ def on_gpu(device: torch.device, name: str, batch: int, repeats: int) -> None:
     get_config = importlib.import_module(f"configs.{file}").get_config
     config = get_config(variants) if variants else get_config()
     data = Dataset(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1]), 256, ("a", "b"), "stand-in")
-    net = build_network(build.spec(config, data)).to(device)
+    spec = settings_of(config).spec(data)
+    net = build_network(spec.network, spec.options).to(device)
     x, label = torch.randn(batch, 3, 32, 32, device=device), torch.rand(batch, device=device)
     update = our_update(net)
     with FlopCounterMode(display=False) as counter:

@@ -48,23 +48,24 @@ def run(argv: list[str]) -> None:
     config, name = chosen_config()
     apply_flags(config)
 
-    from sde_diffusion import settings as build
+    from sde_diffusion.settings.root import Settings
 
     try:
-        build.check(config)
+        settings = Settings.from_config(config)
+        settings.check()
     except UserError as error:
         raise everyones(error) from error.__cause__
-    if config.oracle.kind and FLAGS.mode not in ("all", "compare"):
+    if settings.oracle.kind and FLAGS.mode not in ("all", "compare"):
         raise UserError(
             f"--mode {FLAGS.mode} needs a network, and {name} is a closed-form model; --mode compare is what it is for"
         )
-    engine = build.engine(config, training=FLAGS.mode in ("all", "train"))
+    engine = settings.engine(training=FLAGS.mode in ("all", "train"))
     with ExitStack() as silence:
         silence.callback(engine.close)
         if not engine.main:  # one process speaks for all
             silence.enter_context(redirect_stdout(silence.enter_context(open(os.devnull, "w"))))
             warnings.simplefilter("ignore")
-        MODES[FLAGS.mode](config, Path(FLAGS.workdir or f"runs/{name}"), engine)
+        MODES[FLAGS.mode](settings, Path(FLAGS.workdir or f"runs/{name}"), engine)
 
 
 def explain(error: BaseException) -> int:

@@ -9,13 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ml_collections import ConfigDict
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sde_diffusion import settings as build
 from sde_diffusion.core.errors import UserError
-from sde_diffusion.core.grids import TimeGrid
+from sde_diffusion.core.grid import TimeGrid
 from sde_diffusion.data import DataTransform
 from sde_diffusion.data.inputs import Inputs, load_inputs
 from sde_diffusion.pipelines.batch import samples_of, stored
@@ -24,6 +22,7 @@ from sde_diffusion.pipelines.sampling import TOLD, Drawing, Model, drawn_into, s
 from sde_diffusion.report.pictures import Picture, picture
 from sde_diffusion.report.table import table
 from sde_diffusion.runtime.engine import Engine
+from sde_diffusion.settings.root import Settings
 from sde_diffusion.storage.checkpoint import Checkpoint
 from sde_diffusion.storage.records import tensor_digest
 from sde_diffusion.storage.shards import Shards
@@ -32,15 +31,15 @@ SHOWN = 16
 """Pictures in the sheet that shows what went in above what came out."""
 
 
-def edit_grid(config: ConfigDict, model: Model) -> TimeGrid:
+def edit_grid(settings: Settings, model: Model) -> TimeGrid:
     """The grid of the edit: the last edit.strength of the sampler's, which may start below t = 1 itself.
 
     Raises UserError for a strength that is none, and for a grid that starts from noise alone.
     """
-    strength, sampler = config.edit.strength, config.sampling.sampler
+    strength, sampler = settings.edit.strength, settings.sampling.sampler
     if not 0.0 <= strength <= 1.0:
         raise UserError(f"--strength is the share of the grid's steps that are taken, in (0, 1], got {strength:g}")
-    grid = build.grid(config, model.sde, config.sampling.steps, sampler)
+    grid = settings.sampling.make_grid(model.sde, settings.sampling.steps, sampler)
     if strength:
         kept = max(1, math.ceil(strength * grid.steps - 1e-9))
         grid = TimeGrid(grid.sde, grid.times[grid.steps - kept :])
@@ -57,12 +56,12 @@ def in_model_space(transform: DataTransform, samples: Tensor, labels: Tensor | N
     return scaled - transform.offset(scaled, labels)
 
 
-def labels_of(config: ConfigDict, trained: Checkpoint, inputs: Inputs) -> Tensor | None:
+def labels_of(settings: Settings, trained: Checkpoint, inputs: Inputs) -> Tensor | None:
     """The classes of the inputs, by the names of their folders; None for a network that is told none.
 
     Raises UserError for a network that needs classes, and inputs that have none that it knows.
     """
-    if not config.model.class_conditional:
+    if not settings.model.class_conditional:
         return None
     unknown = sorted(set(inputs.classes) - set(trained.classes))
     if not inputs.classes or unknown:
@@ -74,19 +73,19 @@ def labels_of(config: ConfigDict, trained: Checkpoint, inputs: Inputs) -> Tensor
     return torch.tensor([trained.classes.index(name) for name in inputs.classes])
 
 
-def edit(config: ConfigDict, folder: Path, engine: Engine) -> None:
+def edit(settings: Settings, folder: Path, engine: Engine) -> None:
     """Change the pictures of edit.input by the run's network; write them with what they were."""
-    config, trained = trained_network(config, folder, engine)
-    inputs = load_inputs(config.edit.input, trained.spec.shape)
-    labels = labels_of(config, trained, inputs)
+    settings, trained = trained_network(settings, folder, engine)
+    inputs = load_inputs(settings.edit.input, trained.spec.shape)
+    labels = labels_of(settings, trained, inputs)
     x0 = in_model_space(trained.transform, inputs.samples, labels)
-    model = replace(trained_model(config, trained, engine.device), given=labels)
-    grid, sampler, options = edit_grid(config, model), config.sampling.sampler, build.sampler_options(config)
-    protocol = {**sampling_protocol(config, model, sampler, grid, options), "input": tensor_digest({"x0": x0})}
-    shards = Shards(folder, f"{sampler}_edit", protocol, config.sampling.format)
-    size = config.sampling.batch_size
-    drawing = Drawing(model, sampler, grid, config.seed, options, shards, len(x0), size, data=x0)
-    before = samples_of(stored(trained.transform, x0, labels))
+    model = replace(trained_model(settings, trained, engine.device), given={} if labels is None else {"labels": labels})
+    grid, sampler, options = edit_grid(settings, model), settings.sampling.sampler, settings.sampling.sampler_options
+    protocol = {**sampling_protocol(settings, model, sampler, grid, options), "input": tensor_digest({"x0": x0})}
+    shards = Shards(folder, f"{sampler}_edit", protocol, settings.sampling.format)
+    size = settings.sampling.batch_size
+    drawing = Drawing(model, sampler, grid, settings.seed, options, shards, len(x0), size, data=x0)
+    before = samples_of(stored(trained.transform, x0, model.conditions(range(len(x0)))))
     row = drawn_into(
         folder,
         engine,

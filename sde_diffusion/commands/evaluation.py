@@ -6,24 +6,24 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
-from sde_diffusion import settings as build
-from sde_diffusion.commands.likelihood import report_likelihood
-from sde_diffusion.commands.training import HeldOut, Task, held_out_loss
-from sde_diffusion.pipelines.run_folder import set_result, trained_network
+from sde_diffusion.pipelines.likelihood import report_likelihood
+from sde_diffusion.pipelines.run_folder import trained_network
 from sde_diffusion.report.table import table
 from sde_diffusion.runtime.engine import Engine
 from sde_diffusion.runtime.progress import progress
-from sde_diffusion.storage.checkpoint import AVERAGES, denoiser_of, save_average
+from sde_diffusion.settings.root import Settings
+from sde_diffusion.storage.results import set_result
+from sde_diffusion.storage.trained import AVERAGES, denoiser_of, save_average
 from sde_diffusion.training.averages import reconstruct, snapshot_index
+from sde_diffusion.training.losses import HeldOut, held_out_loss
+from sde_diffusion.training.settings import power_name
 
 
-def evaluate(config: ConfigDict, folder: Path, engine: Engine) -> None:
+def evaluate(settings: Settings, folder: Path, engine: Engine) -> None:
     """The held-out loss of raw and averaged weights, by noise level, and held-out bits/dim."""
-    config, trained = trained_network(config, folder, engine)
-    splits = build.data(config)
-    task = Task.of(config, trained.transform, trained.spec.model_process)
+    settings, trained = trained_network(settings, folder, engine)
+    splits = settings.splits()
+    task = settings.task(trained.transform, trained.spec, trained.spec.model_process)
     found: dict[str, HeldOut] = {}
     with progress(len(trained.weights), "set", "evaluate", visible=engine.main) as bar:
         for name in trained.weights:
@@ -35,22 +35,22 @@ def evaluate(config: ConfigDict, folder: Path, engine: Engine) -> None:
         "checkpoint_step": trained.step,
     }
     engine.on_main(lambda: set_result(folder, "evaluation", result))
-    kind = config.training.weighting if config.training.loss == "score_matching" else config.training.loss
+    kind = settings.training.weighting if settings.training.loss == "score_matching" else settings.training.loss
     losses = ", ".join(f"{loss.mean:.4f} {name}" for name, loss in found.items())
     print(f"held-out loss ({kind}) of each set of weights: {losses}")
-    report_likelihood(config, folder, engine, trained, splits)
+    report_likelihood(settings, folder, engine, trained, splits)
 
 
-def post_hoc(config: ConfigDict, folder: Path, engine: Engine) -> None:
+def post_hoc(settings: Settings, folder: Path, engine: Engine) -> None:
     """Averages of any length from the snapshots of a training, and their held-out losses."""
-    config, trained = trained_network(config, folder, engine)
-    splits, settings = build.data(config), config.ema
-    task = Task.of(config, trained.transform, trained.spec.model_process)
+    settings, trained = trained_network(settings, folder, engine)
+    splits, own = settings.splits(), settings.ema
+    task = settings.task(trained.transform, trained.spec, trained.spec.model_process)
     stored = snapshot_index(folder)
-    step = settings.step or (stored[-1].step if stored else 0)
+    step = own.step or (stored[-1].step if stored else 0)
     rows = []
-    for length in settings.lengths:
-        name = build.power_name(length) + (f"_at_{step}" if settings.step else "")
+    for length in own.lengths:
+        name = power_name(length) + (f"_at_{step}" if own.step else "")
         weights, residual = reconstruct(folder, length, step, stored)
         engine.on_main(partial(save_average, folder, name, step, weights))
         made = replace(trained, weights={name: weights})

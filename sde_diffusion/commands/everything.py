@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
-from sde_diffusion import settings as build
 from sde_diffusion.commands.compare import compare
 from sde_diffusion.commands.evaluation import evaluate
 from sde_diffusion.commands.training import train
@@ -15,26 +12,28 @@ from sde_diffusion.pipelines.run_folder import trained_network
 from sde_diffusion.pipelines.sampling import sample_into
 from sde_diffusion.report.table import table
 from sde_diffusion.runtime.engine import Engine
+from sde_diffusion.settings.root import Settings
 
 
-def everything(config: ConfigDict, folder: Path, engine: Engine) -> None:
+def everything(settings: Settings, folder: Path, engine: Engine) -> None:
     """Train or resume, sample with every sampler of sampling.gallery from the same noise, evaluate, and compare.
 
     A closed-form model, which has nothing to train, is compared at once.
     """
     require("report")  # before anything is trained
-    if config.oracle.kind:
-        return compare(config, folder, engine)
-    gallery = build.gallery(config)
-    for sampler, steps, options in [*gallery, *((t.sampler, t.grid_steps, t.options) for t in build.trials(config))]:
-        build.rehearse(config, sampler, steps, options)
-    train(config, folder, engine)
-    config, trained = trained_network(config, folder, engine)
-    rows = [sample_into(folder, config, engine, trained, *entry) for entry in gallery]
+    if settings.oracle.kind:
+        return compare(settings, folder, engine)
+    gallery = settings.sampling.gallery_entries()
+    trials = [(trial.sampler, trial.grid_steps, trial.options) for trial in settings.compare.trials()]
+    for sampler, steps, options in gallery + trials:
+        settings.dry_run(sampler, steps, options)
+    train(settings, folder, engine)
+    settings, trained = trained_network(settings, folder, engine)
+    rows = [sample_into(folder, settings, engine, trained, *entry) for entry in gallery]
     print(table(rows))
-    evaluate(config, folder, engine)
+    evaluate(settings, folder, engine)
     print(f"wrote samples_<sampler>.png, .npz and .json, and results.json, to {folder}")
-    if config.compare.samplers and config.data.storage == "streaming":
+    if settings.compare.samplers and settings.data.storage == "streaming":
         print("a stream has no comparison: its real samples are not all at hand; --mode compare tells what can be done")
-    elif config.compare.samplers:
-        compare(config, folder, engine)
+    elif settings.compare.samplers:
+        compare(settings, folder, engine)

@@ -1,6 +1,6 @@
 """The table of what --mode may be. What a mode needs is imported when it is asked for.
 
-A new mode is a function (config, folder, engine) in a file of this folder, and one line in MODES.
+A new mode is a function (settings, folder, engine) in a file of this folder, and one line in MODES.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ml_collections import ConfigDict
-
     from sde_diffusion.runtime.engine import Engine
+    from sde_diffusion.settings.root import Settings
 
-    Mode = Callable[[ConfigDict, Path, Engine], None]
+    Mode = Callable[[Settings, Path, Engine], None]
 
 T = TypeVar("T")
 
@@ -42,7 +41,7 @@ MODES: Lazy[Mode] = Lazy(
     {
         "all": "commands.everything:everything",
         "train": "commands.training:train",
-        "sample": "pipelines.sampling:sample",
+        "sample": "commands.sampling:sample",
         "edit": "commands.edit:edit",
         "compare": "commands.compare:compare",
         "likelihood": "commands.likelihood:likelihood",

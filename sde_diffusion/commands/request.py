@@ -38,31 +38,33 @@ def chosen_config() -> tuple[ConfigDict, str]:
 
 def choose_named(section: ConfigDict, key: str, name: str | None, options: str, given: Iterable[str]) -> None:
     """Choose a sampler or a grid by name and set its options; those of another one are dropped."""
-    from sde_diffusion import settings as build
+    from sde_diffusion.core.options import option
 
     name = section[key] if name is None else name
     kept = section[options].to_dict() if name == section[key] else {}
     section[key] = name
-    section[options] = ConfigDict({**kept, **dict(map(build.option, given))})
+    section[options] = ConfigDict({**kept, **dict(map(option, given))})
 
 
 def apply_flags(config: ConfigDict) -> None:
     """Write the short flags into the configuration."""
-    from sde_diffusion import settings as build
-    from sde_diffusion.core.grids import fixed_steps
+    from sde_diffusion.core.options import option
+    from sde_diffusion.denoisers.settings import ModelSettings, ProcessSettings
+    from sde_diffusion.settings.sampling import SamplingSettings
 
     sampling = config.sampling
     with config.unlocked():
         choose_named(sampling, "sampler", FLAGS.sampler, "options", FLAGS.option)
         choose_named(sampling, "grid", FLAGS.grid, "grid_options", FLAGS.grid_option)
-        sampling.options = ConfigDict(build.sampler_options(config))
-        sampling.grid_options = ConfigDict(build.grid_options(config, sampling.sampler))
+        own = SamplingSettings.from_values(sampling.to_dict())
+        sde = ProcessSettings.from_values(config.process.to_dict()).process()
+        sampling.options = ConfigDict(own.sampler_options)
+        sampling.grid_options = ConfigDict(own.options_of_grid(own.sampler, sde))
         if FLAGS.steps is None:  # given sigmas, or a respacing, are as many steps as they are
-            kind = build.grid_kind(config, sampling.sampler)
-            sampling.steps = fixed_steps(kind, sampling.grid_options.to_dict()) or sampling.steps
-        given = dict(map(build.option, FLAGS.network_option))
+            sampling.steps = own.given_steps(sde)
+        given = dict(map(option, FLAGS.network_option))
         config.model.options = ConfigDict({**config.model.options.to_dict(), **given})
-        config.model.options = ConfigDict(build.model_options(config))
+        config.model.options = ConfigDict(ModelSettings.from_values(config.model.to_dict()).own_options())
     for flag, key in (("source", "source"), ("path", "path"), ("source_config", "config")):
         if FLAGS[flag].value is not None:
             config.importing[key] = FLAGS[flag].value

@@ -22,17 +22,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 
-from sde_diffusion import settings as build
 from sde_diffusion.compare.subjects import Subject
+from sde_diffusion.core.conditions import rows_of
 from sde_diffusion.core.kernel import match
-from sde_diffusion.denoisers.denoiser import Seen
+from sde_diffusion.denoisers.wrappers import Seen
 from sde_diffusion.pipelines.batch import samples_of, stored
 from sde_diffusion.pipelines.sampling import Drawing, Drawn, Model, draw, in_words, made_by, sampling_protocol
 from sde_diffusion.runtime.engine import Engine
-from sde_diffusion.settings import Trial
+from sde_diffusion.settings.chosen import Trial
+from sde_diffusion.settings.root import Settings
 from sde_diffusion.storage.files import sha256_of, write_aside
 from sde_diffusion.storage.records import digest
 from sde_diffusion.storage.shards import Shards
@@ -55,17 +55,17 @@ class Cell:
     count: int
 
     @classmethod
-    def of(cls, config: ConfigDict, subject: Subject, trial: Trial, folder: Path) -> Cell:
+    def of(cls, settings: Settings, subject: Subject, trial: Trial, folder: Path) -> Cell:
         """The cell of a trial, with its place below `folder`. Raises UserError for a grid that the process lacks."""
-        model, count = subject.model, config.sampling.num_samples
-        grid = build.grid(config, model.sde, trial.grid_steps, trial.sampler)
+        model, count = subject.model, settings.sampling.num_samples
+        grid = settings.sampling.make_grid(model.sde, trial.grid_steps, trial.sampler)
         protocol = {
-            **sampling_protocol(config, model, trial.sampler, grid, trial.options),
+            **sampling_protocol(settings, model, trial.sampler, grid, trial.options),
             "samples": count,
             "numerics": NUMERICS,
-            "kept": {"shown": config.compare.shown, "flow_samples": config.compare.flow_samples},
+            "kept": {"shown": settings.compare.shown, "flow_samples": settings.compare.flow_samples},
             # Calls are counted for whole batches, which end with their slowest sample.
-            **({} if trial.steps else {"batch_size": config.sampling.batch_size}),
+            **({} if trial.steps else {"batch_size": settings.sampling.batch_size}),
         }
         budget = f"-{trial.steps}" if trial.steps else ""
         return cls(subject, trial, protocol, folder / f"{trial.sampler}{budget}-{digest(protocol)}", count)
@@ -95,11 +95,11 @@ class Cell:
             (self.place / name).is_file() and sha256_of(self.place / name) == sha256 for name, sha256 in files.items()
         )
 
-    def draw(self, config: ConfigDict, engine: Engine, told: str) -> None:
+    def draw(self, settings: Settings, engine: Engine, told: str) -> None:
         """Draw its samples, unless they are there; progress is told under that name."""
         if engine.on_main(lambda: self.whole):
             return
-        model, trial, settings = self.subject.model, self.trial, config.sampling
+        model, trial, own = self.subject.model, self.trial, settings.sampling
         shards = Shards(self.place, trial.sampler, self.protocol)
         if engine.on_main(lambda: self.manifest.exists() or not self.film.is_file()):
             # The film is written before the first shard: without it, or damaged, nothing else is of use.
@@ -107,14 +107,14 @@ class Cell:
         drawing = Drawing(
             model,
             trial.sampler,
-            build.grid(config, model.sde, trial.grid_steps, trial.sampler),
-            config.seed,
+            settings.sampling.make_grid(model.sde, trial.grid_steps, trial.sampler),
+            settings.seed,
             trial.options,
             shards,
             self.count,
-            settings.batch_size,
-            watch=POINTS if model.transform.levels is None else config.compare.shown,
-            keep=partial(self._keep, config.compare.flow_samples),
+            own.batch_size,
+            watch=POINTS if model.transform.levels is None else settings.compare.shown,
+            keep=partial(self._keep, settings.compare.flow_samples),
         )
         drawing.carry_out(engine, told)
         engine.on_main(lambda: self._finish(shards, engine))
@@ -146,7 +146,7 @@ class Cell:
     @property
     def classes(self) -> tuple[int, ...]:
         """The class of each sample; empty where samples have none."""
-        labels = self.subject.model.labels(range(self.count))
+        labels = self.subject.model.conditions(range(self.count)).get("labels")
         return () if labels is None else tuple(labels.tolist())
 
     def _ends(self) -> list[Path]:
@@ -173,10 +173,10 @@ def write_film(path: Path, model: Model, drawn: Drawn) -> None:
     seen = drawn.seen
     count, evaluations = len(seen[0].x), seen[-1].index + 1
     picked = sorted({round(i * (len(seen) - 1) / (FRAMES - 1)) for i in range(FRAMES)})
-    labels = None if drawn.labels is None else drawn.labels[:count]
+    conditions = rows_of(drawn.conditions, slice(count))
 
     def shown_as(x: Tensor) -> np.ndarray:
-        samples = samples_of(stored(model.transform, x, labels))
+        samples = samples_of(stored(model.transform, x, conditions))
         return samples if samples.dtype == np.uint8 else samples[:, :2].astype(np.float32)
 
     def in_view(one: Seen) -> Tensor:
@@ -197,23 +197,23 @@ def write_film(path: Path, model: Model, drawn: Drawn) -> None:
     write_aside(path, content.getvalue())
 
 
-def converged(config: ConfigDict, subject: Subject, folder: Path) -> Tensor:
+def converged(settings: Settings, subject: Subject, folder: Path) -> Tensor:
     """Where the probability flow takes the first samples' noise, solved to compare.flow_rtol, [n, *D]; kept."""
-    settings, model = config.compare, subject.model
-    options = {"rtol": settings.flow_rtol, "atol": settings.flow_rtol}
-    grid = build.grid(config, model.sde, 2, "ode")
+    own, model = settings.compare, subject.model
+    options = {"rtol": own.flow_rtol, "atol": own.flow_rtol}
+    grid = settings.sampling.make_grid(model.sde, 2, "ode")
     protocol = {
-        **sampling_protocol(config, model, "ode", grid, options),
-        "samples": settings.flow_samples,
+        **sampling_protocol(settings, model, "ode", grid, options),
+        "samples": own.flow_samples,
         "numerics": NUMERICS,
     }
     path = folder / f"flow-{digest(protocol)}.npy"
     if not path.is_file():
-        size = config.sampling.batch_size
+        size = settings.sampling.batch_size
         with in_words("the converged flow", size):
             pieces = [
-                draw(model, "ode", grid, config.seed, range(first, min(first + size, settings.flow_samples)), options).x
-                for first in range(0, settings.flow_samples, size)
+                draw(model, "ode", grid, settings.seed, range(first, min(first + size, own.flow_samples)), options).x
+                for first in range(0, own.flow_samples, size)
             ]
         write_array(path, torch.cat(pieces).numpy())
     return torch.from_numpy(np.load(path, allow_pickle=False))

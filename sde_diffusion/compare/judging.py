@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 
 from sde_diffusion.compare.cells import Cell, converged
@@ -24,18 +23,19 @@ from sde_diffusion.core.packages import extra
 from sde_diffusion.data import Dataset, Source, Splits
 from sde_diffusion.data.dataset import stratified
 from sde_diffusion.denoisers.analytic import GaussianMixture
-from sde_diffusion.metrics.distances import METRICS, Judging, Score, judge
-from sde_diffusion.metrics.extraction import MOST, eight_bits
-from sde_diffusion.metrics.features import Extractor, Features, as_samples, extractor
+from sde_diffusion.metrics.distances import METRICS, judge
+from sde_diffusion.metrics.extraction import MOST, Extractor, Features, as_samples, eight_bits
+from sde_diffusion.metrics.features import extractor
 from sde_diffusion.metrics.inception import inception
 from sde_diffusion.metrics.moments import MOMENTS, moment_errors
 from sde_diffusion.metrics.references import reference
-from sde_diffusion.metrics.scores import scored
+from sde_diffusion.metrics.scores import Judging, Score, scored
 from sde_diffusion.pipelines.batch import samples_of, stored
-from sde_diffusion.pipelines.run_folder import write_json
 from sde_diffusion.pipelines.sampling import in_words
+from sde_diffusion.settings.root import Settings
 from sde_diffusion.storage.files import write_aside
 from sde_diffusion.storage.records import digest
+from sde_diffusion.storage.results import write_json
 
 NOISE_STREAM = 16
 NUMERICS = 1
@@ -99,28 +99,28 @@ class Bench:
         return {**moments, **judged, "flow_distance": FLOW}
 
 
-def bench(config: ConfigDict, subject: Subject, splits: Splits, device: torch.device) -> Bench:
+def bench(settings: Settings, subject: Subject, splits: Splits, device: torch.device) -> Bench:
     """How the samples of a subject are judged. Raises UserError for features that the data do not allow."""
-    settings, source = config.compare, split_of(config, splits)
-    cache = cache_folder(config)
+    own, source = settings.compare, split_of(settings, splits)
+    cache = cache_folder(settings)
     chosen = (
-        inception(Path(settings.inception).expanduser(), device)
-        if settings.inception
-        else extractor(settings.features, splits.train, cache, device)
+        inception(Path(own.inception).expanduser(), device)
+        if own.inception
+        else extractor(own.features, splits.train, cache, device)
     )
-    held = real_split(config, source)
+    held = real_split(settings, source)
     real = as_samples(held, len(held))
-    names = tuple(settings.metrics) or (VECTOR_METRICS if source.levels is None else IMAGE_METRICS)
+    names = tuple(own.metrics) or (VECTOR_METRICS if source.levels is None else IMAGE_METRICS)
     found = reference(chosen, real, cache, source.title)
-    if not settings.metrics and found.logits is None:
+    if not own.metrics and found.logits is None:
         names = tuple(name for name in names if METRICS[name].needs != "logits")
-    judging = Judging(bootstraps=settings.bootstraps, seed=config.seed)
+    judging = Judging(bootstraps=own.bootstraps, seed=settings.seed)
     protocol = {
         "metrics": list(names),
         "numerics": NUMERICS,
         "reference": {
             "data": source.title,
-            "split": settings.split if subject.truth is None else "exact samples",
+            "split": own.split if subject.truth is None else "exact samples",
             "samples": len(real),
             "digest": digest(np.ascontiguousarray(real).tobytes()),
         },
@@ -132,18 +132,18 @@ def bench(config: ConfigDict, subject: Subject, splits: Splits, device: torch.de
         },
         "rounding": "to the nearest of 256 levels, 0..255" if source.levels else "none",
         "judging": {name: value for name, value in asdict(judging).items() if name != "strata"},
-        "flow": {"samples": settings.flow_samples, "rtol": settings.flow_rtol},
+        "flow": {"samples": own.flow_samples, "rtol": own.flow_rtol},
         "versions": {name: version(name) for name in ("torchmetrics", "scipy")},
     }
     return Bench(names, chosen, found, subject.truth, judging, protocol)
 
 
-def cache_folder(config: ConfigDict) -> Path:
+def cache_folder(settings: Settings) -> Path:
     """Where classifiers and reference statistics are kept."""
     with extra("report"):
         import pooch
 
-    return Path(config.compare.cache or pooch.os_cache("sde_diffusion")).expanduser() / "metrics"
+    return Path(settings.compare.cache or pooch.os_cache("sde_diffusion")).expanduser() / "metrics"
 
 
 def flow_distance(ends: np.ndarray, flow: Tensor) -> Score:
@@ -154,7 +154,7 @@ def flow_distance(ends: np.ndarray, flow: Tensor) -> Score:
     return scored(distance, float(squares.std() / math.sqrt(count) / (2.0 * distance)) if distance else math.nan, 0.0)
 
 
-def figures_of(config: ConfigDict, cell: Cell, bench: Bench) -> dict[str, Any]:
+def figures_of(settings: Settings, cell: Cell, bench: Bench) -> dict[str, Any]:
     """The figures of a cell's samples, kept beside them. Raises UserError where there is too little memory for them."""
     path = cell.place / f"scores-{digest({**bench.protocol, 'files': cell.made()['files']})}.json"
     if path.is_file():
@@ -163,7 +163,7 @@ def figures_of(config: ConfigDict, cell: Cell, bench: Bench) -> dict[str, Any]:
     with in_words("judging", cell.count):
         scores = bench.scores(cell.samples(), cell.classes)
     try:
-        scores["flow_distance"] = flow_distance(cell.ends, converged(config, cell.subject, cell.place.parent))
+        scores["flow_distance"] = flow_distance(cell.ends, converged(settings, cell.subject, cell.place.parent))
     except UserError as error:  # the flow cannot be solved, or not now
         return plain_scores({**scores, "flow_distance": Score(None, reason=str(error))})
     write_json(path, plain_scores(scores))
@@ -180,31 +180,31 @@ def plain_scores(scores: Mapping[str, Score]) -> dict[str, Any]:
     }
 
 
-def split_of(config: ConfigDict, splits: Splits) -> Source:
+def split_of(settings: Settings, splits: Splits) -> Source:
     """The split that figures compare with."""
-    found: Source = getattr(splits, config.compare.split)
+    found: Source = getattr(splits, settings.compare.split)
     return found
 
 
-def real_split(config: ConfigDict, source: Source) -> Dataset:
+def real_split(settings: Settings, source: Source) -> Dataset:
     """The real samples that figures compare with, as generated ones are stored. Raises UserError for a stream."""
-    return eight_bits(source, config.compare.reference_samples or MOST)
+    return eight_bits(source, settings.compare.reference_samples or MOST)
 
 
-def baselines(bench: Bench, config: ConfigDict, subject: Subject, source: Source, folder: Path) -> list[dict[str, Any]]:
+def baselines(bench: Bench, settings: Settings, subject: Subject, source: Source, folder: Path) -> list[dict[str, Any]]:
     """What the figures are of real samples and of noise: what there is to reach, and where all begins; kept."""
-    count, model = config.sampling.num_samples, subject.model
+    count, model = settings.sampling.num_samples, subject.model
     path = folder / f"baselines-{digest({**bench.protocol, 'samples': count})}.json"
     if path.is_file():
         kept: list[dict[str, Any]] = json.loads(path.read_text())
         return kept
-    real = real_split(config, source)
+    real = real_split(settings, source)
     picked = stratified(real, min(count, len(real) // 2))
     left = torch.ones(len(real), dtype=torch.bool)
     left[picked] = False
     some, others = (as_samples(real.select(part), len(real)) for part in (picked, left.nonzero()[:, 0]))
-    noise = torch.randn((count, *model.shape), generator=seeded(config.seed, stream=NOISE_STREAM))
-    noisy = samples_of(stored(model.transform, noise, model.labels(range(count))))
+    noise = torch.randn((count, *model.shape), generator=seeded(settings.seed, stream=NOISE_STREAM))
+    noisy = samples_of(stored(model.transform, noise, model.conditions(range(count))))
     try:
         with in_words("judging", count):
             beside = replace(bench, real=bench.extractor(others))

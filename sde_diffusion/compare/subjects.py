@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from ml_collections import ConfigDict
 
-from sde_diffusion import settings as build
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.noise import seeded
 from sde_diffusion.data import Dataset, DataTransform, Splits
@@ -16,7 +14,9 @@ from sde_diffusion.denoisers.analytic import GaussianMixture
 from sde_diffusion.pipelines.run_folder import trained_network
 from sde_diffusion.pipelines.sampling import Model, trained_model
 from sde_diffusion.runtime.engine import Engine, everyones
-from sde_diffusion.storage.checkpoint import Checkpoint, checkpoint_at, with_average
+from sde_diffusion.settings.root import Settings
+from sde_diffusion.storage.checkpoint import Checkpoint, checkpoint_at
+from sde_diffusion.storage.trained import with_average
 
 REAL_STREAM = 15
 ORACLE_SAMPLES = 10_000
@@ -31,16 +31,16 @@ class Subject:
     truth: GaussianMixture | None = None
 
 
-def subjects(config: ConfigDict, folder: Path, engine: Engine) -> tuple[ConfigDict, list[Subject], Splits]:
+def subjects(settings: Settings, folder: Path, engine: Engine) -> tuple[Settings, list[Subject], Splits]:
     """What samplers are compared on, and the real samples that figures compare with.
 
     With them the configuration whose process and model are those of the network.
     """
-    if config.oracle.kind:
-        return config, *oracle_subject(config, engine.device)
-    config, newest = trained_network(config, folder, engine)
-    settings = config.compare
-    made = [name for name in settings.weights if name not in newest.weights and settings.checkpoints]
+    if settings.oracle.kind:
+        return settings, *oracle_subject(settings, engine.device)
+    settings, newest = trained_network(settings, folder, engine)
+    own = settings.compare
+    made = [name for name in own.weights if name not in newest.weights and own.checkpoints]
     if made:
         raise everyones(
             UserError(
@@ -49,25 +49,24 @@ def subjects(config: ConfigDict, folder: Path, engine: Engine) -> tuple[ConfigDi
             )
         )
     found = []
-    for step in settings.checkpoints or (newest.step,):
-        for weights in settings.weights or (config.sampling.weights,):
-            for guidance in settings.guidance or (config.sampling.guidance,):
-                own = config.copy_and_resolve_references()
-                own.sampling.update(weights=weights, guidance=float(guidance))
+    for step in own.checkpoints or (newest.step,):
+        for weights in own.weights or (settings.sampling.weights,):
+            for guidance in own.guidance or (settings.sampling.guidance,):
+                sampling = replace(settings.sampling, weights=weights, guidance=float(guidance))
                 trained = newest if step == newest.step else checkpoint_at(folder, step)
                 trained = with_average(trained, folder, weights)
                 name = ", ".join(
                     [weights]
-                    + [f"step {step:,}"] * (len(settings.checkpoints) > 1)
-                    + [f"guidance {guidance:g}"] * (len(settings.guidance) > 1)
+                    + [f"step {step:,}"] * (len(own.checkpoints) > 1)
+                    + [f"guidance {guidance:g}"] * (len(own.guidance) > 1)
                 )
-                found.append(Subject(name, trained_model(own, trained, engine.device)))
-    return config, found, real_samples(config, newest)
+                found.append(Subject(name, trained_model(replace(settings, sampling=sampling), trained, engine.device)))
+    return settings, found, real_samples(settings, newest)
 
 
-def real_samples(config: ConfigDict, trained: Checkpoint) -> Splits:
+def real_samples(settings: Settings, trained: Checkpoint) -> Splits:
     """The configuration's data. Raises UserError for data of another shape than the network's."""
-    splits = build.data(config)
+    splits = settings.splits()
     if splits.train.shape != trained.spec.shape:
         raise UserError(
             f"{splits.train.title} has samples of shape {list(splits.train.shape)}, and the network makes those of "
@@ -76,23 +75,23 @@ def real_samples(config: ConfigDict, trained: Checkpoint) -> Splits:
     return splits
 
 
-def oracle_subject(config: ConfigDict, device: torch.device) -> tuple[list[Subject], Splits]:
+def oracle_subject(settings: Settings, device: torch.device) -> tuple[list[Subject], Splits]:
     """A closed-form model under the configuration's process, and exact samples of it."""
-    mixture = build.ORACLES[config.oracle.kind](config.oracle)
-    title = f"{config.oracle.kind} of {len(mixture.weights)} Gaussians in {mixture.means[0].numel()} dimensions"
+    mixture = settings.oracle.mixture()
+    title = f"{settings.oracle.kind} of {len(mixture.weights)} Gaussians in {mixture.means[0].numel()} dimensions"
     exact = mixture.sample(
-        max(config.sampling.num_samples, ORACLE_SAMPLES), generator=seeded(config.seed, stream=REAL_STREAM)
+        max(settings.sampling.num_samples, ORACLE_SAMPLES), generator=seeded(settings.seed, stream=REAL_STREAM)
     )
     model = Model(
-        lambda labels: build.sampling_denoiser(config, mixture.denoiser()),
-        build.process(config),
+        lambda conditions: settings.sampling.clipped(mixture.denoiser()),
+        settings.process.process(),
         mixture.shape,
         DataTransform(None),
         device=device,
-        protocol={"data": title, "oracle": config.oracle.to_dict(), "clip": config.sampling.clip},
+        protocol={"data": title, "oracle": settings.oracle.values(), "clip": settings.sampling.clip},
         dtype=torch.float64,
-        noise=config.sampling.noise,
-        prior=config.sampling.prior or None,
+        noise=settings.sampling.noise,
+        prior=settings.sampling.prior or None,
     )
     real = Dataset(exact.float(), None, None, (), title)
     return [Subject("exact", model, mixture)], Splits(real, real)

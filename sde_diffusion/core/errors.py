@@ -40,3 +40,9 @@ def choose(kind: str, name: str, table: Mapping[str, T]) -> T:
     if name not in table:
         raise UserError(f"unknown {kind} {name!r}; {nearest(str(name), table)}")
     return table[name]
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises UserError with the message unless the condition holds."""
+    if not condition:
+        raise UserError(message)

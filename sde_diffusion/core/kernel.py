@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from sde_diffusion.core.errors import UserError
 
@@ -23,6 +24,11 @@ def as_schedule(value: Scalar) -> Tensor:
     if isinstance(value, Tensor):
         return value.detach().cpu().double()  # in this order: a device may have no float64
     return torch.tensor(float(value), dtype=torch.float64)
+
+
+def log_alpha_of(logsnr: Scalar) -> Tensor:
+    """log alpha of a variance-preserving kernel, [] or [B]: alpha^2 = 1 / (1 + exp(-logsnr))."""
+    return -0.5 * softplus(-as_schedule(logsnr))
 
 
 def match(value: Tensor, x: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.core.errors import UserError, choose
-from sde_diffusion.core.grids import Node
+from sde_diffusion.core.grid import Node
 from sde_diffusion.core.noise import Generators, check_count, device_of, fresh, one_by_one, randn
 
 

@@ -11,11 +11,13 @@ from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+from sde_diffusion.core.conditions import Conditions, rows_of
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.noise import seeded
 from sde_diffusion.data.pictures import Failure
 
-Batch = tuple[Tensor, Tensor | None]
+Batch = tuple[Tensor, Conditions]
+"""Samples as they are stored, and what the network may be told of them."""
 
 # The held-out split belongs to the data set, not to a run: with a run's seed in it, weights trained
 # under one seed would be evaluated on their own training data under another.
@@ -71,7 +73,7 @@ class Made(NamedTuple):
     """The part of a batch; where a stream goes on after it; the pictures met on the way that cannot be read."""
 
     samples: Tensor
-    labels: Tensor | None
+    conditions: Conditions
     state: dict[str, int]
     failures: tuple[Failure, ...]
 
@@ -116,17 +118,18 @@ class Source(Protocol):
         """Batches start_step + first, start_step + first + stride, ... without end."""
 
     def read(self, indices: Tensor) -> Batch:
-        """The samples at `indices` (int64 [M]) and their labels. Raises UserError of a stream, which has no numbers."""
+        """The samples at `indices` (int64 [M]) and their conditions. Raises UserError of a stream, without numbers."""
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Samples as they are stored, with what is needed to interpret them.
 
-    samples: uint8 [N, C, H, W], grey levels 0..levels-1; or float32 [N, D] for continuous vectors.
+    samples: uint8 [N, C, H, W], grey levels 0..levels-1; or float32 [N, *D], vectors or latents.
     labels: int64 [N], indices into `classes`; None for a set without classes.
-    levels: number of grey levels (2..256); None for continuous vectors.
+    levels: number of grey levels (2..256); None for continuous numbers.
     classes: the name of each class. title: how figures name the set. left_out: as in `Source`.
+    others: conditions [N, ...] beside the labels, by name.
     Raises UserError where these do not fit together.
     """
 
@@ -136,16 +139,17 @@ class Dataset:
     classes: tuple[str, ...]
     title: str
     left_out: tuple[str, ...] = ()
+    others: Mapping[str, Tensor] = field(default_factory=dict)
 
     corrupt_limit: ClassVar[float] = 0.0
     decodes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         samples, labels, levels = self.samples, self.labels, self.levels
-        dtype, ndim = (torch.float32, 2) if levels is None else (torch.uint8, 4)
-        if samples.dtype != dtype or samples.ndim != ndim:
+        dtype, axes = (torch.float32, "2 or more") if levels is None else (torch.uint8, "4")
+        if samples.dtype != dtype or not (samples.ndim >= 2 if levels is None else samples.ndim == 4):
             raise UserError(
-                f"{self.title}: with levels={levels} samples must be {dtype} with {ndim} axes, "
+                f"{self.title}: with levels={levels} samples must be {dtype} with {axes} axes, "
                 f"not {samples.dtype} {list(samples.shape)}."
             )
         if samples.numel() == 0:
@@ -158,9 +162,17 @@ class Dataset:
             raise UserError(f"{self.title}: grey level {samples.max()} found; {levels} levels were declared.")
         if labels is not None:
             check_labels(labels, len(samples), self.classes, self.title)
+        for name, value in self.others.items():
+            if len(value) != len(samples):
+                raise UserError(f"{self.title}: {name!r} has {len(value)} rows, and there are {len(samples)} samples.")
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    @property
+    def conditions(self) -> Conditions:
+        """All that a network may be told of the samples, the labels among it."""
+        return {**({} if self.labels is None else {"labels": self.labels}), **self.others}
 
     @property
     def size(self) -> int:
@@ -173,15 +185,17 @@ class Dataset:
 
     def select(self, indices: Tensor) -> Dataset:
         """The samples at `indices` (int64 [M]), in that order."""
-        return Dataset(*self.read(indices), self.levels, self.classes, self.title)
+        samples, conditions = self.read(indices)
+        labels = conditions.pop("labels", None)
+        return Dataset(samples, labels, self.levels, self.classes, self.title, others=conditions)
 
     def read(self, indices: Tensor) -> Batch:
-        return self.samples[indices], None if self.labels is None else self.labels[indices]
+        return self.samples[indices], rows_of(self.conditions, indices)
 
     def made(self, plan: Plan, first: int, stride: int) -> Iterator[Made]:
         for step, picked in plan.picks(len(self), first, stride):
-            samples, labels = self.read(picked)
-            yield Made(plan.mirrored(samples, step), labels, {}, ())
+            samples, conditions = self.read(picked)
+            yield Made(plan.mirrored(samples, step), conditions, {}, ())
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def batches(
     prefetch: int = 2,
     state: Mapping[str, Any] | None = None,
 ) -> Stream:
-    """Endless batches (samples [rows, *D] as stored, labels [rows] or None) that depend on (seed, step) only.
+    """Endless batches (samples [rows, *D] as stored, their conditions) that depend on (seed, step) only.
 
     batch_size: of the batch that all processes share; `part` is what this one reads of it, and decodes.
     flip: mirror each image left to right with probability 1/2.
@@ -102,7 +102,7 @@ class Stream(Iterator[Batch]):
             raise made
         self._tally.add(len(made.samples) + len(made.failures), made.failures, "replaced by the next")
         self._place = made.state
-        return made.samples, made.labels
+        return made.samples, made.conditions
 
 
 @dataclass(eq=False)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_diffusion.core.conditions import Conditions
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.data.dataset import (
     CROP_STREAM,
@@ -115,15 +116,20 @@ class Mapped:
     def size(self) -> int:
         return len(self.rows)
 
+    @property
+    def conditions(self) -> Conditions:
+        """What a network may be told of the samples."""
+        return {} if self.labels is None else {"labels": self.labels}
+
     def select(self, indices: Tensor) -> Mapped:
         """The samples at `indices` (int64 [M]), in that order."""
         labels = None if self.labels is None else self.labels[indices]
         return replace(self, rows=self.rows[indices], labels=labels)
 
     def read(self, indices: Tensor) -> Batch:
-        """The samples at `indices` (int64 [M]), their middle where they are cut, and their labels."""
+        """The samples at `indices` (int64 [M]), their middle where they are cut, and their conditions."""
         made = gathered([(self, index) for index in indices.tolist()], None, self)
-        return made.samples, made.labels
+        return made.samples, made.conditions
 
     def made(self, plan: Plan, first: int, stride: int) -> Iterator[Made]:
         for step, picked in plan.picks(len(self), first, stride):
@@ -171,14 +177,15 @@ class Mapped:
 
 
 def gathered(picked: Sequence[tuple[Mapped, int]], draws: Tensor | None, source: Source) -> Made:
-    """The samples of these numbers in these sets, which are parts of the source, with their labels."""
+    """The samples of these numbers in these sets, which are parts of the source, with their conditions."""
     samples = torch.empty(len(picked), *source.shape, dtype=torch.uint8)
-    array, labels, failures = samples.numpy(), [], []
+    array, rows, failures = samples.numpy(), list[Conditions](), list[Failure]()
     for place, (data, index) in enumerate(picked):
         array[place], used, failed = data.readable(index, None if draws is None else draws[place].tolist())
         failures += failed
-        labels += [] if data.labels is None else [int(data.labels[used])]
-    return Made(samples, torch.tensor(labels, dtype=torch.int64) if source.classes else None, {}, tuple(failures))
+        rows.append({name: value[used] for name, value in data.conditions.items()})
+    conditions = {name: torch.stack([row[name] for row in rows]) for name in (rows[0] if rows else ())}
+    return Made(samples, conditions, {}, tuple(failures))
 
 
 def kept(train: Mapped, test: Mapped | None, reading: Reading) -> Splits:

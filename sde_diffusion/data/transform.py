@@ -62,6 +62,10 @@ class DataTransform:
         scaled = self._scaled(samples)
         return scaled - self.offset(scaled, labels)
 
+    def prepared(self, samples: Tensor, labels: Tensor | None, *, dequantize: bool, generator: Drawing) -> Tensor:
+        """Stored samples in model space [B, *D], dequantised or at their grey levels, where nothing is drawn."""
+        return self.dequantize(samples, labels, generator=generator) if dequantize else self.encode(samples, labels)
+
     def dequantize(
         self,
         samples: Tensor,

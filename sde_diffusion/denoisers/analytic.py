@@ -19,7 +19,7 @@ from torch import Tensor
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.kernel import CLEAN, Kernel, match, widened
 from sde_diffusion.core.noise import Generators, fresh, randn
-from sde_diffusion.denoisers.denoiser import Denoiser
+from sde_diffusion.denoisers.base import Denoiser
 
 Values = Tensor | Sequence[float] | Sequence[Sequence[float]]
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.core.kernel import Kernel
 from sde_diffusion.core.noise import Generators, device_of, randn
-from sde_diffusion.core.sde import SDE
+from sde_diffusion.core.process import SDE
 
 MOST_SNR = 0.1
 """The share of signal, alpha^2/sigma^2, up to which the process's own prior stands for the data: log-SNR -2.3."""

@@ -15,12 +15,13 @@ import torch
 
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.data import DataTransform
-from sde_diffusion.denoisers.denoiser import NetworkDenoiser
+from sde_diffusion.denoisers.network import NetworkDenoiser
 from sde_diffusion.importers import diffusers, edm, openai, score_sde
 from sde_diffusion.importers.export import export_diffusers
 from sde_diffusion.importers.foreign import Foreign, Settings, read_settings
 from sde_diffusion.importers.rules import converted
-from sde_diffusion.storage.checkpoint import Checkpoint, checkpoint_files, denoiser_of, save_checkpoint
+from sde_diffusion.storage.checkpoint import Checkpoint, checkpoint_files, save_checkpoint
+from sde_diffusion.storage.trained import denoiser_of
 
 __all__ = ["SOURCES", "Source", "check_empty", "export_diffusers", "import_checkpoint", "imported"]
 

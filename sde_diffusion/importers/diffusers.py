@@ -13,16 +13,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sde_diffusion.core.continuous import RectifiedFlow
+from sde_diffusion.core.discrete import DiscreteVP
 from sde_diffusion.core.errors import UserError, choose
-from sde_diffusion.core.sde import DiscreteVP, RectifiedFlow
-from sde_diffusion.denoisers.denoiser import NetworkSpec
+from sde_diffusion.denoisers.network import NetworkSpec
 from sde_diffusion.importers.foreign import Foreign, Settings, only, read_json, resolved
 from sde_diffusion.importers.reading import read_safetensors, read_torch
 from sde_diffusion.importers.rules import BlockNames, Part, Rule, by_class, pair
 from sde_diffusion.nets.backbone import Backbone
 from sde_diffusion.nets.blocks import Head, ResidualBlock, SelfAttention
+from sde_diffusion.nets.building import outline
 from sde_diffusion.nets.resample import DownConv, UpConv
-from sde_diffusion.storage.checkpoint import outline
 
 PUBLISHED: dict[str, Settings] = {}
 """Folders of diffusers carry their configuration."""
@@ -343,7 +344,7 @@ def read(path: Path, config: Settings | None) -> Foreign:
             f"the network puts out {options['out_channels']} channels, and {channels} are expected of one for "
             f"{options['in_channels']} with the scheduler's variance_type: {spec.variance}"
         )
-    net = outline(spec)
+    net = outline(spec.network, spec.options)
     assert isinstance(net, Backbone)
     weights = _weights(path)
     former = any(key.endswith(".query.weight") for key in weights)

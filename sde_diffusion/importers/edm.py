@@ -20,16 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sde_diffusion.core.continuous import EDM, VESDE, VPSDE
+from sde_diffusion.core.discrete import DiscreteVP
 from sde_diffusion.core.errors import UserError, choose
-from sde_diffusion.core.sde import EDM, VESDE, VPSDE, DiscreteVP
-from sde_diffusion.denoisers.denoiser import NetworkSpec
+from sde_diffusion.denoisers.network import NetworkSpec
 from sde_diffusion.importers.foreign import Foreign, Settings, needed, only, resolved
 from sde_diffusion.importers.reading import Persistent, module_tensors, read_edm_pickle, read_torch
 from sde_diffusion.importers.rules import BlockNames, Part, Rule, by_class, matrix, pair, qkv
 from sde_diffusion.nets.backbone import Backbone, InputResidual, InputSkip, OutputSkip
 from sde_diffusion.nets.blocks import Head, ResidualBlock, SelfAttention
+from sde_diffusion.nets.building import outline
 from sde_diffusion.nets.embedding import FourierFeatures
-from sde_diffusion.storage.checkpoint import outline
 
 PUBLISHED: dict[str, Settings] = {}
 """Files of EDM carry their configuration."""
@@ -273,7 +274,7 @@ def read(path: Path, config: Settings | None) -> Foreign:
         raise UserError(f"{path} holds no network under 'ema', as files of EDM do")
     spec, song = spec_of(settings)
     weights = {key.removeprefix("model."): value for key, value in weights.items()}
-    network = outline(spec)
+    network = outline(spec.network, spec.options)
     assert isinstance(network, Backbone)
     filters = [key for key in weights if key.endswith(".resample_filter")]
     return Foreign(spec, network, unet_rules(network, song), weights, None, ("u", *filters))

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from safetensors.torch import save as safetensors
-from torch import nn
+from torch import Tensor, nn
 
+from sde_diffusion.core.continuous import RectifiedFlow
 from sde_diffusion.core.errors import UserError
-from sde_diffusion.core.sde import RectifiedFlow, process_state
-from sde_diffusion.denoisers.denoiser import NetworkDenoiser, NetworkSpec
+from sde_diffusion.core.processes import process_state
+from sde_diffusion.denoisers.network import NetworkDenoiser, NetworkSpec
 from sde_diffusion.importers.diffusers import WEIGHTS, unet_rules
 from sde_diffusion.importers.rules import exported
 from sde_diffusion.nets.backbone import Backbone
@@ -52,10 +53,8 @@ def _every(what: str, attended: list[bool]) -> bool:
     return all(attended)
 
 
-def network_config(net: nn.Module) -> dict[str, Any]:
-    """UNet2DModel's configuration of a network. Raises UserError with the reason where there is none."""
-    _require(isinstance(net, Backbone), f"a {type(net).__name__} is no U-Net of its kind")
-    assert isinstance(net, Backbone)
+def _sinusoids(net: Backbone) -> partial[Tensor]:
+    """The features of the noise level. Raises UserError for those, and for a design, that diffusers does not have."""
     design, features = net.design, net.conditioning.features
     _require(isinstance(features, partial), "it is told the noise level by random features")
     assert isinstance(features, partial)
@@ -68,6 +67,14 @@ def network_config(net: nn.Module) -> dict[str, Any]:
     _require(plain, "pyramids, filters and rescaled sums are those of NCSN++")
     _require(design.resampling != "pool", "sizes change by means and nearest neighbours")
     _require(not (design.project and design.resampling == "block"), "resampling blocks have a convolution in the skip")
+    return features
+
+
+def network_config(net: nn.Module) -> dict[str, Any]:
+    """UNet2DModel's configuration of a network. Raises UserError with the reason where there is none."""
+    _require(isinstance(net, Backbone), f"a {type(net).__name__} is no U-Net of its kind")
+    assert isinstance(net, Backbone)
+    design, features = net.design, _sinusoids(net)
     norms = [layer for layer in net.modules() if isinstance(layer, GroupNorm)]
     attention = [layer for layer in net.modules() if isinstance(layer, SelfAttention)]
     single = all(layer.heads == 1 for layer in attention)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sde_diffusion.core.errors import UserError, choose, nearest
-from sde_diffusion.denoisers.denoiser import NetworkSpec
+from sde_diffusion.denoisers.network import NetworkSpec
 from sde_diffusion.importers.rules import Rule
 
 Settings = dict[str, Any]

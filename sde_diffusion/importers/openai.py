@@ -14,16 +14,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sde_diffusion.core.discrete import DiscreteVP
 from sde_diffusion.core.errors import UserError, choose
-from sde_diffusion.core.sde import DiscreteVP
-from sde_diffusion.denoisers.denoiser import NetworkSpec
+from sde_diffusion.denoisers.network import NetworkSpec
 from sde_diffusion.importers.foreign import Foreign, Settings, needed, only, resolved
 from sde_diffusion.importers.reading import read_torch
 from sde_diffusion.importers.rules import BlockNames, Part, Rule, by_class, matrix, pair, qkv
 from sde_diffusion.nets.backbone import Backbone
 from sde_diffusion.nets.blocks import Head, ResidualBlock, SelfAttention
+from sde_diffusion.nets.building import outline
 from sde_diffusion.nets.resample import Down, DownConv, Up, UpConv
-from sde_diffusion.storage.checkpoint import outline
 
 # --- weights --------------------------------------------------------------------------------------------------
 
@@ -252,6 +252,6 @@ def read(path: Path, config: Settings | None) -> Foreign:
             f"published model: {', '.join(sorted(PUBLISHED))}"
         )
     spec, new_order = _spec(config, weights)
-    net = outline(spec)
+    net = outline(spec.network, spec.options)
     assert isinstance(net, Backbone)
     return Foreign(spec, net, unet_rules(net, new_order), weights)

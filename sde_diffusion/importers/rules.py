@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sde_diffusion.nets.backbone import Backbone
 from sde_diffusion.nets.blocks import ResidualBlock, SelfAttention
-from sde_diffusion.storage.checkpoint import refuse_misfits
+from sde_diffusion.nets.building import refuse_misfits
 
 Join = Callable[[Sequence[Tensor]], Tensor]
 Split = Callable[[Tensor], Sequence[Tensor]]

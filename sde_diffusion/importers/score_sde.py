@@ -1,9 +1,9 @@
 """Checkpoints of score_sde_pytorch (Song et al. 2021): a .pth with model, optimizer, ema and step.
 
-The networks are lists of modules, numbered in the order in which they act. The model's keys carry DataParallel's prefix
-"module."; ema holds a list, shadow_params, of the averages of the parameters that are trained, in their order. A
-network for data in [0, 1] takes 2 x - 1 to the layers itself, and one with scale_by_sigma divides its output by sigma
-from a table in the file: here both belong to the spec, and the network predicts sigma times the score.
+The model's keys carry DataParallel's prefix "module."; ema holds a list, shadow_params, of the averages of the
+parameters that are trained, in their order. A network for data in [0, 1] takes 2 x - 1 to the layers itself, and one
+with scale_by_sigma divides its output by sigma from a table in the file: here both belong to the spec, and the network
+predicts sigma times the score.
 
 The configuration is theirs: sections model, data and training of one of their files, or a name of PUBLISHED. Where
 model.name or training.sde is absent, as in a file of the sections of the network alone, the keys of the weights tell
@@ -12,113 +12,25 @@ the network, and scale_by_sigma the SDE.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from itertools import count
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from sde_diffusion.core.continuous import VESDE, VPSDE, SubVPSDE
+from sde_diffusion.core.discrete import DiscreteVE, DiscreteVP
 from sde_diffusion.core.errors import UserError, choose
-from sde_diffusion.core.sde import SDE, VESDE, VPSDE, DiscreteVE, DiscreteVP, SubVPSDE
-from sde_diffusion.denoisers.denoiser import NetworkSpec
+from sde_diffusion.core.process import SDE
+from sde_diffusion.denoisers.network import NetworkSpec
 from sde_diffusion.importers.foreign import Foreign, Settings, chosen, only, resolved
 from sde_diffusion.importers.reading import read_torch
-from sde_diffusion.importers.rules import BlockNames, Part, Rule, by_class, converted, pair
+from sde_diffusion.importers.rules import Rule, converted
 from sde_diffusion.importers.score_sde_ncsnv2 import ncsnv2_keys, registration
-from sde_diffusion.nets.backbone import Backbone, InputResidual, InputSkip, OutputResidual, OutputSkip
-from sde_diffusion.nets.blocks import Head, ResidualBlock, SelfAttention
-from sde_diffusion.nets.embedding import FourierFeatures
+from sde_diffusion.importers.score_sde_unet import in_order, unet_rules
+from sde_diffusion.nets.backbone import Backbone
+from sde_diffusion.nets.building import outline
 from sde_diffusion.nets.ncsnv2 import NCSNv2
-from sde_diffusion.nets.resample import Down, DownConv, Up, UpConv
-from sde_diffusion.storage.checkpoint import outline
-
-# --- weights --------------------------------------------------------------------------------------------------
-
-
-def _transposed(tensors: Any) -> Tensor:
-    return torch.cat([tensor.T if tensor.ndim == 2 else tensor for tensor in tensors])
-
-
-def _attention(ours: str, theirs: str) -> list[Rule]:
-    """NIN_0 to NIN_3 are matrices [in, out] of the queries, keys, values and of what leaves."""
-    parts_of_qkv = [
-        Rule(f"{ours}.qkv.{name}", tuple(f"{theirs}.NIN_{i}.{letter}" for i in range(3)), _transposed)
-        for name, letter in (("weight", "W"), ("bias", "b"))
-    ]
-    out = [
-        Rule(f"{ours}.out.{name}", (f"{theirs}.NIN_3.{letter}",), _transposed)
-        for name, letter in (("weight", "W"), ("bias", "b"))
-    ]
-    return [*pair(f"{ours}.norm", f"{theirs}.GroupNorm_0"), *parts_of_qkv, *out]
-
-
-def _pixelwise(ours: str, theirs: str) -> list[Rule]:
-    """A convolution of one pixel of ours that is a matrix [in, out] there."""
-    return [
-        Rule(f"{ours}.weight", (f"{theirs}.W",), lambda tensors: tensors[0].T[:, :, None, None]),
-        Rule(f"{ours}.bias", (f"{theirs}.b",)),
-    ]
-
-
-_BLOCK = BlockNames("GroupNorm_0", "Conv_0", "Dense_0", "GroupNorm_1", "Conv_1", "Conv_2")
-
-
-def _block(ours: str, block: ResidualBlock, theirs: str, big: bool) -> list[Rule]:
-    rules = _BLOCK.rules(ours, block, theirs)
-    if big or isinstance(block.skip, nn.Identity):
-        return rules
-    return [*rules[:-2], *_pixelwise(f"{ours}.skip", f"{theirs}.NIN_0")]
-
-
-def unet_rules(net: Backbone, big_blocks: bool) -> list[Rule]:
-    """The rules of `ddpm` and `ncsnpp`, in the order of the source's parameters."""
-    numbers = count()
-
-    def prefix() -> str:
-        return f"all_modules.{next(numbers)}"
-
-    def head(ours: str) -> list[Rule]:
-        return [*pair(f"{ours}.norm", prefix()), *pair(f"{ours}.conv", prefix())]
-
-    def halved(ours: str, module: DownConv) -> list[Rule]:
-        return pair(f"{ours}.conv", f"{prefix()}.{'Conv_0' if module.filter is None else 'Conv2d_0'}")
-
-    def doubled(ours: str, module: UpConv) -> list[Rule]:
-        return pair(f"{ours}.conv", f"{prefix()}.{'Conv_0' if module.filter.box else 'Conv2d_0'}")
-
-    def collected(part: Part) -> list[Rule]:
-        first = part.module.first is not None
-        return head(f"{part.ours}.first") if first else doubled(f"{part.ours}.up", part.module.up)
-
-    def without_weights(part: Part) -> list[Rule]:
-        prefix()
-        return []
-
-    rules: list[Rule] = []
-    if isinstance(net.conditioning.features, FourierFeatures):
-        rules.append(Rule("conditioning.features.frequencies", (f"{prefix()}.W",)))
-    rules += pair("conditioning.hidden", prefix())
-    rules += pair("conditioning.out", prefix())
-    return rules + by_class(
-        net,
-        {
-            nn.Conv2d: lambda part: pair(part.ours, prefix()),
-            ResidualBlock: lambda part: _block(part.ours, part.module, prefix(), big_blocks),
-            SelfAttention: lambda part: _attention(part.ours, prefix()),
-            DownConv: lambda part: halved(part.ours, part.module),
-            UpConv: lambda part: doubled(part.ours, part.module),
-            Down: without_weights,
-            Up: without_weights,
-            InputSkip: lambda part: pair(f"{part.ours}.conv", f"{prefix()}.Conv_0"),
-            InputResidual: lambda part: halved(f"{part.ours}.down", part.module.down),
-            OutputSkip: lambda part: head(f"{part.ours}.picture"),
-            OutputResidual: collected,
-            Head: lambda part: head(part.ours),
-        },
-    )
-
 
 # --- configuration --------------------------------------------------------------------------------------------
 
@@ -419,14 +331,6 @@ def _averages(ema: Any, weights: Mapping[str, Tensor], order: list[str], path: P
     )
 
 
-def in_order(keys: Iterable[str]) -> list[str]:
-    """The keys with those of a layer together, as the source registers them."""
-    layers: dict[str, list[str]] = {}
-    for key in keys:
-        layers.setdefault(key.rpartition(".")[0], []).append(key)
-    return [key for layer in layers.values() for key in layer]
-
-
 def read(path: Path, config: Settings | None) -> Foreign:
     """The network of a .pth file. Raises UserError for a file or a configuration that is none of score_sde's."""
     sections, weights = _state(read_torch(path), path)
@@ -436,7 +340,7 @@ def read(path: Path, config: Settings | None) -> Foreign:
             f"JSON file or the name of a published model: {', '.join(sorted(PUBLISHED))}"
         )
     spec = _spec(config, weights)
-    net = outline(spec)
+    net = outline(spec.network, spec.options)
     if isinstance(net, NCSNv2):
         rules = [Rule(ours, (theirs,)) for ours, theirs in ncsnv2_keys(net).items()]
         order = sorted((rule.theirs[0] for rule in rules), key=registration)

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.kernel import match, widened
-from sde_diffusion.core.sde import SDE
-from sde_diffusion.denoisers.denoiser import CountingDenoiser, Denoiser
+from sde_diffusion.core.process import SDE
+from sde_diffusion.denoisers.base import Denoiser
+from sde_diffusion.denoisers.wrappers import CountingDenoiser
 from sde_diffusion.solvers.flow import transport
 
 

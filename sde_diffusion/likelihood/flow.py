@@ -1,7 +1,7 @@
 """Exact likelihoods through the probability-flow ODE, and bits per dimension.
 
 Along a flow dy/du = F(y, u) the log density changes by -div F (Chen et al. 2018). For the probability flow in a
-variable u with the state y = x/r (see flow.py), x placed at time t_min, and D dimensions,
+variable u with the state y = x/r (see solvers/flow.py), x placed at time t_min, and D dimensions,
 
     log p(x) = log p_1(x(1)) + D log(r_1/r_0) + int div F(y(u), u) du        (Song et al. 2021, equation 39).
 
@@ -17,7 +17,7 @@ The log density is that of the noisy data at t_min. How much it depends on that 
 minus log p at t_min, with the same probes.
 
 The gradient of log p by x, the score of the model, and by the network's parameters is that of the steps taken (see
-ode.py), which differentiates the divergence once more.
+solvers/ode.py), which differentiates the divergence once more.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ from torch import Tensor
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.core.kernel import Kernel, check_batch, has_float64, lifted, match
 from sde_diffusion.core.noise import Generators, rademacher, randn
-from sde_diffusion.core.sde import SDE
-from sde_diffusion.denoisers.denoiser import CountingDenoiser, Denoiser
+from sde_diffusion.core.process import SDE
+from sde_diffusion.denoisers.base import Denoiser
 from sde_diffusion.denoisers.priors import Prior, log_prob
+from sde_diffusion.denoisers.wrappers import CountingDenoiser
 from sde_diffusion.solvers.flow import Flow
 from sde_diffusion.solvers.ode import recording
 
@@ -195,6 +196,81 @@ def _check(denoiser: Denoiser, x: Tensor, space: str | None) -> None:
     check(x.detach(), spec is not None)
 
 
+@dataclass(frozen=True, eq=False)
+class _Density:
+    """log p of x placed at a time: the flow to t = 1 and the integral of its divergence, solved as one state.
+
+    The state [B, D + K] is y, flattened, and beside it the integral so far by each of K probes, or by the exact trace.
+    """
+
+    denoiser: CountingDenoiser
+    sde: SDE
+    products: _Products
+    exact: bool
+    variable: str
+    prior: str | Prior | None
+    solve: Callable[..., Tensor]
+
+    def __call__(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        """The latent [B, *D] and log p(x) by each probe [B, K], with x at time t."""
+        flow, dims = Flow.between(self.sde, t, 1.0, self.variable), x[0].numel()
+        # Sums over many small steps, in which float32 would lose digits.
+        wide = torch.float64 if has_float64(x) else x.dtype
+        low, high = flow.scales
+        y = (x.to(wide) / match(low, x)).flatten(1)
+        columns = 1 if self.exact else len(self.products.vectors)
+        state = self.solve(flow, partial(self._rates, flow, x), torch.cat([y, y.new_zeros(len(x), columns)], dim=1))
+        latent = high * state[:, :dims].reshape(x.shape)
+        kernel = self.sde.kernel(1.0)
+        at_end = self.sde.prior_logp(latent) if self.prior is None else log_prob(self.prior, self.sde, kernel, latent)
+        return latent, (at_end + dims * float(high.log() - low.log()))[:, None] + state[:, dims:]
+
+    def _rates(self, flow: Flow, x: Tensor, u: Tensor, state: Tensor) -> Tensor:
+        """d state / du, with a graph where one is being built."""
+        keep = torch.is_grad_enabled()
+        with torch.enable_grad():
+            y = state[:, : x[0].numel()].reshape(x.shape)
+            if not (keep and y.requires_grad):
+                y = y.detach().requires_grad_(True)
+            velocity = flow.rate(self._differentiable, u, y, x.dtype)
+            rates = self.products(velocity, y, keep)
+        rates = rates.sum(1, keepdim=True) if self.exact else rates
+        return torch.cat([(velocity if keep else velocity.detach()).flatten(1), rates], dim=1)
+
+    def _differentiable(self, x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
+        out = self.denoiser(x, kernel, **conditioning)
+        if not out.requires_grad:
+            raise UserError("the denoiser's output has no gradient: it must not run under torch.no_grad")
+        return out
+
+
+def _likelihood(density: _Density, x: Tensor, t_min: float, sensitivity: bool, dtype: torch.dtype) -> LogLikelihood:
+    """The mean over the probes, its error and its sensitivity, in the dtype of x; the latent in `dtype`."""
+    latent, nats = density(x, t_min)
+    nfe, columns = density.denoiser.nfe, nats.shape[1]
+    change = (density(x, 2.0 * t_min)[1] - nats).mean(1) if sensitivity else None
+    error = None if density.exact else nats.std(1) / math.sqrt(columns) if columns > 1 else nats[:, 0] * math.nan
+    return LogLikelihood(
+        nats=nats.mean(1).to(x.dtype),
+        standard_error=None if error is None else error.detach().to(x.dtype),
+        latent=latent.to(dtype),
+        nfe=nfe,
+        t_min=t_min,
+        probes=0 if density.exact else columns,
+        sensitivity=None if change is None else change.to(x.dtype),
+    )
+
+
+def _smallest_time(sde: SDE, t_min: float | None, sensitivity: bool) -> float:
+    """The time at which x is placed. Raises UserError where there is none, or no second one for the sensitivity."""
+    start = sde.t_likelihood if t_min is None else t_min
+    if not 0.0 <= start < 0.5:
+        raise UserError(f"t_min must lie in [0, 0.5), got {start}")
+    if sensitivity and start == 0.0:
+        raise UserError("the sensitivity compares t_min with twice t_min: at t_min = 0 there is nothing to compare")
+    return start
+
+
 def log_likelihood(
     denoiser: Denoiser,
     x: Tensor,
@@ -237,76 +313,21 @@ def log_likelihood(
     with the time that was reached. Warns of an exact trace in many dimensions.
     """
     _check(denoiser, x, space)
-    start = sde.t_likelihood if t_min is None else t_min
-    if not 0.0 <= start < 0.5:
-        raise UserError(f"t_min must lie in [0, 0.5), got {start}")
-    if sensitivity and start == 0.0:
-        raise UserError("the sensitivity compares t_min with twice t_min: at t_min = 0 there is nothing to compare")
-    dims, recorded, dtype = x[0].numel(), recording(x, grad), x.dtype
-    if divergence is None:
-        divergence = "exact" if probes is None and dims <= FEW_DIMS else "hutchinson"
-    probes = USUAL_PROBES if probes is None else probes
+    start = _smallest_time(sde, t_min, sensitivity)
+    recorded, dtype = recording(x, grad), x.dtype
     x = lifted(x) if recorded else lifted(x.detach())
-    # Sums over many small steps, in which float32 would lose digits.
-    wide = torch.float64 if has_float64(x) else x.dtype
+    if divergence is None:
+        divergence = "exact" if probes is None and x[0].numel() <= FEW_DIMS else "hutchinson"
     choose("probe", probe, PROBES)
-    vectors = choose("divergence", divergence, DIVERGENCES)(x.detach(), probes, probe, generator)
-    exact = divergence == "exact"
-    columns = 1 if exact else probes
-    counted = CountingDenoiser(denoiser)
-    products = _Products(vectors)
-
-    def solve(t: float) -> tuple[Tensor, Tensor]:
-        """The latent [B, *D] and log p(x) by each probe [B, K], with x at time t."""
-        flow = Flow.between(sde, t, 1.0, variable)
-
-        def differentiable(x: Tensor, kernel: Kernel, **conditioning: Tensor) -> Tensor:
-            out = counted(x, kernel, **conditioning)
-            if not out.requires_grad:
-                raise UserError("the denoiser's output has no gradient: it must not run under torch.no_grad")
-            return out
-
-        def field(u: Tensor, state: Tensor) -> Tensor:
-            keep = torch.is_grad_enabled()
-            with torch.enable_grad():
-                y = state[:, :dims].reshape(x.shape)
-                if not (keep and y.requires_grad):
-                    y = y.detach().requires_grad_(True)
-                velocity = flow.rate(differentiable, u, y, x.dtype)
-                rates = products(velocity, y, keep)
-            rates = rates.sum(1, keepdim=True) if exact else rates
-            return torch.cat([(velocity if keep else velocity.detach()).flatten(1), rates], dim=1)
-
-        low, high = flow.scales
-        y = (x.to(wide) / match(low, x)).flatten(1)
-        state = flow.solve(
-            field,
-            torch.cat([y, y.new_zeros(len(x), columns)], dim=1),
-            method=method,
-            rtol=rtol,
-            atol=rtol if atol is None else atol,
-            steps=steps,
-            max_nfe=max_nfe,
-        )
-        latent = high * state[:, :dims].reshape(x.shape)
-        at_end = sde.prior_logp(latent) if prior is None else log_prob(prior, sde, sde.kernel(1.0), latent)
-        return latent, (at_end + dims * float(high.log() - low.log()))[:, None] + state[:, dims:]
-
+    count = USUAL_PROBES if probes is None else probes
+    vectors = choose("divergence", divergence, DIVERGENCES)(x.detach(), count, probe, generator)
+    atol = rtol if atol is None else atol
+    solve = partial(Flow.solve, method=method, rtol=rtol, atol=atol, steps=steps, max_nfe=max_nfe)
+    density = _Density(
+        CountingDenoiser(denoiser), sde, _Products(vectors), divergence == "exact", variable, prior, solve
+    )
     with torch.set_grad_enabled(recorded):
-        latent, nats = solve(start)
-        nfe = counted.nfe
-        change = (solve(2.0 * start)[1] - nats).mean(1) if sensitivity else None
-        error = None if exact else nats.std(1) / math.sqrt(columns) if columns > 1 else nats[:, 0] * math.nan
-        to = partial(torch.Tensor.to, dtype=x.dtype)
-        return LogLikelihood(
-            nats=to(nats.mean(1)),
-            standard_error=None if error is None else to(error.detach()),
-            latent=latent.to(dtype),
-            nfe=nfe,
-            t_min=start,
-            probes=0 if exact else probes,
-            sensitivity=None if change is None else to(change),
-        )
+        return _likelihood(density, x, start, sensitivity, dtype)
 
 
 def bits_per_dim(nats: Tensor, dims: int, bin_width: float) -> Tensor:

@@ -8,7 +8,8 @@ The names are those of EXTRACTORS, METRICS and RECONSTRUCTIONS; a new one is a f
 """
 
 from sde_diffusion.metrics.distances import METRICS, Metric, judge
-from sde_diffusion.metrics.features import EXTRACTORS, Extractor, Features, as_samples, extractor
+from sde_diffusion.metrics.extraction import Extractor, Features, as_samples
+from sde_diffusion.metrics.features import EXTRACTORS, extractor
 from sde_diffusion.metrics.inception import inception
 from sde_diffusion.metrics.moments import MOMENTS, moment_errors
 from sde_diffusion.metrics.reconstruction import RECONSTRUCTIONS, reconstruction, window_of

@@ -14,12 +14,14 @@ from typing import Any
 
 from torch import Tensor
 
-from sde_diffusion.core.grids import TimeGrid
+from sde_diffusion.core.grid import TimeGrid
 from sde_diffusion.core.noise import sample_generators
-from sde_diffusion.core.sde import SDE
+from sde_diffusion.core.process import SDE
 from sde_diffusion.data import DataTransform, Dequantizer
-from sde_diffusion.denoisers.denoiser import Denoiser
-from sde_diffusion.likelihood.bounds import Bound, OnLevel, elbo, vlb
+from sde_diffusion.denoisers.base import Denoiser
+from sde_diffusion.likelihood.bound import Bound, OnLevel
+from sde_diffusion.likelihood.continuous import vlb
+from sde_diffusion.likelihood.discrete import elbo
 from sde_diffusion.likelihood.flow import bits_per_dim, log_likelihood
 
 # One stream of random numbers for each purpose; those below 5 are the training's.

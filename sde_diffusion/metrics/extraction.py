@@ -67,7 +67,7 @@ def eight_bits(source: Source, most: int = MOST) -> Dataset:
     picked = torch.randperm(source.size, generator=seeded(SPLIT_SEED))[:most].sort().values
     parts = [source.read(part) for part in torch.split(picked, BATCH)]
     samples = torch.cat([s if source.levels is None else transform.to_uint8(transform.encode(s)) for s, _ in parts])
-    labels = [label for _, label in parts if label is not None]
+    labels = [own["labels"] for _, own in parts if "labels" in own]
     levels = None if source.levels is None else 256
     return Dataset(samples, torch.cat(labels) if labels else None, levels, source.classes, source.title)
 

@@ -209,6 +209,34 @@ class UpLevel(nn.Module):
         self.stages, self.emit, self.up = Levels(stages), emit, up
 
 
+@dataclass(frozen=True)
+class Layers:
+    """What makes the residual blocks and the attention of a network; width: that of the conditioning."""
+
+    design: Design
+    width: int
+    dropout: float
+    heads: Heads
+
+    def block(self, into: int, out: int, resample: Down | Up | None = None) -> ResidualBlock:
+        return ResidualBlock(
+            into,
+            out,
+            width=self.width,
+            dropout=self.dropout,
+            norm=self.design.norm,
+            scale_shift=self.design.scale_shift,
+            rescale=self.design.rescale,
+            resample=resample,
+            project=self.design.project,
+        )
+
+    def attention(self, out: int, wanted: bool) -> list[nn.Module]:
+        """One layer of attention, or none."""
+        heads = self.heads(out) if wanted else 0
+        return [SelfAttention(out, heads=heads, norm=self.design.norm, rescale=self.design.rescale)] if heads else []
+
+
 class Backbone(nn.Module):
     """A convolutional network of (x, noise label, class) whose output starts at exactly zero.
 
@@ -236,8 +264,7 @@ class Backbone(nn.Module):
         up_attention: Sequence[bool] | None = None,
     ) -> None:
         super().__init__()
-        self.design = design
-        self.factor = 2 ** (len(channels) - 1)
+        self.design, self.factor = design, 2 ** (len(channels) - 1)
         _check_size(image_size, self.factor)
         to_half, to_twice = choose("resampling", design.resampling, RESAMPLINGS)
         joins = choose("input pyramid", design.input_pyramid, INPUT_PYRAMIDS)
@@ -246,32 +273,13 @@ class Backbone(nn.Module):
         self.shape = (in_channels, image_size, image_size)
         self.conditioning = conditioning
         image_channels = in_channels if out_channels is None else out_channels
-        width = conditioning.out.out_features
-
-        def block(into: int, out: int, resample: Down | Up | None = None) -> ResidualBlock:
-            return ResidualBlock(
-                into,
-                out,
-                width=width,
-                dropout=dropout,
-                norm=design.norm,
-                scale_shift=design.scale_shift,
-                rescale=design.rescale,
-                resample=resample,
-                project=design.project,
-            )
-
-        def attend(out: int, wanted: bool) -> list[nn.Module]:
-            if not wanted or not heads(out):
-                return []
-            return [SelfAttention(out, heads=heads(out), norm=design.norm, rescale=design.rescale)]
-
+        layers = Layers(design, conditioning.out.out_features, dropout, heads)
         levels = list(enumerate(channels))
         self.stem = conv3x3(in_channels, stem)
         self.encoder, self.decoder = Levels[DownLevel](), Levels[UpLevel]()
         skips, pyramid = [stem], in_channels
         for level, out in levels:
-            down = Stage([to_half(design, skips[-1], block)]) if level else None
+            down = Stage([to_half(design, skips[-1], layers.block)]) if level else None
             join = joins(design, pyramid, skips[-1]) if level and joins else None
             if join:
                 pyramid = join.pyramid_channels
@@ -279,25 +287,25 @@ class Backbone(nn.Module):
                 skips.append(join.out_channels if join else skips[-1])
             stages = []
             for _ in range(blocks):
-                stages.append(Stage([block(skips[-1], out), *attend(out, attention[level])]))
+                stages.append(Stage([layers.block(skips[-1], out), *layers.attention(out, attention[level])]))
                 skips.append(out)
             self.encoder.append(DownLevel(down, join, stages))
 
         into, collected = skips[-1], None
-        self.middle = Stage([block(into, into), *attend(into, design.middle_attention), block(into, into)])
+        middle = [layers.block(into, into), *layers.attention(into, design.middle_attention), layers.block(into, into)]
+        self.middle = Stage(middle)
         for level, out in reversed(levels):
             stages = []
             for remaining in reversed(range(blocks + 1)):
                 wanted = (up_attention or attention)[level] and not (design.last_attention and remaining)
-                stages.append(Stage([block(into + skips.pop(), out), *attend(out, wanted)]))
+                stages.append(Stage([layers.block(into + skips.pop(), out), *layers.attention(out, wanted)]))
                 into = out
             emit = emits(design, out, image_channels, collected) if emits else None
             collected = emit.pyramid_channels if emit else None
-            up = Stage([to_twice(design, out, block)]) if level else None
+            up = Stage([to_twice(design, out, layers.block)]) if level else None
             self.decoder.append(UpLevel(stages, emit, up))
 
-        whole = emits is OutputSkip
-        self.head = None if whole else Head(into, image_channels, norm=design.norm)
+        self.head = None if emits is OutputSkip else Head(into, image_channels, norm=design.norm)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from its stub
 
     def forward(

@@ -14,8 +14,8 @@ error:
     x0          1                                              |x0_hat - x0|^2
 
 Discrete time is the same loss with times drawn from the levels of a discrete process. There the variational bound (see
-elbo.py) is a loss too, T times the term L_i of a level drawn from T, and the only one for a learned variance. iDDPM
-mixes the two (Nichol and Dhariwal 2021, section 3.1),
+likelihood/discrete.py) is a loss too, T times the term L_i of a level drawn from T, and the only one for a learned
+variance. iDDPM mixes the two (Nichol and Dhariwal 2021, section 3.1),
 
     L_hybrid = L_simple + 0.001 L_vlb,
 
@@ -35,9 +35,10 @@ from torch import Tensor
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.core.kernel import Kernel, match
 from sde_diffusion.core.prediction import EDM_SIGMA_DATA
-from sde_diffusion.core.sde import SDE
-from sde_diffusion.denoisers.denoiser import Denoiser, moments
-from sde_diffusion.likelihood.bounds import GREY_LEVELS, STEP_VARIANCES, Chain, Space, bound_term
+from sde_diffusion.core.process import SDE
+from sde_diffusion.denoisers.base import Denoiser, moments
+from sde_diffusion.likelihood.decoder import GREY_LEVELS, Space
+from sde_diffusion.likelihood.discrete import STEP_VARIANCES, Chain, bound_term
 
 MIN_SNR_GAMMA = 5.0
 """The bound on the weight (Hang et al. 2023, section 3.4)."""
@@ -194,7 +195,7 @@ class Objective(Protocol):
 
 
 @dataclass(frozen=True)
-class Settings:
+class ObjectiveOptions:
     """What the objectives may be told; each reads what concerns it."""
 
     weighting: str = "simple"
@@ -203,10 +204,10 @@ class Settings:
     sigma_data: float = EDM_SIGMA_DATA
 
 
-DEFAULTS = Settings()
+DEFAULTS = ObjectiveOptions()
 
 
-def _score_matching(sde: SDE, settings: Settings) -> Objective:
+def _score_matching(sde: SDE, settings: ObjectiveOptions) -> Objective:
     def loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, space: Space, **conditioning: Tensor) -> Tensor:
         return denoising_score_matching(
             denoiser,
@@ -222,7 +223,7 @@ def _score_matching(sde: SDE, settings: Settings) -> Objective:
     return loss
 
 
-def _vlb(sde: SDE, settings: Settings) -> Objective:
+def _vlb(sde: SDE, settings: ObjectiveOptions) -> Objective:
     chain = Chain.of(sde)
 
     def loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, space: Space, **conditioning: Tensor) -> Tensor:
@@ -231,7 +232,7 @@ def _vlb(sde: SDE, settings: Settings) -> Objective:
     return loss
 
 
-def _hybrid(sde: SDE, settings: Settings) -> Objective:
+def _hybrid(sde: SDE, settings: ObjectiveOptions) -> Objective:
     chain = Chain.of(sde)
 
     def loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, space: Space, **conditioning: Tensor) -> Tensor:
@@ -253,14 +254,14 @@ def _hybrid(sde: SDE, settings: Settings) -> Objective:
     return loss
 
 
-OBJECTIVES: dict[str, Callable[[SDE, Settings], Objective]] = {
+OBJECTIVES: dict[str, Callable[[SDE, ObjectiveOptions], Objective]] = {
     "score_matching": _score_matching,
     "vlb": _vlb,
     "hybrid": _hybrid,
 }
 
 
-def objective(sde: SDE, kind: str = "score_matching", settings: Settings = DEFAULTS) -> Objective:
+def objective(sde: SDE, kind: str = "score_matching", settings: ObjectiveOptions = DEFAULTS) -> Objective:
     """The objective of that kind, a key of OBJECTIVES, for a process.
 
     Raises UserError for an unknown kind, and for a bound of a process without levels.

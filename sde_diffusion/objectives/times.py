@@ -39,9 +39,10 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.core.errors import UserError, choose
-from sde_diffusion.core.grids import check_shift, logsnr_ends, nearest_level, shifted_logsnr
+from sde_diffusion.core.levels import nearest_level
 from sde_diffusion.core.noise import rand, randn
-from sde_diffusion.core.sde import SDE
+from sde_diffusion.core.process import SDE
+from sde_diffusion.core.spacings import check_shift, logsnr_ends, shifted_logsnr
 
 EDM_P_MEAN, EDM_P_STD = -1.2, 1.2
 """log sigma ~ N(P_mean, P_std^2) in training (Karras et al. 2022, Table 1)."""

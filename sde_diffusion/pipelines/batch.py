@@ -1,47 +1,29 @@
-"""What a batch is on its way into the network and out of it: samples in model space, labels, arrays to store."""
+"""What a batch of samples is on its way out of a network: arrays to store, with the conditions they were drawn for."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
-import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 
+from sde_diffusion.core.conditions import Conditions, moved
 from sde_diffusion.data import DataTransform
+from sde_diffusion.denoisers.network import NetworkDenoiser
 
 
-def encoded(
-    transform: DataTransform,
-    samples: Tensor,
-    labels: Tensor | None,
-    dequantize: bool,
-    generator: torch.Generator | Sequence[torch.Generator],
-) -> Tensor:
-    """Stored samples in model space, dequantised or at their grey levels."""
-    if dequantize:
-        return transform.dequantize(samples, labels, generator=generator)
-    return transform.encode(samples, labels)
+def taken_by(network: NetworkDenoiser, conditions: Mapping[str, Tensor]) -> Conditions:
+    """Those of the conditions that the network is told, on its device; it says itself which of them it needs."""
+    known = {name: conditions[name] for name in network.spec.conditions if name in conditions}
+    return moved(known, network.device)
 
 
-def conditioning(config: ConfigDict, labels: Tensor | None, device: torch.device) -> dict[str, Tensor]:
-    """What the network is told beside the noise level."""
-    return {"labels": labels.to(device)} if config.model.class_conditional and labels is not None else {}
-
-
-def some(batch: tuple[Tensor, Tensor | None], start: int, stop: int) -> tuple[Tensor, Tensor | None]:
-    """The samples start to stop of a batch, with their labels."""
-    samples, labels = batch
-    return samples[start:stop], None if labels is None else labels[start:stop]
-
-
-def stored(transform: DataTransform, x: Tensor, labels: Tensor | None) -> dict[str, np.ndarray]:
-    """Samples as they are stored: images uint8 [N, H, W, C], or vectors; and the labels they were drawn for."""
-    told = {} if labels is None else {"labels": labels.numpy()}
+def stored(transform: DataTransform, x: Tensor, conditions: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Samples as they are stored: images uint8 [N, H, W, C], or vectors; and the conditions they were drawn for."""
+    labels, beside = conditions.get("labels"), {name: value.cpu().numpy() for name, value in conditions.items()}
     if transform.levels is None:
-        return {"samples": transform.decode(x, labels).numpy(), **told}
-    return {"images": transform.to_uint8(x, labels).permute(0, 2, 3, 1).numpy(), **told}
+        return {"samples": transform.decode(x, labels).numpy(), **beside}
+    return {"images": transform.to_uint8(x, labels).permute(0, 2, 3, 1).numpy(), **beside}
 
 
 def samples_of(arrays: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -8,45 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ml_collections import ConfigDict
 
-from sde_diffusion import settings as build
 from sde_diffusion.core.errors import UserError
-from sde_diffusion.denoisers.denoiser import NetworkDenoiser
+from sde_diffusion.denoisers.network import NetworkDenoiser
 from sde_diffusion.runtime.engine import Engine
-from sde_diffusion.storage.checkpoint import (
-    Checkpoint,
-    checkpoint_files,
-    denoiser_of,
-    newest_whole,
-    read_checkpoint,
-    with_average,
-)
-from sde_diffusion.storage.files import write_aside
+from sde_diffusion.settings.root import Settings
+from sde_diffusion.storage.checkpoint import Checkpoint, checkpoint_files, newest_whole, read_checkpoint
+from sde_diffusion.storage.trained import denoiser_of, with_average
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    write_aside(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def plain(config: ConfigDict) -> dict[str, Any]:
-    """A configuration as plain values."""
-    found: dict[str, Any] = json.loads(config.to_json_best_effort())
-    return found
-
-
-def set_result(folder: Path, section: str, row: Mapping[str, Any], entry: str | None = None) -> None:
-    """Replace one section of results.json, or one entry of that section; what else it holds stays."""
-    path = folder / "results.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    results[section] = dict(row) if entry is None else {**results.get(section, {}), entry: row}
-    write_json(path, results)
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for key, value in config.items():
+    for key, value in settings.items():
         nested = isinstance(value, Mapping)
         flat.update(_flat(value, f"{prefix}{key}.") if nested else {prefix + key: value})
     return flat
@@ -77,7 +50,7 @@ KEPT = (
 """Keys of a training that it cannot go on without: what it minimises, the order of its data, what it averages."""
 
 
-def differing(folder: Path, config: ConfigDict) -> dict[str, str]:
+def differing(folder: Path, settings: Settings) -> dict[str, str]:
     """The keys in which a configuration differs from that of the folder's training, with both values in words."""
     path = folder / "config.json"
     if not (path.exists() and checkpoint_files(folder)):
@@ -85,7 +58,7 @@ def differing(folder: Path, config: ConfigDict) -> dict[str, str]:
     stored = json.loads(path.read_text())
     if "imported" in stored:  # its network, process and data are those of its source, whatever a configuration says
         return {}
-    here = plain(config)
+    here = settings.plain()
     sections = ("seed", "data", "process", "model", "training")
     old, new = (_flat({name: c[name] for name in sections if name in c}) for c in (stored, here))
     # A key that the older folder does not know has its default there.
@@ -94,13 +67,13 @@ def differing(folder: Path, config: ConfigDict) -> dict[str, str]:
     }
 
 
-def check_folder(folder: Path, config: ConfigDict, training: bool = False) -> None:
+def check_folder(folder: Path, settings: Settings, training: bool = False) -> None:
     """Raises UserError if the folder holds a training of another data set, process or model.
 
     To go on training, the seed and what decides the course of a training must be the same too; the keys that differ
     and may do so are printed.
     """
-    found = differing(folder, config)
+    found = differing(folder, settings)
     # Only a stream has another order, and may hold out other samples.
     free = FREE if "streaming" in found.get(STORAGE, "") else (*FREE, STORAGE)
     kept = {"seed", *(f"training.{name}" for name in KEPT)} if training else set()
@@ -127,18 +100,18 @@ def shared_checkpoint(folder: Path, engine: Engine) -> Checkpoint:
     return found[0]
 
 
-def trained_network(config: ConfigDict, folder: Path, engine: Engine) -> tuple[ConfigDict, Checkpoint]:
+def trained_network(settings: Settings, folder: Path, engine: Engine) -> tuple[Settings, Checkpoint]:
     """The newest checkpoint of the run folder, which must be this configuration's, or an imported one.
 
     With it the configuration whose process and model are those of the network. An average that was made after the
     training is among its weights if it is asked for.
     """
-    engine.on_main(lambda: check_folder(folder, config))
-    trained = with_average(shared_checkpoint(folder, engine), folder, config.sampling.weights)
-    return build.as_trained(config, trained.spec), trained
+    engine.on_main(lambda: check_folder(folder, settings))
+    trained = with_average(shared_checkpoint(folder, engine), folder, settings.sampling.weights)
+    return settings.as_trained(trained.spec), trained
 
 
-def network_of(config: ConfigDict, trained: Checkpoint, device: torch.device) -> NetworkDenoiser:
+def network_of(settings: Settings, trained: Checkpoint, device: torch.device) -> NetworkDenoiser:
     """The network of a checkpoint on a device: the weights and the compiler are those of the configuration."""
-    denoiser = denoiser_of(trained, config.sampling.weights, device)
-    return NetworkDenoiser(build.compiled(config, denoiser.net), denoiser.spec)
+    denoiser = denoiser_of(trained, settings.sampling.weights, device)
+    return NetworkDenoiser(settings.compiled(denoiser.net), denoiser.spec)

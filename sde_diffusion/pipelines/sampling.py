@@ -13,35 +13,32 @@ from typing import Any
 
 import numpy as np
 import torch
-from ml_collections import ConfigDict
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sde_diffusion import settings as build
+from sde_diffusion.core.conditions import Conditions, rows_of
 from sde_diffusion.core.errors import UserError
-from sde_diffusion.core.grids import Node, TimeGrid
+from sde_diffusion.core.grid import Node, TimeGrid
 from sde_diffusion.core.noise import sample_generators
-from sde_diffusion.core.sde import SDE, process_state
+from sde_diffusion.core.process import SDE
+from sde_diffusion.core.processes import process_state
 from sde_diffusion.data import DataTransform
-from sde_diffusion.denoisers.denoiser import (
-    ConditionedDenoiser,
-    Denoiser,
-    GuidedDenoiser,
-    NetworkDenoiser,
-    Seen,
-    WatchedDenoiser,
-)
-from sde_diffusion.pipelines.batch import conditioning, samples_of, stored
-from sde_diffusion.pipelines.run_folder import network_of, set_result, trained_network
+from sde_diffusion.denoisers.base import Denoiser
+from sde_diffusion.denoisers.guidance import GuidedDenoiser
+from sde_diffusion.denoisers.network import NetworkDenoiser
+from sde_diffusion.denoisers.wrappers import ConditionedDenoiser, Seen, WatchedDenoiser
+from sde_diffusion.pipelines.batch import samples_of, stored, taken_by
+from sde_diffusion.pipelines.run_folder import network_of
 from sde_diffusion.report.pictures import Picture, picture, png
-from sde_diffusion.report.table import table
 from sde_diffusion.runtime.engine import Engine
 from sde_diffusion.runtime.progress import progress
 from sde_diffusion.samplers import edit as edit_samples
 from sde_diffusion.samplers import sample as draw_samples
+from sde_diffusion.settings.root import Settings
 from sde_diffusion.storage.checkpoint import Checkpoint
 from sde_diffusion.storage.files import write_aside
 from sde_diffusion.storage.records import tensor_digest
+from sde_diffusion.storage.results import set_result
 from sde_diffusion.storage.shards import Shards
 
 PICTURE_SAMPLES = 100
@@ -53,15 +50,15 @@ TOLD = ("sampler", "steps", "nfe", "samples", "seconds")
 class Model:
     """What samples are drawn of, by any sampler: a network under its weights, or a closed-form denoiser.
 
-    denoiser: for a batch of these classes, None where there are none
+    denoiser: for a batch of samples under these conditions
     sde, shape: the process that is run backwards, and the shape of a sample in it; transform: from it to the data
     classes: the names of those that samples take in turn; empty where the denoiser is told none
     protocol: all that a denoiser depends on, as plain values
     calls: of the network for one evaluation: two under guidance
-    noise, prior: as `sde_diffusion.sample` takes them; given: the classes of samples, in place of turns
+    noise, prior: as `sde_diffusion.sample` takes them; given: the conditions of samples, in place of turns
     """
 
-    denoiser: Callable[[Tensor | None], Denoiser]
+    denoiser: Callable[[Conditions], Denoiser]
     sde: SDE
     shape: tuple[int, ...]
     transform: DataTransform
@@ -72,17 +69,17 @@ class Model:
     dtype: torch.dtype | None = None
     noise: str = "white"
     prior: str | None = None
-    given: Tensor | None = None
+    given: Conditions | None = None
 
-    def labels(self, indices: range) -> Tensor | None:
-        """The classes of samples, which take turns unless they are given; None where the denoiser is told none."""
+    def conditions(self, indices: range) -> Conditions:
+        """Those of samples: what is given, or the classes in turn; {} where the denoiser is told none."""
         if self.given is not None:
-            return self.given[indices.start : indices.stop]
-        return torch.tensor([i % len(self.classes) for i in indices]) if self.classes else None
+            return rows_of(self.given, slice(indices.start, indices.stop))
+        return {"labels": torch.tensor([i % len(self.classes) for i in indices])} if self.classes else {}
 
 
 def network_model(
-    config: ConfigDict,
+    settings: Settings,
     network: NetworkDenoiser,
     transform: DataTransform,
     classes: tuple[str, ...],
@@ -93,58 +90,57 @@ def network_model(
 
     Raises UserError for guidance of a network that does not know samples without their class.
     """
-    told = config.model.class_conditional
-    if guidance and not (told and config.training.label_dropout > 0.0):
+    classed = "labels" in network.spec.conditions
+    if guidance and not (classed and settings.training.label_dropout > 0.0):
         raise UserError(
             f"guidance {guidance:g} takes the difference between what the network says with and without a class: it "
             "needs model.class_conditional=True and a training with training.label_dropout > 0, such as 0.1"
         )
 
-    def denoiser(labels: Tensor | None) -> Denoiser:
-        passes = build.at_precision(config, network)
-        model: Denoiser = ConditionedDenoiser(passes, **conditioning(config, labels, network.device))
-        if guidance and labels is not None:
-            withheld = torch.full_like(labels, network.spec.options["num_classes"])
-            model = GuidedDenoiser(
-                model, ConditionedDenoiser(passes, **conditioning(config, withheld, network.device)), guidance
-            )
-        return build.sampling_denoiser(config, model)
+    def denoiser(conditions: Conditions) -> Denoiser:
+        passes = settings.sampling.at_precision(network)
+        own = taken_by(network, conditions)
+        model: Denoiser = ConditionedDenoiser(passes, **own)
+        if guidance and "labels" in own:
+            withheld = torch.full_like(own["labels"], network.spec.options["num_classes"])
+            model = GuidedDenoiser(model, ConditionedDenoiser(passes, **{**own, "labels": withheld}), guidance)
+        return settings.sampling.clipped(model)
 
     return Model(
         denoiser,
         network.spec.model_process,
         network.spec.shape,
         transform,
-        classes if told else (),
+        classes if classed else (),
         network.device,
         protocol or {},
         2 if guidance else 1,
-        noise=config.sampling.noise,
-        prior=config.sampling.prior or None,
+        noise=settings.sampling.noise,
+        prior=settings.sampling.prior or None,
     )
 
 
-def trained_model(config: ConfigDict, trained: Checkpoint, device: torch.device) -> Model:
+def trained_model(settings: Settings, trained: Checkpoint, device: torch.device) -> Model:
     """The network of a checkpoint under sampling.weights and sampling.guidance."""
-    settings = config.sampling
-    network = network_of(config, trained, device)
+    own = settings.sampling
+    network = network_of(settings, trained, device)
     protocol = {
-        "clip": settings.clip,
-        "guidance": settings.guidance,
+        "clip": own.clip,
+        "guidance": own.guidance,
         "data": trained.title,
         "checkpoint_step": trained.step,
-        "weights": settings.weights,
-        "weights_digest": tensor_digest(trained.weights[settings.weights]),
+        "weights": own.weights,
+        "weights_digest": tensor_digest(trained.weights[own.weights]),
     }
-    return network_model(config, network, trained.transform, trained.classes, settings.guidance, protocol)
+    return network_model(settings, network, trained.transform, trained.classes, own.guidance, protocol)
 
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """Samples in model space [n, *D], the classes they were drawn for, and the calls of the network they took."""
+    """Samples in model space [n, *D], the conditions they were drawn for, and the calls of the network they took."""
 
     x: Tensor
-    labels: Tensor | None
+    conditions: Conditions
     nfe: int
     seen: list[Seen] = field(default_factory=list)
 
@@ -164,8 +160,8 @@ def draw(
 
     Sample i starts from noise that depends on (seed, i) only: the same for every sampler, batch and process.
     """
-    labels = model.labels(indices)
-    watched = WatchedDenoiser(model.denoiser(labels), watch)
+    conditions = model.conditions(indices)
+    watched = WatchedDenoiser(model.denoiser(conditions), watch)
 
     def advance(index: int, node: Node, x: Tensor, x0_hat: Tensor) -> None:
         on_step()
@@ -183,28 +179,28 @@ def draw(
         out = draw_samples(seen, shape, grid, prior=model.prior, device=model.device, dtype=model.dtype, **shared)
     else:
         out = edit_samples(seen, x0.to(model.device), grid, **shared)
-    return Drawn(out.x.cpu(), labels, out.nfe * model.calls, watched.seen if watch else [])
+    return Drawn(out.x.cpu(), conditions, out.nfe * model.calls, watched.seen if watch else [])
 
 
 def sampling_protocol(
-    config: ConfigDict, model: Model, sampler: str, grid: TimeGrid, options: Mapping[str, Any]
+    settings: Settings, model: Model, sampler: str, grid: TimeGrid, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """All that a sample depends on beside its index."""
     return {
         "sampler": sampler,
         "options": dict(options),
         "steps": grid.steps,
-        "grid": build.grid_kind(config, sampler, grid.sde),
-        "grid_options": build.grid_options(config, sampler, grid.sde),
-        "snap": config.sampling.snap,
-        "shift": config.sampling.shift,
+        "grid": settings.sampling.grid_kind(sampler, grid.sde),
+        "grid_options": settings.sampling.options_of_grid(sampler, grid.sde),
+        "snap": settings.sampling.snap,
+        "shift": settings.sampling.shift,
         "largest_time": float(grid.times[0]),
         "smallest_time": float(grid.times[-1]),
         "process": {key: value for key, value in process_state(grid.sde).items() if not isinstance(value, list)},
-        "seed": config.seed,
+        "seed": settings.seed,
         "noise": model.noise,
         "prior": model.prior,
-        "precision": config.sampling.precision,
+        "precision": settings.sampling.precision,
         **model.protocol,
     }
 
@@ -266,7 +262,7 @@ class Drawing:
                     drawn = draw(
                         self.model, self.sampler, self.grid, self.seed, indices, self.options, bar.update, watch, x0
                     )
-                arrays = stored(self.model.transform, drawn.x, drawn.labels)
+                arrays = stored(self.model.transform, drawn.x, drawn.conditions)
                 seconds = time.perf_counter() - started
                 self.keep(indices, drawn)
                 self.shards.write(indices, arrays, {"nfe": drawn.nfe, "seconds": seconds})
@@ -278,7 +274,7 @@ class Drawing:
 
 def sample_into(
     folder: Path,
-    config: ConfigDict,
+    settings: Settings,
     engine: Engine,
     trained: Checkpoint,
     sampler: str,
@@ -289,12 +285,12 @@ def sample_into(
 
     A sampling that was killed goes on where it was.
     """
-    model = trained_model(config, trained, engine.device)
-    settings, count = config.sampling, config.sampling.num_samples
-    grid = build.grid(config, model.sde, steps, sampler)
-    protocol = sampling_protocol(config, model, sampler, grid, options)
-    shards = Shards(folder, sampler, protocol, settings.format)
-    drawing = Drawing(model, sampler, grid, config.seed, options, shards, count, settings.batch_size)
+    model = trained_model(settings, trained, engine.device)
+    own, count = settings.sampling, settings.sampling.num_samples
+    grid = settings.sampling.make_grid(model.sde, steps, sampler)
+    protocol = sampling_protocol(settings, model, sampler, grid, options)
+    shards = Shards(folder, sampler, protocol, own.format)
+    drawing = Drawing(model, sampler, grid, settings.seed, options, shards, count, own.batch_size)
     row = drawn_into(folder, engine, drawing, protocol, f"sample {sampler}")
     return {name: row[name] for name in (*TOLD, "smallest_time")}
 
@@ -344,13 +340,3 @@ def finish_sampling(
     shards.finish(count, manifest)
     set_result(folder, section, manifest, row["sampler"])
     return manifest
-
-
-def sample(config: ConfigDict, folder: Path, engine: Engine) -> None:
-    """Sample the run's network with sampling.sampler."""
-    config, trained = trained_network(config, folder, engine)
-    sampler, steps = config.sampling.sampler, config.sampling.steps
-    row = sample_into(folder, config, engine, trained, sampler, steps, build.sampler_options(config))
-    print(table([row]))
-    made = f"samples_{sampler}.npz" if config.sampling.format == "npz" else f"the folder samples_{sampler}"
-    print(f"wrote {folder}/samples_{sampler}.png, samples_{sampler}.json and {made}")

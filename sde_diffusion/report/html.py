@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.packages import extra
-from sde_diffusion.report import charts
+from sde_diffusion.report import charts, palette
 from sde_diffusion.report.cells import (
     AGREEMENT,
     MISSING,
@@ -84,17 +84,8 @@ def comparison_html(report: Report, strips: Mapping[str, Picture], films: Mappin
         .render(
             report=report,
             several=len(subjects(report)) > 1,
-            samplers=[
-                {
-                    "label": label,
-                    "index": i,
-                    "path": charts.shape(i),
-                    "light": charts.colour(i),
-                    "dark": charts.colour(i, True),
-                }
-                for i, label in enumerate(labels(report))
-            ],
-            subjects=[{"name": subject, "dash": charts.dash(i)} for i, subject in enumerate(subjects(report))],
+            samplers=marks(report),
+            subjects=[{"name": subject, "dash": palette.dash(i)} for i, subject in enumerate(subjects(report))],
             lead=[
                 s for s in recommendation["sentences"] if s not in {b["sentence"] for b in recommendation["budgets"]}
             ],
@@ -127,6 +118,20 @@ def comparison_html(report: Report, strips: Mapping[str, Picture], films: Mappin
     )
 
 
+def marks(report: Report) -> list[dict[str, Any]]:
+    """Each label with the outline and the colours that it has everywhere."""
+    return [
+        {
+            "label": label,
+            "index": i,
+            "path": palette.shape(i),
+            "light": palette.colour(i),
+            "dark": palette.colour(i, True),
+        }
+        for i, label in enumerate(labels(report))
+    ]
+
+
 @cache
 def vega() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script."""
@@ -141,19 +146,19 @@ def script_json(data: object) -> str:
     return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
-def page_theme(report: Report, dark: bool) -> charts.Spec:
+def page_theme(report: Report, dark: bool) -> palette.Spec:
     """The theme of charts on the page, where the chips are the legend."""
-    config = charts.theme(report, dark)
+    config = palette.theme(report, dark)
     return {**config, "legend": {"disable": True}, "padding": {"left": 2, "right": 6, "top": 2, "bottom": 2}}
 
 
-def chart_data(report: Report) -> tuple[dict[str, charts.Spec], dict[str, Any]]:
+def chart_data(report: Report) -> tuple[dict[str, palette.Spec], dict[str, Any]]:
     """The specifications of all charts that have something to draw, by metric/cost, and the data that they share."""
     drawn: dict[str, Callable[[], LayerChart]] = {AGREEMENT: partial(charts.agreement, report)}
     for metric in measured(report):
         for cost in charts.COSTS:
             drawn[f"{metric}/{cost}"] = partial(charts.quality, report, metric, cost)
-    specs: dict[str, charts.Spec] = {}
+    specs: dict[str, palette.Spec] = {}
     datasets: dict[str, Any] = {}
     for key, chart in drawn.items():
         try:

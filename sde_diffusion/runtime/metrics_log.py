@@ -247,9 +247,9 @@ class WrittenJournal(Journal):
 
 
 @contextmanager
-def journal(folder: Path, step: int, visible: bool = True) -> Iterator[Journal]:
-    """The journal of a training in a run folder that goes on after `step` updates; an empty one unless visible."""
-    if not visible:
+def journal(folder: Path | None, step: int, visible: bool = True) -> Iterator[Journal]:
+    """The journal of a training that goes on after `step` updates; an empty one without a folder, or not visible."""
+    if folder is None or not visible:
         yield Journal()
         return
     with MetricsLog(folder / "metrics.jsonl", step) as log, Board(folder / "tensorboard", purge_step=step + 1) as board:

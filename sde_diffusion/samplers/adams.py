@@ -37,11 +37,11 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.core.errors import UserError, choose
-from sde_diffusion.core.grids import Node, TimeGrid
+from sde_diffusion.core.grid import Node, TimeGrid
 from sde_diffusion.core.kernel import Kernel, combine
 from sde_diffusion.core.noise_sources import NoiseSource
-from sde_diffusion.core.sde import SDE
-from sde_diffusion.denoisers.denoiser import Denoiser
+from sde_diffusion.core.process import SDE
+from sde_diffusion.denoisers.base import Denoiser
 from sde_diffusion.samplers.march import Coefficients, OnStep, Table, as_table, ignore_step
 
 STARTS = ("ramp", "runge_kutta")
@@ -194,27 +194,34 @@ def check_orders(name: str, order: int, most: int, final_order: int | None) -> N
             raise UserError(f"{what} of {name} must be a whole number from 1 to {most}, got {value}")
 
 
+@dataclass(frozen=True)
+class Scheme:
+    """An Adams method with its order, how it starts and ends, and whether it corrects a step once its end is known."""
+
+    method: Adams
+    order: int
+    start: str = "ramp"
+    final_order: int | None = None
+    correct: bool = False
+
+    def __post_init__(self) -> None:
+        choose("start", self.start, dict.fromkeys(STARTS))
+
+    def orders(self, grid: TimeGrid) -> tuple[list[int], list[bool]]:
+        """The order of each step, and whether the Runge-Kutta start takes it."""
+        wanted, values = orders_of(grid, self.order, self.final_order)
+        singles = [self.start == "runge_kutta" and have < want for want, have in zip(wanted, values)]
+        return [min(pair) for pair in zip(wanted, values)], singles
+
+
 def multistep(
-    method: Adams,
-    denoiser: Denoiser,
-    x: Tensor,
-    grid: TimeGrid,
-    noise: NoiseSource,
-    on_step: OnStep | None,
-    *,
-    order: int,
-    start: str = "ramp",
-    final_order: int | None = None,
-    correct: bool = False,
+    scheme: Scheme, denoiser: Denoiser, x: Tensor, grid: TimeGrid, noise: NoiseSource, on_step: OnStep | None
 ) -> Tensor:
-    """Every step of an Adams method; with correct, x at a node is found again once x0_hat is known there, [B, *D]."""
-    choose("start", start, dict.fromkeys(STARTS))
-    notify = on_step or ignore_step
-    wanted, values = orders_of(grid, order, final_order)
-    orders = [min(pair) for pair in zip(wanted, values)]
+    """Every step of a scheme, [B, *D]; a corrector finds x at a node again once x0_hat is known there."""
+    notify, method, order, correct = on_step or ignore_step, scheme.method, scheme.order, scheme.correct
+    orders, singles = scheme.orders(grid)
     predictor = table_of(method, grid, orders)
     corrector = table_of(method, grid, orders, correct=True) if correct else []
-    singles = [start == "runge_kutta" and have < want for want, have in zip(wanted, values)]
     nodes = grid.nodes
     parts = as_table(method.output.parts(grid.levels.kernel))
     history: deque[Tensor] = deque(maxlen=order)  # f at this node and at earlier ones

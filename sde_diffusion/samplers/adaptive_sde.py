@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.core.errors import NotFinite, UserError
-from sde_diffusion.core.grids import Node, TimeGrid
+from sde_diffusion.core.grid import Node, TimeGrid
 from sde_diffusion.core.kernel import combine, match
 from sde_diffusion.core.noise_sources import FRESH_NOISE, NoiseSource
-from sde_diffusion.core.sde import SDE
-from sde_diffusion.denoisers.denoiser import Denoiser
+from sde_diffusion.core.process import SDE
+from sde_diffusion.denoisers.base import Denoiser
 from sde_diffusion.samplers.march import OnStep
 
 SAFETY, EXPONENT, FIRST_STEP = 0.9, 0.9, 0.01

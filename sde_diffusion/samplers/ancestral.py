@@ -30,12 +30,13 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.core.errors import UserError, choose
-from sde_diffusion.core.grids import Node, TimeGrid
+from sde_diffusion.core.grid import Node, TimeGrid
 from sde_diffusion.core.kernel import Kernel, beside, check_batch, combine, lifted
 from sde_diffusion.core.noise_sources import FRESH_NOISE, NoiseSource
-from sde_diffusion.core.sde import SDE
-from sde_diffusion.denoisers.denoiser import CheckedDenoiser, Denoiser, moments
-from sde_diffusion.samplers.march import Coefficients, OnStep, as_table, ignore_step, march, sample_norm, table
+from sde_diffusion.core.process import SDE
+from sde_diffusion.denoisers.base import Denoiser, moments
+from sde_diffusion.denoisers.wrappers import CheckedDenoiser
+from sde_diffusion.samplers.march import Coefficients, OneStep, OnStep, as_table, ignore_step, march, sample_norm, table
 
 
 def _posterior_variance(now: Kernel, next: Kernel) -> Tensor:
@@ -71,6 +72,30 @@ def ddim_flow_row(sde: SDE, now: Node, next: Node) -> Coefficients:
     return keep, next.kernel.alpha - keep * now.kernel.alpha
 
 
+def ancestral_rule(*, variance: str = "beta") -> OneStep:
+    """The rule of `ancestral`."""
+    choose("variance", variance, VARIANCES)
+    return OneStep(partial(ancestral_row, variance=variance))
+
+
+def ddpm_rule(*, variance: str = "posterior") -> OneStep:
+    """The rule of `ddpm`."""
+    choose("variance", variance, dict.fromkeys([*VARIANCES, "learned"]))
+    learned = variance == "learned"
+    return OneStep(partial(ancestral_row, variance="posterior" if learned else variance), learned)
+
+
+def ddim_rule(*, eta: float = 0.0) -> OneStep:
+    """The rule of `ddim`."""
+    check_eta(eta)
+    return OneStep(partial(ddim_row, eta=eta) if eta else ddim_flow_row)
+
+
+def log_stds(now: Kernel, next: Kernel) -> Coefficients:
+    """The log standard deviations of a step by beta and by the posterior, between which the variance is learned."""
+    return tuple(0.5 * of(now, next).log() for of in VARIANCES.values())
+
+
 def ancestral(
     denoiser: Denoiser,
     x: Tensor,
@@ -81,7 +106,7 @@ def ancestral(
     variance: str = "beta",
 ) -> Tensor:
     """Ancestral sampling of any process; one evaluation a step, stochastic. variance: "beta" or "posterior"."""
-    return march(partial(ancestral_row, variance=variance), denoiser, x, grid, noise, on_step)
+    return march(ancestral_rule(variance=variance).row, denoiser, x, grid, noise, on_step)
 
 
 def ddpm(
@@ -97,10 +122,10 @@ def ddpm(
 
     variance: "posterior", "beta", or "learned" where the network has it. x: [B, *D].
     """
-    choose("variance", variance, dict.fromkeys([*VARIANCES, "learned"]))
-    if variance == "learned":
+    rule = ddpm_rule(variance=variance)
+    if rule.learned:
         return _with_learned_variance(denoiser, x, grid, noise, on_step)
-    return march(partial(ancestral_row, variance=variance), denoiser, x, grid, noise, on_step)
+    return march(rule.row, denoiser, x, grid, noise, on_step)
 
 
 def _with_learned_variance(
@@ -110,8 +135,8 @@ def _with_learned_variance(
     notify = on_step or ignore_step
     now, next = grid.levels[:-1], grid.levels[1:]
     means = as_table(ancestral_row(grid.sde, now, next)[:2])
-    log_stds = as_table(tuple(0.5 * of(now.kernel, next.kernel).log() for of in VARIANCES.values()))
-    for index, ((node, after), mean, (beta, posterior)) in enumerate(zip(grid.pairs(), means, log_stds)):
+    between = as_table(log_stds(now.kernel, next.kernel))
+    for index, ((node, after), mean, (beta, posterior)) in enumerate(zip(grid.pairs(), means, between)):
         x0_hat, fraction = moments(denoiser, x, node.kernel)
         if fraction is None:
             raise UserError("variance='learned' needs a network that learned it; choose 'posterior' or 'beta'")
@@ -131,9 +156,7 @@ def ddim(
     eta: float = 0.0,
 ) -> Tensor:
     """DDIM; one evaluation a step, order 1 for eta = 0, where no noise is drawn; eta = 1 is DDPM. x: [B, *D]."""
-    check_eta(eta)
-    row = partial(ddim_row, eta=eta) if eta else ddim_flow_row
-    return march(row, denoiser, x, grid, noise, on_step)
+    return march(ddim_rule(eta=eta).row, denoiser, x, grid, noise, on_step)
 
 
 @torch.no_grad()

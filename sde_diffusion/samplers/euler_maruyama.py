@@ -20,11 +20,11 @@ from functools import partial
 from torch import Tensor
 
 from sde_diffusion.core.errors import UserError
-from sde_diffusion.core.grids import Node, TimeGrid
+from sde_diffusion.core.grid import Node, TimeGrid
 from sde_diffusion.core.noise_sources import FRESH_NOISE, NoiseSource
-from sde_diffusion.core.sde import SDE
-from sde_diffusion.denoisers.denoiser import Denoiser
-from sde_diffusion.samplers.march import Coefficients, OnStep, march
+from sde_diffusion.core.process import SDE
+from sde_diffusion.denoisers.base import Denoiser
+from sde_diffusion.samplers.march import Coefficients, OneStep, OnStep, march
 
 
 def euler_row(sde: SDE, now: Node, next: Node) -> Coefficients:
@@ -37,6 +37,13 @@ def euler_maruyama_row(sde: SDE, now: Node, next: Node, *, level: float = 1.0) -
     """x + dt (p x + q x0_hat) + level g sqrt(-dt) n on a reverse SDE."""
     dt, (p, q) = next.t - now.t, sde.reverse(now.t, level)
     return 1.0 + dt * p, dt * q, level * sde.diffusion(now.t) * (-dt).sqrt()
+
+
+def ito_rule(*, stochasticity: float = 0.5) -> OneStep:
+    """The rule of `ito`."""
+    if not stochasticity >= 0:
+        raise UserError(f"stochasticity must be 0 (the flow) or more, 1 being the reverse SDE, got {stochasticity}")
+    return OneStep(partial(euler_maruyama_row, level=stochasticity) if stochasticity else euler_row)
 
 
 def euler_maruyama(
@@ -64,7 +71,4 @@ def ito(
 
     stochasticity: 0 is `euler` and draws no noise, 1 is `euler_maruyama`; there is no upper bound. x: [B, *D].
     """
-    if not stochasticity >= 0:
-        raise UserError(f"stochasticity must be 0 (the flow) or more, 1 being the reverse SDE, got {stochasticity}")
-    row = partial(euler_maruyama_row, level=stochasticity) if stochasticity else euler_row
-    return march(row, denoiser, x, grid, noise, on_step)
+    return march(ito_rule(stochasticity=stochasticity).row, denoiser, x, grid, noise, on_step)

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.core.errors import UserError
-from sde_diffusion.core.grids import Node, TimeGrid
+from sde_diffusion.core.grid import Node, TimeGrid
 from sde_diffusion.core.kernel import combine
 from sde_diffusion.core.noise_sources import FRESH_NOISE, NoiseSource
-from sde_diffusion.core.sde import SDE
-from sde_diffusion.denoisers.denoiser import Denoiser
+from sde_diffusion.core.process import SDE
+from sde_diffusion.denoisers.base import Denoiser
 from sde_diffusion.samplers.euler_maruyama import euler_row
 from sde_diffusion.samplers.march import Coefficients, OnStep, as_table, ignore_step, march
 from sde_diffusion.solvers.flow import transport

@@ -12,16 +12,17 @@ network and to add up. A row without c draws no noise.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from sde_diffusion.core.grids import Node, TimeGrid
+from sde_diffusion.core.grid import Node, TimeGrid
 from sde_diffusion.core.kernel import combine
 from sde_diffusion.core.noise_sources import NoiseSource
-from sde_diffusion.core.sde import SDE
-from sde_diffusion.denoisers.denoiser import Denoiser
+from sde_diffusion.core.process import SDE
+from sde_diffusion.denoisers.base import Denoiser
 
 OnStep = Callable[[int, Node, Tensor, Tensor], None]
 """Called at each node that is visited, with its number, the node, x there and x0_hat."""
@@ -34,6 +35,14 @@ class Row(Protocol):
     """The coefficients of x, x0_hat and, where there is any, noise in the step between two nodes: each [] or [n]."""
 
     def __call__(self, sde: SDE, now: Node, next: Node) -> Coefficients: ...
+
+
+@dataclass(frozen=True)
+class OneStep:
+    """A memoryless sampler of one evaluation a step, given by its row; learned: the network says the variance."""
+
+    row: Row
+    learned: bool = False
 
 
 def ignore_step(index: int, node: Node, x: Tensor, x0_hat: Tensor) -> None:

@@ -17,10 +17,10 @@ from __future__ import annotations
 from torch import Tensor, cat
 
 from sde_diffusion.core.errors import UserError, choose
-from sde_diffusion.core.grids import TimeGrid
+from sde_diffusion.core.grid import TimeGrid
 from sde_diffusion.core.noise_sources import FRESH_NOISE, NoiseSource
-from sde_diffusion.denoisers.denoiser import Denoiser
-from sde_diffusion.samplers.adams import OUTPUTS, VARIABLES, Adams, Moments, check_orders, exact, multistep
+from sde_diffusion.denoisers.base import Denoiser
+from sde_diffusion.samplers.adams import OUTPUTS, VARIABLES, Adams, Moments, Scheme, check_orders, exact, multistep
 from sde_diffusion.samplers.march import OnStep
 
 
@@ -49,6 +49,13 @@ SOLVERS_3M: dict[str, Moments] = {"exact": exact, "published": published_3m}
 UNIPC_B: dict[str, Moments] = {"b1": unipc_b1, "b2": unipc_b2}
 
 
+def dpmpp_2m_rule(*, order: int = 2, solver: str = "midpoint", final_order: int | None = None) -> Scheme:
+    """The rule of `dpmpp_2m`."""
+    check_orders("dpmpp_2m", order, 2, final_order)
+    method = Adams(OUTPUTS["x0"], VARIABLES["logsnr"], choose("solver", solver, SOLVERS_2M))
+    return Scheme(method, order, final_order=final_order)
+
+
 def dpmpp_2m(
     denoiser: Denoiser,
     x: Tensor,
@@ -65,9 +72,17 @@ def dpmpp_2m(
     solver: "midpoint", or "exact" (called "heun" or "taylor" elsewhere). final_order: lowers the last steps to it.
     x: [B, *D].
     """
-    check_orders("dpmpp_2m", order, 2, final_order)
-    method = Adams(OUTPUTS["x0"], VARIABLES["logsnr"], choose("solver", solver, SOLVERS_2M))
-    return multistep(method, denoiser, x, grid, noise, on_step, order=order, final_order=final_order)
+    rule = dpmpp_2m_rule(order=order, solver=solver, final_order=final_order)
+    return multistep(rule, denoiser, x, grid, noise, on_step)
+
+
+def dpmpp_3m_rule(
+    *, order: int = 3, solver: str = "exact", start: str = "ramp", final_order: int | None = None
+) -> Scheme:
+    """The rule of `dpmpp_3m`."""
+    check_orders("dpmpp_3m", order, 3, final_order)
+    method = Adams(OUTPUTS["x0"], VARIABLES["logsnr"], choose("solver", solver, SOLVERS_3M))
+    return Scheme(method, order, start, final_order)
 
 
 def dpmpp_3m(
@@ -87,9 +102,19 @@ def dpmpp_3m(
     solver: "exact", or "published" for the formula of its authors' code, of order 2. start: "ramp" or "runge_kutta".
     final_order: lowers the last steps to it. x: [B, *D].
     """
-    check_orders("dpmpp_3m", order, 3, final_order)
-    method = Adams(OUTPUTS["x0"], VARIABLES["logsnr"], choose("solver", solver, SOLVERS_3M))
-    return multistep(method, denoiser, x, grid, noise, on_step, order=order, start=start, final_order=final_order)
+    rule = dpmpp_3m_rule(order=order, solver=solver, start=start, final_order=final_order)
+    return multistep(rule, denoiser, x, grid, noise, on_step)
+
+
+def dpmpp_2m_sde_rule(
+    *, order: int = 2, solver: str = "midpoint", eta: float = 1.0, final_order: int | None = None
+) -> Scheme:
+    """The rule of `dpmpp_2m_sde`."""
+    check_orders("dpmpp_2m_sde", order, 2, final_order)
+    if not eta >= 0:
+        raise UserError(f"eta must be 0 (the flow) or more, 1 being the reverse SDE, got {eta}")
+    method = Adams(OUTPUTS["x0"], VARIABLES["logsnr"], choose("solver", solver, SOLVERS_2M), eta)
+    return Scheme(method, order, final_order=final_order)
 
 
 def dpmpp_2m_sde(
@@ -108,11 +133,23 @@ def dpmpp_2m_sde(
 
     eta multiplies the variance of the noise: 1 is the reverse SDE, 0 is dpmpp_2m and draws none. x: [B, *D].
     """
-    check_orders("dpmpp_2m_sde", order, 2, final_order)
-    if not eta >= 0:
-        raise UserError(f"eta must be 0 (the flow) or more, 1 being the reverse SDE, got {eta}")
-    method = Adams(OUTPUTS["x0"], VARIABLES["logsnr"], choose("solver", solver, SOLVERS_2M), eta)
-    return multistep(method, denoiser, x, grid, noise, on_step, order=order, final_order=final_order)
+    rule = dpmpp_2m_sde_rule(order=order, solver=solver, eta=eta, final_order=final_order)
+    return multistep(rule, denoiser, x, grid, noise, on_step)
+
+
+def unipc_rule(
+    *,
+    order: int = 2,
+    b: str = "b2",
+    corrector: bool = True,
+    output: str = "x0",
+    start: str = "ramp",
+    final_order: int | None = None,
+) -> Scheme:
+    """The rule of `unipc`."""
+    check_orders("unipc", order, 3, final_order)
+    method = Adams(choose("output", output, OUTPUTS), VARIABLES["logsnr"], choose("B(h)", b, UNIPC_B))
+    return Scheme(method, order, start, final_order, corrector)
 
 
 def unipc(
@@ -135,20 +172,17 @@ def unipc(
     "eps". start: "ramp", or "runge_kutta", without which order 3 is not reached. final_order: lowers the last steps to
     it. x: [B, *D].
     """
-    check_orders("unipc", order, 3, final_order)
-    method = Adams(choose("output", output, OUTPUTS), VARIABLES["logsnr"], choose("B(h)", b, UNIPC_B))
-    return multistep(
-        method,
-        denoiser,
-        x,
-        grid,
-        noise,
-        on_step,
-        order=order,
-        start=start,
-        final_order=final_order,
-        correct=corrector,
-    )
+    rule = unipc_rule(order=order, b=b, corrector=corrector, output=output, start=start, final_order=final_order)
+    return multistep(rule, denoiser, x, grid, noise, on_step)
+
+
+def deis_rule(
+    *, order: int = 3, variable: str = "logsnr", start: str = "ramp", final_order: int | None = None
+) -> Scheme:
+    """The rule of `deis`."""
+    check_orders("deis", order, 4, final_order)
+    method = Adams(OUTPUTS["eps"], choose("variable", variable, VARIABLES))
+    return Scheme(method, order, start, final_order)
 
 
 def deis(
@@ -168,9 +202,14 @@ def deis(
     variable: what eps is a polynomial in: "logsnr", "t", or "sigma" (sigma/alpha). start: "ramp", or "runge_kutta",
     without which orders 3 and 4 are not reached. final_order: lowers the last steps to it. x: [B, *D].
     """
-    check_orders("deis", order, 4, final_order)
-    method = Adams(OUTPUTS["eps"], choose("variable", variable, VARIABLES))
-    return multistep(method, denoiser, x, grid, noise, on_step, order=order, start=start, final_order=final_order)
+    rule = deis_rule(order=order, variable=variable, start=start, final_order=final_order)
+    return multistep(rule, denoiser, x, grid, noise, on_step)
+
+
+def lms_rule(*, order: int = 4, start: str = "ramp", final_order: int | None = None) -> Scheme:
+    """The rule of `lms`."""
+    check_orders("lms", order, 4, final_order)
+    return Scheme(Adams(OUTPUTS["eps"], VARIABLES["sigma"]), order, start, final_order)
 
 
 def lms(
@@ -189,6 +228,5 @@ def lms(
     It is deis with variable="sigma". start: "ramp", or "runge_kutta", without which orders 3 and 4 are not reached.
     final_order: lowers the last steps to it. x: [B, *D].
     """
-    check_orders("lms", order, 4, final_order)
-    method = Adams(OUTPUTS["eps"], VARIABLES["sigma"])
-    return multistep(method, denoiser, x, grid, noise, on_step, order=order, start=start, final_order=final_order)
+    rule = lms_rule(order=order, start=start, final_order=final_order)
+    return multistep(rule, denoiser, x, grid, noise, on_step)

@@ -30,8 +30,8 @@ from torch import Tensor
 
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.core.kernel import Kernel, Scalar, as_schedule, check_batch, combine, lifted, match
-from sde_diffusion.core.sde import SDE
-from sde_diffusion.denoisers.denoiser import Denoiser
+from sde_diffusion.core.process import SDE
+from sde_diffusion.denoisers.base import Denoiser
 from sde_diffusion.solvers.ode import Field, integrate, recording
 
 

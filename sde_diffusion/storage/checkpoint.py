@@ -11,51 +11,44 @@ The folder is written aside, flushed to the disk and renamed, so that it is whol
 file, and no file is ever loaded in a way that runs code. Of a run folder the newest whole checkpoint is read, and those
 that a disk or a person has damaged since are named.
 
-Formats 1 and 2 were single files of torch.save, step_000001000.pt; they are read as what they hold today.
+Formats 1 and 2 were single files of torch.save, step_000001000.pt; they are found, and no longer read.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import shutil
 import warnings
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import load as from_safetensors
-from safetensors.torch import save as to_safetensors
-from torch import Tensor, nn
+from torch import Tensor
 
-from sde_diffusion.core.errors import UserError, choose
+from sde_diffusion.core.errors import UserError
 from sde_diffusion.data import DataTransform
-from sde_diffusion.denoisers.denoiser import NetworkDenoiser, NetworkSpec
-from sde_diffusion.nets import NETWORKS
-from sde_diffusion.storage.files import flush_folder, free_bytes, mebibytes, write_aside, write_flushed, written
+from sde_diffusion.denoisers.network import NetworkSpec
+from sde_diffusion.storage.files import flush_folder, free_bytes, mebibytes, written
+from sde_diffusion.storage.manifest import (
+    MANIFEST,
+    PART,
+    SUFFIX,
+    Damaged,
+    contents,
+    first_line,
+    read_manifest,
+    tensors_of,
+    write_parts,
+)
 
 T = TypeVar("T")
-FORMAT = 3
-FOLDER, MANIFEST, CHECKSUMS = "checkpoints", "manifest.json", "manifest.sha256"
+FOLDER = "checkpoints"
 FORMER = ".former"
 """The ending of a checkpoint's name while another one of the same step takes its place."""
 _WEIGHTS, _OPTIMIZER, _STATE = "weights_", "optimizer", "state"
 _CHECKPOINT = re.compile(rf"step_\d{{9,}}(\.pt|{re.escape(FORMER)})?")
-_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-"""What a part of a checkpoint may be called: a plain file name, of no other folder."""
-_SUFFIX = ".safetensors"
-AVERAGES = "ema"
-"""The folder of a run with the averages that were made after its training."""
-
-
-class Damaged(UserError):
-    """A checkpoint that is not whole; the sentence begins with the file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +78,7 @@ class Checkpoint:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The checkpoints of a run folder, oldest first, whole or not: folders, and files of formats 1 and 2."""
+    """The checkpoints of a run folder, oldest first, whole or not; files of formats 1 and 2 too."""
     found = (path for path in (folder / FOLDER).glob("step_*") if _CHECKPOINT.fullmatch(path.name))
     return sorted(found, key=lambda path: (_step(path), not path.suffix))
 
@@ -114,7 +107,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int, milestone_e
             _check_space(path, parts)
             aside = _aside(path)
             try:
-                _write_parts(aside, manifest, parts)
+                write_parts(aside, manifest, parts)
                 _put(aside, path)
             finally:
                 _discard(aside)
@@ -130,7 +123,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int, milestone_e
 def _split(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
     """A checkpoint's plain values, and its tensors by the file that holds them; `_joined` is the inverse."""
     for name in checkpoint.weights:
-        if not _PART.fullmatch(name):
+        if not PART.fullmatch(name):
             raise UserError(f"weights cannot be called {name!r}: letters, digits, '_', '.' and '-' are expected")
     optimizer = dict(checkpoint.optimizer)
     rows = optimizer.pop("state", {})
@@ -139,7 +132,6 @@ def _split(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, dict[str, 
     generators, random = _by_kind(checkpoint.random)
     state = {"transform": offsets, "random": generators, "times": checkpoint.times}
     manifest = {
-        "format": FORMAT,
         "step": checkpoint.step,
         "title": checkpoint.title,
         "classes": checkpoint.classes,
@@ -153,7 +145,7 @@ def _split(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, dict[str, 
     parts = {_WEIGHTS + name: weights for name, weights in checkpoint.weights.items()}
     parts[_OPTIMIZER] = moments
     parts[_STATE] = {f"{part}.{name}": value for part, found in state.items() for name, value in found.items()}
-    return manifest, {name + _SUFFIX: tensors for name, tensors in parts.items()}
+    return manifest, {name + SUFFIX: tensors for name, tensors in parts.items()}
 
 
 def _by_kind(values: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -170,47 +162,6 @@ def _check_space(path: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
         raise UserError(
             f"{path} cannot be written: it needs {mebibytes(need)}, and {mebibytes(free)} are free on its disk"
         )
-
-
-def _write_parts(aside: Path, manifest: Mapping[str, Any], parts: Mapping[str, Mapping[str, Tensor]]) -> None:
-    aside.mkdir()
-    files = {}
-    for name, tensors in parts.items():
-        data = to_safetensors(_packed(tensors), metadata={"format": "pt"})
-        write_flushed(aside / name, data)
-        files[name] = _described(data)
-    content = (json.dumps({**manifest, "files": files}, indent=2) + "\n").encode()
-    write_flushed(aside / MANIFEST, content)
-    write_flushed(aside / CHECKSUMS, _checksums(content, files))
-    flush_folder(aside)
-
-
-def _packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors on the CPU, each contiguous and in memory of its own, as safetensors needs them."""
-    packed: dict[str, Tensor] = {}
-    taken = set()
-    for name, tensor in tensors.items():
-        value = tensor.detach().cpu().contiguous()
-        memory = value.untyped_storage().data_ptr()
-        packed[name] = value.clone() if memory in taken else value
-        taken.add(memory)
-    return packed
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _described(data: bytes) -> dict[str, Any]:
-    """What a manifest says of a file."""
-    return {"sha256": _sha256(data), "bytes": len(data)}
-
-
-def _checksums(manifest: bytes, files: Mapping[str, Mapping[str, Any]]) -> bytes:
-    """The lines of `sha256sum`, and as a comment their own sum, to tell a damaged manifest from a damaged line."""
-    sums = {MANIFEST: _sha256(manifest), **{name: entry["sha256"] for name, entry in files.items()}}
-    lines = "".join(f"{value}  {name}\n" for name, value in sums.items()).encode()
-    return lines + f"# {_sha256(lines)}\n".encode()
 
 
 def _aside(path: Path) -> Path:
@@ -312,18 +263,10 @@ def _newest(folder: Path, look: Callable[[Path], T]) -> tuple[Path, T]:
     raise UserError(f"no checkpoint in {folder / FOLDER} is whole: {'; '.join(damage)}")
 
 
-def _read(path: Path) -> Checkpoint:
-    """The checkpoint in a folder, or in a file of format 1 or 2. Raises Damaged where it is not whole."""
-    return _read_folder(path) if path.is_dir() else _read_file(path)
-
-
 def _check(path: Path) -> None:
     """Raises Damaged for a checkpoint that is not whole."""
-    if path.is_dir():
-        for _ in _contents(path, _manifest(path)):
-            pass
-    else:
-        _read_file(path)
+    for _ in contents(path, read_manifest(path)):
+        pass
 
 
 def _is_whole(path: Path) -> bool:
@@ -334,66 +277,16 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def _read_folder(folder: Path) -> Checkpoint:
-    manifest = _manifest(folder)
-    tensors = {}
-    for name, data in _contents(folder, manifest):
-        try:
-            # In one order everywhere: the reader's is another in each process.
-            tensors[name.removesuffix(_SUFFIX)] = dict(sorted(from_safetensors(data).items()))
-        # What is no safetensors file may fail anywhere in the reader: SafetensorError, KeyError, AssertionError, ...
-        except Exception as error:
-            raise Damaged(f"{folder / name} is no file of safetensors ({_line(error)})") from error
+def _read(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder. Raises Damaged where it is not whole."""
+    manifest = read_manifest(folder)
+    tensors = tensors_of(folder, manifest)
     try:
         return _joined(manifest, tensors)
     except UserError as error:
         raise UserError(f"{folder / MANIFEST}: {error}") from error
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise Damaged(f"{folder / MANIFEST} does not describe a checkpoint ({_line(error)})") from error
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    """A checkpoint's manifest, verified. Raises Damaged, and UserError for a format that is not known here."""
-    path = folder / MANIFEST
-    content, listed = _bytes(path), _bytes(folder / CHECKSUMS)
-    lines, _, seal = listed.rpartition(b"# ")
-    if seal != f"{_sha256(lines)}\n".encode():
-        raise Damaged(f"{folder / CHECKSUMS} is damaged: its last line is not the sum of the others")
-    if not lines.startswith(f"{_sha256(content)}  {MANIFEST}\n".encode()):
-        raise Damaged(f"{path} is damaged: its sum is not that in {CHECKSUMS}")
-    try:
-        found = json.loads(content)
-        if found["format"] != FORMAT:
-            raise UserError(f"{path} is of format {found['format']!r}; this release reads formats 1 to {FORMAT}")
-        for name in dict(found["files"]):
-            if not _PART.fullmatch(name):
-                raise Damaged(f"{path} names the file {name!r}, which is not one of its folder")
-    except (LookupError, TypeError, UnicodeError, json.JSONDecodeError, RecursionError) as error:
-        raise Damaged(f"{path} is no manifest of a checkpoint ({_line(error)})") from error
-    return dict(found)
-
-
-def _contents(folder: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
-    """The files that a manifest names, verified one after another. Raises Damaged."""
-    for name, entry in manifest["files"].items():
-        data = _bytes(folder / name)
-        if _described(data) != entry:
-            raise Damaged(
-                f"{folder / name} is damaged: its {len(data):,} bytes are not those that {MANIFEST} describes"
-            )
-        yield name, data
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise Damaged(f"{path} cannot be read ({error.strerror})") from error
-
-
-def _line(error: BaseException) -> str:
-    """The first line of what an error says."""
-    return next(iter(str(error).splitlines()), type(error).__name__)[:120]
+        raise Damaged(f"{folder / MANIFEST} does not describe a checkpoint ({first_line(error)})") from error
 
 
 def _joined(manifest: Mapping[str, Any], parts: Mapping[str, dict[str, Tensor]]) -> Checkpoint:
@@ -428,176 +321,3 @@ def _group(stored: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: tuple(value) if isinstance(value, list) and key != "params" else value for key, value in stored.items()
     }
-
-
-# --- formats 1 and 2 ------------------------------------------------------------------------------------------
-
-
-def _read_file(path: Path) -> Checkpoint:
-    """The checkpoint in a file of format 1 or 2. Raises Damaged, and UserError for a file of another kind."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            torn = archive.testzip()  # torch.load does not look at the checksums
-        if torn is not None:
-            raise Damaged(f"{path} is damaged in {torn}")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    # A damaged file may fail anywhere in the readers: RuntimeError, KeyError, UnpicklingError, BadZipFile, ...
-    except Exception as error:
-        raise Damaged(f"{path} cannot be read ({_line(error)})") from error
-    stored = state.get("format") if isinstance(state, dict) else None
-    if stored not in (1, 2):
-        raise UserError(f"{path} is not a checkpoint of format 1 or 2; one of format {FORMAT} is a folder")
-    try:
-        return _migrated(state, stored)
-    except (LookupError, TypeError, AttributeError) as error:
-        raise Damaged(f"{path} does not hold a checkpoint of format {stored} ({_line(error)})") from error
-
-
-def _migrated(state: Mapping[str, Any], stored: int) -> Checkpoint:
-    """A checkpoint of format 1 or 2: one average of the weights, and the optimiser's parameters by number."""
-    spec = NetworkSpec.from_state(state["spec"])
-    weights = {"raw": dict(state["network"]), "ema": dict(state["ema"])}
-    if stored == 1 and spec.network == "unet":
-        weights = {name: from_format_1(found, spec.options) for name, found in weights.items()}
-    optimizer: dict[str, Any] = {}
-    if state["optimizer"]:
-        # A state dict has the parameters in the order in which the network that was trained gave them to the optimiser.
-        own = dict(outline(spec).named_parameters())
-        names = [name for name in weights["raw"] if name in own]
-        groups = [
-            {**group, "params": [names[n] for n in group["params"]]} for group in state["optimizer"]["param_groups"]
-        ]
-        for group in groups:
-            group.pop("initial_lr", None)  # left by the schedule of that time
-        optimizer = {
-            "state": {names[number]: row for number, row in state["optimizer"]["state"].items()},
-            "param_groups": groups,
-        }
-    return Checkpoint(
-        step=state["step"],
-        spec=spec,
-        transform=DataTransform.from_state(state["transform"]),
-        weights=weights,
-        optimizer=optimizer,
-        random=state["random"],
-        title=state.get("title", ""),
-        classes=tuple(state.get("classes", ())),
-        times=state.get("times", {}),
-    )
-
-
-def from_format_1(weights: Mapping[str, Tensor], options: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights of a `unet` under today's names; in format 1 its stages were numbered one after another."""
-    levels, blocks = len(options.get("multipliers", (1, 2, 2, 2))), options.get("blocks", 2)
-    places = {"head.0": "head.norm", "head.2": "head.conv"}
-    down = up = 0
-    for level in range(levels):
-        if level:
-            places[f"down.{down}.0"] = f"encoder.{level}.down.0.conv"
-            down += 1
-        for block in range(blocks):
-            places[f"down.{down}"] = f"encoder.{level}.stages.{block}"
-            down += 1
-        for block in range(blocks + 1):
-            places[f"up.{up}"] = f"decoder.{level}.stages.{block}"
-            up += 1
-        # The last stage of a level ended with the doubling: a layer without weights, then its convolution.
-        last = [int(key.split(".")[2]) for key in weights if key.startswith(f"up.{up - 1}.")]
-        if level < levels - 1:
-            places[f"up.{up - 1}.{max(last)}"] = f"decoder.{level}.up.0.conv"
-
-    def renamed(key: str) -> str:
-        former = max((place for place in places if key.startswith(place + ".")), key=len, default="")
-        return places[former] + key[len(former) :] if former else key
-
-    return {renamed(key): value for key, value in weights.items()}
-
-
-# --- networks -----------------------------------------------------------------------------------------------------
-
-
-def build_network(spec: NetworkSpec) -> nn.Module:
-    """The network that a spec describes, with fresh weights.
-
-    Raises UserError for an unknown network or for arguments that it does not take.
-    """
-    network = choose("network", spec.network, NETWORKS)
-    try:
-        return network(**spec.options)
-    except TypeError as error:
-        raise UserError(f"network {spec.network!r}: {error}") from error
-
-
-def outline(spec: NetworkSpec) -> nn.Module:
-    """The network that a spec describes, on the meta device: nothing is drawn, and no weight takes memory."""
-    with torch.device("meta"):
-        return build_network(spec)
-
-
-def refuse_misfits(what: str, missing: Sequence[str], extra: Sequence[str], shapes: Sequence[str]) -> None:
-    """Raises UserError that names the first three keys of each kind and how many there are, unless there are none."""
-    kinds = {"missing": missing, "not expected": extra, "of another shape": shapes}
-    found = [
-        f"{kind}: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''} ({len(keys)})"
-        for kind, keys in kinds.items()
-        if keys
-    ]
-    if found:
-        raise UserError(f"{what}; {'; '.join(found)}")
-
-
-def load_weights(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load weights strictly. Raises UserError that names the first keys and shapes that differ."""
-    own = net.state_dict()
-    missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    shapes = [
-        f"{key}: {tuple(weights[key].shape)} where {tuple(own[key].shape)} is expected"
-        for key in sorted(own.keys() & weights.keys())
-        if own[key].shape != weights[key].shape
-    ]
-    refuse_misfits("the weights do not fit the network", missing, extra, shapes)
-    net.load_state_dict(weights)
-
-
-def denoiser_of(checkpoint: Checkpoint, weights: str = "ema", device: torch.device | str = "cpu") -> NetworkDenoiser:
-    """The checkpoint's network as a denoiser, in evaluation mode with its parameters frozen.
-
-    weights: "ema", "raw", or another of the checkpoint's. Raises UserError for a name that it does not have.
-    """
-    net = build_network(checkpoint.spec)
-    load_weights(net, choose("weights", weights, checkpoint.weights))
-    return NetworkDenoiser(net.to(device).eval().requires_grad_(False), checkpoint.spec)
-
-
-def save_average(folder: Path, name: str, step: int, weights: Mapping[str, Tensor]) -> None:
-    """Keep an average of the weights at a step, made after a training, to be chosen by its name."""
-    write_aside(folder / AVERAGES / f"{name}{_SUFFIX}", to_safetensors(_packed(weights), metadata={"step": str(step)}))
-
-
-def with_average(checkpoint: Checkpoint, folder: Path, name: str) -> Checkpoint:
-    """The checkpoint with the weights of that name, which may have been made after the training in a run folder.
-
-    It is at their step then. Raises UserError where there are none of that name, or their file cannot be read.
-    """
-    made = {path.name.removesuffix(_SUFFIX): path for path in (folder / AVERAGES).glob(f"*{_SUFFIX}")}
-    choose("weights", name, {**checkpoint.weights, **made})
-    if name in checkpoint.weights:
-        return checkpoint
-    try:
-        with safe_open(made[name], framework="pt") as file:
-            found = {key: file.get_tensor(key) for key in sorted(file.keys())}
-            step = int(file.metadata()["step"])
-    except Exception as error:  # as of a checkpoint's files
-        raise UserError(f"{made[name]} cannot be read ({_line(error)}): --mode ema makes it again") from error
-    return replace(checkpoint, step=step, weights={**checkpoint.weights, name: found})
-
-
-def load(path: str | Path, *, weights: str = "ema", device: torch.device | str = "cpu") -> NetworkDenoiser:
-    """The denoiser of a run folder (its newest whole checkpoint) or of a checkpoint.
-
-    weights: "ema", "raw", or another average that was trained. The result has `.net` and `.spec`. Raises UserError as
-    `read_checkpoint` does, and for a name that the checkpoint does not have.
-    """
-    return denoiser_of(with_average(read_checkpoint(path), Path(path), weights), weights, device)

@@ -111,6 +111,7 @@ class FolderLock:
     """A folder for one process at a time; to be used as a context.
 
     The lock is the kernel's (flock) and ends with the process, however that ends; the file `.lock` says who has it.
+    The library filelock does not, nor does it go on with a warning where a file system has no locks.
     what: "trained", "sampled", ... Raises UserError where another process has it, or the folder cannot be written.
     """
 

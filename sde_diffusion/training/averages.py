@@ -53,7 +53,7 @@ from safetensors.torch import save as safetensors
 from torch import Tensor, nn
 
 from sde_diffusion.core.errors import UserError, choose
-from sde_diffusion.storage.checkpoint import refuse_misfits
+from sde_diffusion.nets.building import refuse_misfits
 from sde_diffusion.storage.files import sha256_of, write_aside
 
 SNAPSHOTS = "ema_snapshots"

@@ -18,12 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion.core.kernel import match
-from sde_diffusion.denoisers.denoiser import NetworkDenoiser, NetworkSpec
+from sde_diffusion.denoisers.network import NetworkDenoiser, NetworkSpec
+from sde_diffusion.nets.building import load_weights
 from sde_diffusion.objectives.times import TimeSampler
 from sde_diffusion.runtime.engine import Engine, divided, load_optimizer_state, optimizer_state, whole_weights
-from sde_diffusion.storage.checkpoint import Checkpoint, load_weights
+from sde_diffusion.storage.checkpoint import Checkpoint
 from sde_diffusion.training.averages import Averages, Profile
 from sde_diffusion.training.guard import LossGuard
+from sde_diffusion.training.settings import TrainingSettings
 
 RAW = "raw"
 OVERFLOWS = 32
@@ -79,6 +81,30 @@ class Trainer:
     step: int = 0
     overflows: int = 0
     averages: Averages = field(init=False)
+
+    @classmethod
+    def from_settings(
+        cls,
+        engine: Engine,
+        spec: NetworkSpec,
+        net: nn.Module,
+        settings: TrainingSettings,
+        times: TimeSampler,
+        passes: nn.Module | None = None,
+    ) -> Trainer:
+        """The trainer of a network, with Adam, averages, guard and rates as the settings say."""
+        return cls(
+            engine,
+            spec,
+            net,
+            net if passes is None else passes,
+            settings.optimizer(net),
+            settings.profiles(),
+            times,
+            settings.guard(),
+            settings.rates(),
+            settings.grad_clip,
+        )
 
     def __post_init__(self) -> None:
         self.parallel = self.engine.parallel(self.passes)

@@ -26,6 +26,7 @@ from warm import Warm
 
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.data import Dataset, DataTransform
+from sde_diffusion.settings.root import Settings
 from sde_diffusion.storage.checkpoint import read_checkpoint, save_checkpoint
 
 DIGITS = ("--config", "vpsde_digits", *TINY, "--device", "cpu")
@@ -451,7 +452,7 @@ def test_a_folder_of_images(warm: Warm, pictured: tuple[Path, Path, tuple[str, .
 
 def test_pictures_in_class_folders_have_the_classes_of_the_network(trained: Path, tmp_path: Path) -> None:
     """Class folders are matched with the trained classes by name; where one is unknown, all go without a class."""
-    from sde_diffusion.commands.likelihood import evaluated_data
+    from sde_diffusion.pipelines.likelihood import evaluated_data
 
     state = replace(read_checkpoint(trained), classes=("ants", "bees", "cats"), transform=DataTransform(256))
     config = importlib.import_module("configs.vpsde_digits").get_config()
@@ -461,12 +462,12 @@ def test_pictures_in_class_folders_have_the_classes_of_the_network(trained: Path
     draw_pictures(tmp_path / "unknown" / "dogs", 1, seed=2)
 
     config.likelihood.folder = str(tmp_path / "known")
-    known = evaluated_data(config, state)
+    known = evaluated_data(Settings.from_config(config), state)
     assert known.files == [f"{name}/disc_0{i}_{at}.png" for at, name in enumerate(("bees", "cats")) for i in range(2)]
     assert known.dataset.labels is not None and known.dataset.labels.tolist() == [1, 1, 2, 2]
     assert known.dataset.classes == state.classes
     config.likelihood.folder = str(tmp_path / "unknown")
-    unknown = evaluated_data(config, state)
+    unknown = evaluated_data(Settings.from_config(config), state)
     assert unknown.dataset.labels is None and len(unknown.files) == len(unknown.dataset) == 5
 
 
@@ -685,9 +686,8 @@ def test_a_network_that_is_not_a_number(warm: Warm, trained: Path, tmp_path: Pat
 @pytest.fixture(scope="module")
 def protocol(trained: Path) -> Callable[..., str]:
     """The protocol of a request about the digits, with some of its parts changed."""
-    from sde_diffusion import settings as build
-    from sde_diffusion.commands.likelihood import Evaluated, likelihood_protocol
     from sde_diffusion.data import DataOptions, load_splits
+    from sde_diffusion.pipelines.likelihood import Evaluated, likelihood_protocol
 
     state, digits = read_checkpoint(trained), load_splits("digits", DataOptions()).test
 
@@ -697,8 +697,10 @@ def protocol(trained: Path) -> Callable[..., str]:
         changed = {name: settings.pop(name) for name in ("step", "weights") if name in settings}
         asked.likelihood.update(settings)
         trained = replace(state, **changed)
-        figures = build.figures(asked, trained.spec.process, trained.transform, torch.device("cpu"))
-        found = likelihood_protocol(asked, trained, Evaluated(change(digits), "test", []), figures)
+        figures = Settings.from_config(asked).figures(trained.spec.process, trained.transform, torch.device("cpu"))
+        found = likelihood_protocol(
+            Settings.from_config(asked), trained, Evaluated(change(digits), "test", []), figures
+        )
         return json.dumps(found, sort_keys=True, default=str)
 
     return of

@@ -14,12 +14,14 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from configs import base
-from sde_diffusion import settings as build
 from sde_diffusion.data import DataTransform
 from sde_diffusion.pipelines.batch import stored
 from sde_diffusion.report.pictures import BORDER, PAPER, TILE, density, tiles
 from sde_diffusion.report.table import table
 from sde_diffusion.report.wrap import wrapped
+from sde_diffusion.settings.root import Settings
+
+settings_of = Settings.from_config
 
 
 def test_learning_rate() -> None:
@@ -28,7 +30,7 @@ def test_learning_rate() -> None:
     def factor(step: int, warmup: int, cooldown: int) -> float:
         config = base.get_config()
         config.training.update(steps=1000, learning_rate=2e-4, warmup_steps=warmup, cooldown_steps=cooldown)
-        return build.learning_rate(config)(step) / 2e-4
+        return settings_of(config).training.rates()(step) / 2e-4
 
     assert factor(0, 10, 0) == pytest.approx(0.1)
     assert factor(9, 10, 0) == factor(999, 10, 0) == 1.0
@@ -41,7 +43,7 @@ def test_stored_images_are_the_grey_levels_they_came_from() -> None:
     """Sampling inverts the transform, the mean included: exact for every level."""
     levels = torch.arange(17, dtype=torch.uint8).reshape(17, 1, 1, 1).expand(17, 1, 2, 2)
     transform = DataTransform(17, mean=0.3 * torch.ones(1, 2, 2))
-    arrays = stored(transform, transform.encode(levels), None)
+    arrays = stored(transform, transform.encode(levels), {})
     np.testing.assert_array_equal(arrays["images"][:, 0, 0, 0], np.round(np.arange(17) * 255 / 16))
 
 

@@ -12,14 +12,16 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion import settings as build
 from sde_diffusion.compare.cells import write_film
 from sde_diffusion.compare.judging import bench, flow_distance
 from sde_diffusion.compare.subjects import oracle_subject
 from sde_diffusion.data import DataTransform
-from sde_diffusion.denoisers.denoiser import Seen
+from sde_diffusion.denoisers.wrappers import Seen
 from sde_diffusion.metrics.classifier import RECIPE
 from sde_diffusion.pipelines.sampling import Drawn, Model, draw, network_model
+from sde_diffusion.settings.root import Settings
+
+settings_of = Settings.from_config
 
 
 def config_of(name: str) -> ConfigDict:
@@ -53,13 +55,13 @@ def test_guidance_is_a_difference_of_what_the_network_says() -> None:
     network, transform = sd.NetworkDenoiser(Told(), spec), DataTransform(17)
     grid = sd.make_grid(sd.VPSDE(), 4, "logsnr")
     for weight, calls in ((0.0, 1), (1.5, 2)):
-        model = network_model(config, network, transform, ("a", "b", "c"), weight)
+        model = network_model(settings_of(config), network, transform, ("a", "b", "c"), weight)
         drawn = draw(model, "ddim", grid, 0, range(6), {})
         expected = (1.0 + weight) * (torch.arange(6) % 3 + 1.0) - weight * 4.0
         assert drawn.x.mean(dim=(1, 2, 3)).allclose(expected, atol=1e-5) and drawn.nfe == calls * 4
     config.training.label_dropout = 0.0
     with pytest.raises(sd.UserError, match="label_dropout"):
-        network_model(config, network, transform, ("a", "b", "c"), 1.5)
+        network_model(settings_of(config), network, transform, ("a", "b", "c"), 1.5)
 
 
 def test_a_film_shows_x_in_units_of_its_spread(tmp_path: Path) -> None:
@@ -83,11 +85,11 @@ def test_a_classifier_knows_nothing_of_the_test_split(tmp_path: Path, monkeypatc
     config = config_of("vpsde_digits")
     config.compare.cache = str(tmp_path)
     config.compare.bootstraps = 2
-    (subject,), _ = oracle_subject(config_of("oracle_gmm"), torch.device("cpu"))
+    (subject,), _ = oracle_subject(settings_of(config_of("oracle_gmm")), torch.device("cpu"))
     stamps = []
     for split in ("train", "test"):
         config.compare.split = split
-        stamps.append(bench(config, subject, build.data(config), torch.device("cpu")).protocol)
+        stamps.append(bench(settings_of(config), subject, settings_of(config).splits(), torch.device("cpu")).protocol)
     assert stamps[0]["features"] == stamps[1]["features"] and stamps[0]["reference"] != stamps[1]["reference"]
     assert [stamp["reference"]["samples"] for stamp in stamps] == [1497, 300]
     assert len(list(tmp_path.glob("**/classifier-*"))) == 1

@@ -93,7 +93,7 @@ def imports(module: str) -> Iterator[tuple[str, int]]:
 
 def test_the_reader_sees_imports() -> None:
     """The test of the test: a known import of each kind is found."""
-    assert "sde_diffusion.core.kernel" in {name for name, _ in imports("sde_diffusion.core.sde")}
+    assert "sde_diffusion.core.kernel" in {name for name, _ in imports("sde_diffusion.core.continuous")}
     assert "sde_diffusion.samplers.march" in {name for name, _ in imports("sde_diffusion.samplers.flow")}
     assert len(SOURCES) > 20
 

@@ -63,7 +63,7 @@ def test_an_archive_is_read_as_the_folder_it_holds(tmp_path: Path, method: int, 
         return
     for workers in (0, 2):
         one, other = (next(batches(data.train, 36, seed=0, workers=workers)) for data in (folder, splits))
-        assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+        assert torch.equal(one[0], other[0]) and torch.equal(one[1]["labels"], other[1]["labels"])
     assert torch.equal(folder.test.samples, splits.test.samples)
 
 

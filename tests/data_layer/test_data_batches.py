@@ -19,7 +19,7 @@ def numbered(count: int = 10) -> Dataset:
 
 def take(count: int, batch_size: int, **options) -> list[torch.Tensor]:
     stream = batches(numbered(), batch_size, **options)
-    return [labels for _, labels in itertools.islice(stream, count)]
+    return [told["labels"] for _, told in itertools.islice(stream, count)]
 
 
 @pytest.mark.parametrize("batch_size", [3, 5, 10, 24])
@@ -35,12 +35,13 @@ def test_every_sample_is_used_once_an_epoch(batch_size):
 def test_resuming_gives_the_batches_of_an_unbroken_run(batch_size, start):
     unbroken = list(itertools.islice(batches(numbered(), batch_size, seed=4, flip=True), start + 5))[start:]
     resumed = batches(numbered(), batch_size, seed=4, start_step=start, flip=True)
-    for (samples, labels), (samples_again, labels_again) in zip(unbroken, resumed, strict=False):
-        assert torch.equal(samples, samples_again) and torch.equal(labels, labels_again)
+    for (samples, told), (samples_again, told_again) in zip(unbroken, resumed, strict=False):
+        assert torch.equal(samples, samples_again) and torch.equal(told["labels"], told_again["labels"])
 
 
 def test_samples_travel_with_their_labels_and_seeds_differ():
-    samples, labels = next(batches(numbered(), 10, seed=0))
+    samples, told = next(batches(numbered(), 10, seed=0))
+    labels = told["labels"]
     assert samples.dtype == torch.uint8 and torch.equal(samples[:, 0, 0, 0].long(), labels)
     assert not torch.equal(labels, take(1, 10, seed=1)[0])
 
@@ -48,7 +49,8 @@ def test_samples_travel_with_their_labels_and_seeds_differ():
 def test_half_the_images_are_mirrored_whole():
     dataset = numbered(200)
     count, total = 0, 0
-    for samples, labels in itertools.islice(batches(dataset, 100, seed=0, flip=True), 40):
+    for samples, told in itertools.islice(batches(dataset, 100, seed=0, flip=True), 40):
+        labels = told["labels"]
         plain = dataset.samples[labels]
         mirrored = (samples == plain.flip(-1)).flatten(1).all(1) & (labels > 0)
         assert (mirrored | (samples == plain).flatten(1).all(1)).all()
@@ -68,7 +70,7 @@ def test_bad_requests_are_refused_at_once():
         batches(vectors, 2, seed=0, flip=True)
     with pytest.raises(UserError, match="batch_size"):
         batches(vectors, 0, seed=0)
-    assert next(batches(vectors, 2, seed=0))[1] is None
+    assert next(batches(vectors, 2, seed=0))[1] == {}
 
 
 @pytest.mark.parametrize(

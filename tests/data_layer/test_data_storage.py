@@ -29,6 +29,7 @@ from torch import Tensor
 
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.data import DataOptions, Dataset, DataTransform, Source, Splits, batches, load_splits, mapped
+from sde_diffusion.data.dataset import Batch
 from sde_diffusion.data.pictures import Cut, Tally
 
 COUNT, CLASSES = 47, ("a", "b", "c")
@@ -92,16 +93,17 @@ def numbers(samples: Tensor) -> list[int]:
     return (red + 256 * blue).tolist()
 
 
-def take(data: Source, count: int, batch_size: int = 10, **options: Any) -> list[tuple[Tensor, Tensor]]:
+def take(data: Source, count: int, batch_size: int = 10, **options: Any) -> list[Batch]:
     stream = batches(data, batch_size, seed=3, flip=True, **options)
     found = list(itertools.islice(stream, count))
     stream.close()
     return found
 
 
-def same(one: list[tuple[Tensor, Tensor]], other: list[tuple[Tensor, Tensor]]) -> bool:
+def same(one: list[Batch], other: list[Batch]) -> bool:
+    """The same samples with the same labels."""
     return len(one) == len(other) and all(
-        torch.equal(x, y) for first, second in zip(one, other) for x, y in zip(first, second)
+        torch.equal(x, y) and torch.equal(told["labels"], again["labels"]) for (x, told), (y, again) in zip(one, other)
     )
 
 
@@ -139,7 +141,7 @@ def test_every_sample_is_used_once_an_epoch_with_its_own_label(root: Path, stora
     epochs = [order[start : start + COUNT] for start in range(0, 9 * COUNT, COUNT)]
     assert all(sorted(epoch) == list(range(COUNT)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 9, "epochs repeat one order"
-    assert [int(label) for _, labels in found for label in labels] == [number % 3 for number in order]
+    assert [int(label) for _, told in found for label in told["labels"]] == [number % 3 for number in order]
 
 
 def test_a_stream_changes_the_order_of_shards_and_of_rows(root: Path) -> None:
@@ -172,7 +174,10 @@ def test_the_parts_of_two_processes_are_the_whole_batch(root: Path, storage: str
     train = load(root, storage, crop="random" if storage != "memory" else "centre").train
     whole = take(train, 8)
     first, second = (take(train, 8, part=part, workers=1) for part in (slice(0, 4), slice(4, None)))
-    joined = [(torch.cat([a, b]), torch.cat([la, lb])) for (a, la), (b, lb) in zip(first, second)]
+    joined = [
+        (torch.cat([a, b]), {"labels": torch.cat([told["labels"], rest["labels"]])})
+        for (a, told), (b, rest) in zip(first, second)
+    ]
     assert same(whole, joined)
 
 
@@ -364,7 +369,7 @@ def test_broken_pictures_are_replaced_by_the_next_and_named_once(damaged: Path, 
     for epoch in (first, second):
         found = numbers(torch.cat([samples for samples, _ in epoch]))
         assert not {40, 41} & set(found) and set(found) == set(range(200)) - {40, 41}
-        assert [int(label) for _, labels in epoch for label in labels] == [number % 3 for number in found]
+        assert [int(label) for _, told in epoch for label in told["labels"]] == [number % 3 for number in found]
     places = ["row 5", "row 40", "row 41"] if storage == "streaming" else ["image 40", "image 41", "image 5"]
     assert sorted(name.split(", ")[-1].removesuffix(" of shard 0") for name in stream.corrupt) == sorted(places)
     assert all("replaced by the next" in str(warning.message) for warning in told)
@@ -374,8 +379,8 @@ def test_broken_pictures_are_replaced_by_the_next_and_named_once(damaged: Path, 
 def test_a_mapped_replacement_is_the_next_picture(damaged: Path) -> None:
     with pytest.warns(UserWarning):
         train = load(damaged, "mapped", corrupt_limit=0.2).train
-    samples, labels = train.read(torch.tensor([39, 40, 41]))
-    assert numbers(samples) == [39, 42, 42] and labels.tolist() == [0, 0, 0]
+    samples, told = train.read(torch.tensor([39, 40, 41]))
+    assert numbers(samples) == [39, 42, 42] and told["labels"].tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("storage", ["mapped", "streaming"])

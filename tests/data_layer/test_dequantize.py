@@ -12,9 +12,9 @@ from scipy.integrate import quad
 from scipy.stats import norm
 from torch import Tensor
 
-from sde_diffusion import settings as build
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.data import DEQUANTIZERS, DataTransform, Dequantizer, LogitNormal, Uniform
+from sde_diffusion.settings.root import Settings
 
 ALL: dict[str, Dequantizer] = {
     "uniform": Uniform(),
@@ -272,8 +272,7 @@ def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     config = importlib.import_module("configs.vpsde_digits").get_config()
     for name, dequantizer in DEQUANTIZERS.items():
         config.likelihood.dequantizer = name
-        assert build.dequantizer(config) is dequantizer
+        assert Settings.from_config(config).likelihood.dequantized_by() is dequantizer
     config.likelihood.dequantizer = "logitnormal"
-    for refuse in (build.dequantizer, build.check):
-        with pytest.raises(UserError, match=r"unknown dequantizer 'logitnormal'; did you mean 'logit_normal'\?"):
-            refuse(config)
+    with pytest.raises(UserError, match=r"unknown dequantizer 'logitnormal'; did you mean 'logit_normal'\?"):
+        Settings.from_config(config)

@@ -18,7 +18,10 @@ import sde_diffusion as sd
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.kernel import match
 from sde_diffusion.core.prediction import PREDICTIONS
-from sde_diffusion.denoisers.denoiser import INPUT_SCALES, LABELS, WatchedDenoiser, moments
+from sde_diffusion.denoisers.base import moments
+from sde_diffusion.denoisers.c_noise import C_NOISES
+from sde_diffusion.denoisers.network import INPUT_SCALES
+from sde_diffusion.denoisers.wrappers import WatchedDenoiser
 from tests.proofs.cases import MIXTURES, PROCESSES, generator
 
 MIXTURE = MIXTURES[2]
@@ -123,22 +126,22 @@ def noisy(kernel: sd.Kernel, n: int) -> Tensor:
 
 def test_rounded_labels_are_those_of_the_nearest_level() -> None:
     ladder = sd.DiscreteVE.geometric(0.01, 50.0, 7)
-    label = LABELS["reversed_index"](ladder, torch.tensor([0.0, 0.4, 0.45, 1.0], dtype=torch.float64))
+    label = C_NOISES["reversed_index"](ladder, torch.tensor([0.0, 0.4, 0.45, 1.0], dtype=torch.float64))
     assert label.tolist() == [6.0, 4.0, 3.0, 0.0]  # of 6 steps of t, 2.4 and 2.7: NCSN counts from the most noise
     cosine = sd.DiscreteVP.cosine(1000)
     levels = cosine.levels
     ratios = levels.sigma / levels.alpha
-    assert LABELS["nearest_index"](cosine, cosine.times).tolist() == list(range(1000))
+    assert C_NOISES["nearest_index"](cosine, cosine.times).tolist() == list(range(1000))
     # The nearest in sigma/alpha, not in time: just below the middle between levels 500 and 501.
     middle = torch.lerp(ratios[500], ratios[501], 0.49)
-    assert LABELS["nearest_index"](cosine, cosine.time_of(-2.0 * middle.log())) == 500
+    assert C_NOISES["nearest_index"](cosine, cosine.time_of(-2.0 * middle.log())) == 500
     with pytest.raises(UserError, match="discrete"):
-        LABELS["nearest_index"](sd.VPSDE(), torch.tensor(0.5))
+        C_NOISES["nearest_index"](sd.VPSDE(), torch.tensor(0.5))
 
 
 def test_a_thousand_levels_whatever_their_number() -> None:
     home = sd.DiscreteVP.cosine(4000)
-    assert LABELS["index_1000"](home, home.times[[0, 4, 3999]]).tolist() == [0.0, 1.0, 999.75]
+    assert C_NOISES["index_1000"](home, home.times[[0, 4, 3999]]).tolist() == [0.0, 1.0, 999.75]
 
 
 def test_the_home_in_model_space_scales_its_noise_with_the_data() -> None:
@@ -150,7 +153,7 @@ def test_the_home_in_model_space_scales_its_noise_with_the_data() -> None:
 
 
 def test_all_conventions_are_covered() -> None:
-    assert {home.label for home in HOMES.values()} | LEVELS_ONLY == set(LABELS)
+    assert {home.label for home in HOMES.values()} | LEVELS_ONLY == set(C_NOISES)
     assert {home.prediction for home in HOMES.values()} == set(PREDICTIONS)
     assert {home.input_scale for home in HOMES.values()} == set(INPUT_SCALES)
 

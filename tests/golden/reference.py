@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.core.grids import Node, TimeGrid
+from sde_diffusion.core.grid import Node, TimeGrid
 from sde_diffusion.core.kernel import CLEAN, Kernel, combine
 from sde_diffusion.core.prediction import to_x0
 from sde_diffusion.samplers.adams import Adams

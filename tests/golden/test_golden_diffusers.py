@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.core.grids import Node
+from sde_diffusion.core.grid import Node
 from sde_diffusion.core.kernel import CLEAN, Kernel
 from sde_diffusion.core.noise_sources import FRESH_NOISE
 from sde_diffusion.core.prediction import to_x0

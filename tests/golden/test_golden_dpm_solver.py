@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.core.grids import TimeGrid
+from sde_diffusion.core.grid import TimeGrid
 from sde_diffusion.samplers.adams import OUTPUTS, VARIABLES, Adams, Moments, exact, multistep
 from sde_diffusion.samplers.multistep import midpoint, published_3m
 from tests.golden.reference import (

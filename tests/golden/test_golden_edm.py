@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.core.grids import Node, TimeGrid
+from sde_diffusion.core.grid import Node, TimeGrid
 from sde_diffusion.core.kernel import CLEAN, Kernel, Scalar, as_schedule
 from sde_diffusion.samplers.euler_maruyama import euler_row
 from tests.golden.reference import (

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.core.grids import respacing_count
+from sde_diffusion.core.levels import respacing_count
 from tests.golden.reference import DATA, arrays, close
 
 TIMESTEPS = arrays("samplers/diffusers_timesteps")

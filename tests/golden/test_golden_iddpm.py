@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.core.grids import Node, TimeGrid
+from sde_diffusion.core.grid import Node, TimeGrid
 from sde_diffusion.core.kernel import Kernel, match
-from sde_diffusion.denoisers.denoiser import moments
-from sde_diffusion.likelihood.bounds import Chain, Space, bound_term
+from sde_diffusion.denoisers.base import moments
+from sde_diffusion.likelihood.decoder import Space
+from sde_diffusion.likelihood.discrete import Chain, bound_term
 from sde_diffusion.samplers.ancestral import VARIANCES, ancestral_row, ddim_flow_row, ddim_row
 from tests.golden.reference import (
     DIMS,
@@ -261,7 +262,7 @@ def test_bound(dims: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole bound of 8-bit data, term by term, on all levels or on the retained ones."""
     case, own, process, denoiser = load(dims, "loops", name)
     noise = ReplayedNoise(own["bpd_noise"])
-    monkeypatch.setattr(import_module("sde_diffusion.likelihood.bounds"), "randn", noise)
+    monkeypatch.setattr(import_module("sde_diffusion.likelihood.discrete"), "randn", noise)
     grid = TimeGrid(process, process.times[own["model_t"].long()])
     grey = (127.5 * (own["x0"] + 1.0)).round().long()
     variance = OURS[case["model_var_type"]]

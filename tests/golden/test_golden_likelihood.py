@@ -9,6 +9,7 @@ import pytest
 from torch import Tensor
 
 import sde_diffusion as sd
+from sde_diffusion.likelihood.flow import PROBES
 from tests.golden.reference import DIMS, Arrays, SongProcess, arrays, cases, close, mixture, under
 
 KINDS = ("vp", "subvp", "ve")
@@ -34,7 +35,7 @@ def stored_probe(monkeypatch: pytest.MonkeyPatch, probe: Tensor) -> None:
         assert tuple(shape) == (len(probe), 1, *probe.shape[1:])
         return probe.unsqueeze(1).to(like)
 
-    monkeypatch.setitem(sd.likelihood.PROBES, "rademacher", draw)
+    monkeypatch.setitem(PROBES, "rademacher", draw)
 
 
 def run(

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import sde_diffusion as sd
-from sde_diffusion.core.grids import Node, TimeGrid
+from sde_diffusion.core.grid import Node, TimeGrid
 from sde_diffusion.core.kernel import Kernel
-from sde_diffusion.likelihood.bounds import Chain, bound_term
+from sde_diffusion.likelihood.discrete import Chain, bound_term
 from sde_diffusion.samplers.ancestral import VARIANCES, ancestral_row
 from tests.golden.reference import arrays, close, one_below
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import sde_diffusion as sd
 from sde_diffusion.nets import NETWORKS
-from sde_diffusion.storage.checkpoint import build_network
+from sde_diffusion.nets.building import build_network
 
 SMALL = {"in_channels": 3, "image_size": 16}
 EQUAL: dict[str, tuple[str, dict[str, Any]]] = {
@@ -48,7 +48,7 @@ def random_denoiser(network: str, options: dict[str, Any], **home: Any) -> sd.Ne
     home = {"label": "index", "variance": "learned_range" if learned else "fixed"} | home
     process = home.pop("process", sd.DiscreteVP.linear(1000))
     spec = sd.NetworkSpec(process, shape=(3, 16, 16), network=network, options=options, **home)
-    net = build_network(spec)
+    net = build_network(spec.network, spec.options)
     for seed, parameter in enumerate(net.parameters()):
         scale = 0.1 if parameter.ndim < 2 else (parameter[0].numel()) ** -0.5
         parameter.data = scale * randn(*parameter.shape, seed=seed) + (1.0 if parameter.ndim == 1 and seed % 2 else 0.0)

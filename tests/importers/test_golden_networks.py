@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sde_diffusion.core.kernel import Kernel, match
-from sde_diffusion.denoisers.denoiser import NetworkDenoiser
+from sde_diffusion.denoisers.network import NetworkDenoiser
 from sde_diffusion.importers import SOURCES
 from sde_diffusion.importers.foreign import Foreign
 from sde_diffusion.importers.rules import converted
-from sde_diffusion.storage.checkpoint import build_network
+from sde_diffusion.nets.building import build_network
 from tests.importers.golden import NAMES, Reference, reference
 from tests.importers.writing import diffusers_folder, edm_file, openai_file, score_sde_file
 from tests.nets.contract import perturbed, randn
@@ -124,7 +124,7 @@ class Case:
 
     def run(self, dtype: torch.dtype) -> tuple[Tensor, Weights]:
         """The output at the stored inputs, and the source's weights of which it is made."""
-        net = build_network(self.found.spec).to(dtype).eval()
+        net = build_network(self.found.spec.network, self.found.spec.options).to(dtype).eval()
         leaves = {
             key: value.to(dtype, copy=True).requires_grad_() if value.is_floating_point() else value
             for key, value in self.found.weights.items()
@@ -216,7 +216,7 @@ def test_diffusers_itself(config: dict[str, Any], tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path)
     (tmp_path / "scheduler_config.json").write_text('{"num_train_timesteps": 1000}')
     found = SOURCES["diffusers"].read(tmp_path, None)
-    net = build_network(found.spec).double().eval()
+    net = build_network(found.spec.network, found.spec.options).double().eval()
     net.load_state_dict(converted(found.weights, found.rules, net, found.ignored))
     x, t = randn(4, 3, 8, 8), torch.tensor([0, 3, 141, 999])
     labels = torch.tensor([0, 4, 2, 2]) if "num_class_embeds" in config else None

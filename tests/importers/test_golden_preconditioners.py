@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sde_diffusion.core.discrete import DiscreteVP
 from sde_diffusion.core.kernel import Kernel, match
-from sde_diffusion.core.sde import DiscreteVP
-from sde_diffusion.denoisers.denoiser import LABELS, PRECONDITIONERS, NetworkDenoiser
+from sde_diffusion.denoisers.c_noise import C_NOISES
+from sde_diffusion.denoisers.network import PRECONDITIONERS, NetworkDenoiser
 from sde_diffusion.importers.edm import spec_of
 from tests.golden.reference import arrays
 from tests.nets.contract import randn
@@ -117,7 +118,7 @@ def test_iddpm_levels_are_those_of_the_cosine_schedule() -> None:
 
 def test_iddpm_rounds_to_the_same_levels() -> None:
     process, sigma = DiscreteVP.cosine(LEVELS), TABLE["sigma_in"].double()
-    label = LABELS["nearest_index"](process, process.time_of(-2 * sigma.log()))
+    label = C_NOISES["nearest_index"](process, process.time_of(-2 * sigma.log()))
     assert label.tolist() == (LEVELS - 1 - TABLE["index"]).tolist()
     nearest = process.levels[label.long()]
     torch.testing.assert_close(nearest.sigma / nearest.alpha, TABLE["rounded"].double(), rtol=1e-5, atol=0)

@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.denoisers.denoiser import moments
+from sde_diffusion.denoisers.base import moments
 from sde_diffusion.importers import SOURCES, edm, openai, score_sde
 from sde_diffusion.importers.foreign import Settings
-from sde_diffusion.storage.checkpoint import checkpoint_files, outline, read_checkpoint
+from sde_diffusion.nets.building import outline
+from sde_diffusion.storage.checkpoint import checkpoint_files, read_checkpoint
 from tests.golden.reference import arrays
 from tests.importers.golden import reference
 from tests.importers.writing import (
@@ -773,7 +774,7 @@ def test_published_configurations_build(source: str, name: str) -> None:
 @cache
 def parameters(network: str, options: str) -> int:
     """How many a network has. options: JSON; many published models have one network under other processes."""
-    net = outline(sd.NetworkSpec(VP, network=network, options=json.loads(options)))
+    net = outline(network, json.loads(options))
     return sum(p.numel() for p in net.parameters())
 
 

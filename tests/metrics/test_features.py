@@ -49,8 +49,8 @@ class Passing:
 def test_real_samples_are_converted_as_a_run_converts_its_own(digits: Splits) -> None:
     """Level k of 17 is round(255 k / 16), half to even, as in what a run writes; pictures are [N, H, W, C]."""
     found = as_samples(digits.train)
-    samples, labels = digits.train.read(torch.arange(len(found)))
-    written = stored(DataTransform(17), DataTransform(17).encode(samples), labels)["images"]
+    samples, _ = digits.train.read(torch.arange(len(found)))
+    written = stored(DataTransform(17), DataTransform(17).encode(samples), {})["images"]
     assert found.dtype == np.uint8 and found.shape == (1497, 8, 8, 1) and np.array_equal(found, written)
     assert sorted(set(found.flat)) == [round(255 * k / 16) for k in range(17)]
 

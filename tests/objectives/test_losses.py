@@ -14,7 +14,7 @@ from torch import Tensor
 
 import sde_diffusion as sd
 from sde_diffusion.core.kernel import match
-from sde_diffusion.likelihood.bounds import Chain
+from sde_diffusion.likelihood.discrete import Chain
 from sde_diffusion.objectives.losses import WEIGHTINGS
 from tests.golden.reference import ReplayedNoise
 from tests.proofs.cases import MIXTURES, PROCESSES, generator
@@ -245,7 +245,7 @@ def test_l_vlb_is_the_bound(variance: str, monkeypatch: pytest.MonkeyPatch) -> N
     levels, x = len(CHAIN), X0[:5]
     noise = torch.randn(levels, *x.shape, generator=generator(1), dtype=torch.float64)
     # The bound is evaluated from noise to data, and the loss one level after the other.
-    monkeypatch.setattr(import_module("sde_diffusion.likelihood.bounds"), "randn", ReplayedNoise(noise.flip(0)))
+    monkeypatch.setattr(import_module("sde_diffusion.likelihood.discrete"), "randn", ReplayedNoise(noise.flip(0)))
     denoiser = Leaves(0.9 * x, 0.0 * x + 0.3)
     bound = sd.elbo(denoiser, GREY[:5], sd.DiscreteVP.cosine(30), variance=variance, dtype=torch.float64)
     each = [

@@ -11,7 +11,7 @@ from scipy.stats import kstest
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.core.grids import logsnr_ends
+from sde_diffusion.core.spacings import logsnr_ends
 from sde_diffusion.objectives.times import HISTORY, TIME_SAMPLERS, UNIFORM_SHARE, LossAware
 from tests.proofs.cases import MIXTURES, PROCESSES, generator
 

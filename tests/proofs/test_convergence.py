@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.core.grids import Node
+from sde_diffusion.core.grid import Node
 from tests.proofs.cases import MIXTURES, PROCESSES, ROWS, generator, in_turn, quick_denoiser, run, slope
 
 STEPS = {1: (100, 200, 400), 2: (50, 100, 200), 3: (200, 400, 800), 4: (200, 400, 800)}

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 import sde_diffusion as sd
-from sde_diffusion.core.grids import logsnr_ends
 from sde_diffusion.core.kernel import Kernel, match
-from sde_diffusion.likelihood.bounds import CDFS
+from sde_diffusion.core.spacings import logsnr_ends
+from sde_diffusion.likelihood.decoder import CDFS
 from tests.golden.reference import ReplayedNoise
 from tests.proofs.cases import MIXTURES, PROCESSES, generator, quick_denoiser
 
@@ -407,7 +407,7 @@ def test_some_terms_stand_for_all() -> None:
 
 
 def replayed(monkeypatch: pytest.MonkeyPatch, noise: Tensor) -> None:
-    monkeypatch.setattr(import_module("sde_diffusion.likelihood.bounds"), "randn", ReplayedNoise(noise))
+    monkeypatch.setattr(import_module("sde_diffusion.likelihood.discrete"), "randn", ReplayedNoise(noise))
 
 
 def test_draws_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:

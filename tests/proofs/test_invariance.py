@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.core.grids import Node
+from sde_diffusion.core.grid import Node
 from tests.proofs.cases import MIXTURES, PROCESSES, ROWS, SDES, generator, quick_denoiser
 from tests.proofs.cases import run as run_row
 

@@ -2,7 +2,7 @@
 
 The reference is scipy's DOP853 at 1e-10 on the probability flow in its original variable, with the score and x0_hat of
 a mixture in closed form, in numpy. It shares with the toolkit the schedules and their rates alone (tested in
-tests/core/test_sde.py):
+tests/core/test_processes.py):
 
     dx/dt = alpha' x0_hat - (sigma^2)'/2 score(x)          (Song et al. 2021, equation 13, finite where alpha = 0)
     dy/dlog s = -s^2 score(y; s),  y = x/alpha, s = sigma/alpha     (Karras et al. 2022, equation 1)

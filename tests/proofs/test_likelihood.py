@@ -336,7 +336,7 @@ def test_exact_trace_of_a_mixture_is_batched_in_parts_of_any_size(
         return grad(*arguments, **named)
 
     monkeypatch.setattr(torch.autograd, "grad", watched)
-    monkeypatch.setattr(sd.likelihood, "ROWS_AT_ONCE", at_once)
+    monkeypatch.setattr(sd.likelihood.flow, "ROWS_AT_ONCE", at_once)
     x = mixture.sample(3, generator=generator(1))
     out = sd.log_likelihood(mixture.denoiser(), x, sde, divergence="exact", rtol=1e-7)
     assert marginal_gap(out, x, mixture, sde) < 1e-5

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.core.grids import Node
+from sde_diffusion.core.grid import Node
 from sde_diffusion.core.noise import randn
 from tests.proofs.cases import MIXTURES, PROCESSES, ROWS, generator, quick_denoiser, run, slope
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import sde_diffusion as sd
-from sde_diffusion.core.grids import GRIDS, has_ends, logsnr_ends
+from sde_diffusion.core.grids import GRIDS, has_ends
 from sde_diffusion.core.kernel import match
 from sde_diffusion.core.prediction import PREDICTIONS
-from sde_diffusion.denoisers.denoiser import LABELS
+from sde_diffusion.core.spacings import logsnr_ends
+from sde_diffusion.denoisers.c_noise import C_NOISES
 from tests.proofs.cases import MIXTURES, SAMPLERS, generator, quick_denoiser, run
 from tests.proofs.test_moments import deviation
 
@@ -143,5 +144,5 @@ def test_a_pair_that_is_blind_there(prediction: str) -> None:
 def test_labels_that_count_levels() -> None:
     for label in ("index", "nearest_index"):
         torch.testing.assert_close(
-            LABELS[label](ZERO, ZERO.times), torch.arange(LEVELS, dtype=torch.float64), rtol=0.0, atol=1e-7
+            C_NOISES[label](ZERO, ZERO.times), torch.arange(LEVELS, dtype=torch.float64), rtol=0.0, atol=1e-7
         )

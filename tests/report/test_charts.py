@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sde_diffusion.core.errors import UserError
-from sde_diffusion.report import charts
+from sde_diffusion.report import charts, palette
 from sde_diffusion.report.cells import estimate, labels
 from tests.report.synthetic import EMPTY, FAILED
 
@@ -63,7 +63,7 @@ def contrast(a: str, b: str) -> float:
 @pytest.mark.parametrize("vision", VISION)
 def test_any_two_colours_differ_to_any_eye(vision: str, dark: bool) -> None:
     """A distance of 0.06 in OKLab is about three times what is just noticeable side by side."""
-    seen = [(linear(pair[dark]) @ VISION[vision].T).clip(0, 1) for pair in charts.PALETTE.values()]
+    seen = [(linear(pair[dark]) @ VISION[vision].T).clip(0, 1) for pair in palette.PALETTE.values()]
     lab = np.cbrt(np.stack(seen) @ TO_LMS.T) @ TO_LAB.T
     distances = [float(np.linalg.norm(a - b)) for a, b in itertools.combinations(lab, 2)]
     assert min(distances) > (0.1 if vision == "normal" else 0.06)
@@ -72,12 +72,12 @@ def test_any_two_colours_differ_to_any_eye(vision: str, dark: bool) -> None:
 @pytest.mark.parametrize("dark", [False, True])
 def test_every_colour_stands_out_from_its_paper(dark: bool) -> None:
     """3 : 1 for graphics and 4.5 : 1 for text, as WCAG 2.1 asks (1.4.11, 1.4.3)."""
-    assert min(contrast(pair[dark], charts.PAPER[dark]) for pair in charts.PALETTE.values()) > 3.0
-    assert min(contrast(ink, charts.PAPER[dark]) for ink in charts.INK[dark][:2]) > 4.5
+    assert min(contrast(pair[dark], palette.PAPER[dark]) for pair in palette.PALETTE.values()) > 3.0
+    assert min(contrast(ink, palette.PAPER[dark]) for ink in palette.INK[dark][:2]) > 4.5
 
 
 def test_84_labels_have_84_marks() -> None:
-    assert len({(charts.colour(i), charts.colour(i, True), charts.shape(i)) for i in range(84)}) == 84
+    assert len({(palette.colour(i), palette.colour(i, True), palette.shape(i)) for i in range(84)}) == 84
 
 
 @pytest.mark.parametrize(
@@ -96,11 +96,11 @@ def test_ticks_are_round_numbers(low: float, high: float, log: bool, expected: l
     assert charts.ticks(low, high, log) == pytest.approx(expected)
 
 
-def layers(spec: charts.Spec, mark: str) -> list[dict[str, Any]]:
+def layers(spec: palette.Spec, mark: str) -> list[dict[str, Any]]:
     return [layer for layer in spec["layer"] if layer["mark"]["type"] == mark]
 
 
-def rows(spec: charts.Spec) -> list[dict[str, Any]]:
+def rows(spec: palette.Spec) -> list[dict[str, Any]]:
     return spec["datasets"][spec["data"]["name"]]
 
 
@@ -209,6 +209,6 @@ def test_a_picture_has_every_colour(report: dict[str, Any], dark: bool) -> None:
         wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         return counts[(abs(colours - wanted) <= 2).all(1)].sum() / counts.sum()
 
-    assert share(charts.PAPER[dark]) > 0.8
+    assert share(palette.PAPER[dark]) > 0.8
     for index in range(len(labels(report))):
-        assert share(charts.colour(index, dark)) > 5e-5, index
+        assert share(palette.colour(index, dark)) > 5e-5, index

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from sde_diffusion.report.charts import colour
 from sde_diffusion.report.html import Film, comparison_html
+from sde_diffusion.report.palette import colour
 from tests.report.browser import launched, or_skip
 from tests.report.synthetic import SAMPLERS, synthetic_pictures, synthetic_report
 

@@ -16,7 +16,7 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from sde_diffusion.commands.likelihood import likelihood_text
+from sde_diffusion.pipelines.likelihood import likelihood_text
 from sde_diffusion.report.likelihood import Summary, captioned, histogram, summary
 from sde_diffusion.report.pictures import BORDER, PAPER, TILE, Picture, tiles
 

@@ -11,11 +11,15 @@ import torch
 from ml_collections import ConfigDict
 
 import sde_diffusion as sd
-from sde_diffusion import settings as build
 from sde_diffusion.core.grids import GRIDS, grid_options
+from sde_diffusion.core.options import checked_options
 from sde_diffusion.data import Dataset
+from sde_diffusion.denoisers.settings import PROCESS_BUILDERS
+from sde_diffusion.nets.building import build_network
 from sde_diffusion.samplers import SAMPLER_TABLE, SAMPLERS, sampler_options
-from sde_diffusion.storage.checkpoint import build_network
+from sde_diffusion.settings.root import Settings
+
+settings_of = Settings.from_config
 
 VARIANTS = [
     *("ddpmpp_cifar:deep", "ddpmpp_cifar:subvp", "ddpmpp_cifar:subvp,deep", "ncsnpp_cifar:deep"),
@@ -42,24 +46,24 @@ def stand_in(config: ConfigDict) -> Dataset:
 @cache
 def parameters(name: str) -> int:
     config = config_of(name)
-    spec = build.spec(config, stand_in(config))
+    spec = settings_of(config).spec(stand_in(config))
     with torch.device("meta"):
-        return sum(p.numel() for p in build_network(spec).parameters())
+        return sum(p.numel() for p in build_network(spec.network, spec.options).parameters())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_configuration_builds(name: str) -> None:
     config = config_of(name)
-    build.check(config)
-    spec = build.spec(config, stand_in(config))
+    settings_of(config).check()
+    spec = settings_of(config).spec(stand_in(config))
     assert sd.NetworkSpec.from_state(spec.state()).options == spec.options
     assert parameters(name) > 1000
-    for sampler, steps, options in build.gallery(config):
-        grid = build.grid(config, spec.process, steps, sampler)
+    for sampler, steps, options in settings_of(config).sampling.gallery_entries():
+        grid = settings_of(config).sampling.make_grid(spec.process, steps, sampler)
         assert grid.steps == steps and float(grid.times[0]) == 1.0
-        build.rehearse(config, sampler, steps, options)
-    for trial in build.trials(config):
-        build.rehearse(config, trial.sampler, trial.grid_steps, trial.options)
+        settings_of(config).dry_run(sampler, steps, options)
+    for trial in settings_of(config).compare.trials():
+        settings_of(config).dry_run(trial.sampler, trial.grid_steps, trial.options)
 
 
 def test_all_named_configurations_are_there() -> None:
@@ -104,26 +108,26 @@ def test_networks_take_their_own_options_only() -> None:
     with config.unlocked():
         config.model.options.block = 3
     with pytest.raises(sd.UserError, match="network 'songunet' has no option 'block'; did you mean 'blocks'"):
-        build.check(config)
+        settings_of(config).check()
     config = config_of("ddpmpp_cifar")
     config.training.augment = 1.5
     with pytest.raises(sd.UserError, match="probability"):
-        build.check(config)
+        settings_of(config).check()
     config = config_of("iddpm_cifar")
     config.training.augment = 0.1
     with pytest.raises(sd.UserError, match=r"'adm' is not: choose one of .*songunet"):
-        build.check(config)
+        settings_of(config).check()
 
 
 def test_ddpm_betas() -> None:
     """From 1e-4 to 0.02 in 1000 steps (Ho et al. 2020, section 4)."""
-    process = build.process(config_of("ddpm_cifar"))
+    process = settings_of(config_of("ddpm_cifar")).process.process()
     assert isinstance(process, sd.DiscreteVP) and len(process.betas) == 1000
     torch.testing.assert_close(process.betas[[0, -1]], torch.tensor([1e-4, 0.02], dtype=torch.float64))
 
 
 def test_configurations_share_one_set_of_keys() -> None:
-    """The options of samplers, grids and networks are those of each; `build.check` knows them."""
+    """The options of samplers, grids and networks are those of each; `Settings.check` knows them."""
 
     def keys(section: ConfigDict, prefix: str = "") -> set[str]:
         found: set[str] = set()
@@ -161,7 +165,7 @@ def test_values_that_cannot_be_used(key: str, value: object, says: str) -> None:
     section, name = key.split(".")
     config[section][name] = value
     with pytest.raises(sd.UserError, match=says):
-        build.check(config)
+        settings_of(config).check()
 
 
 SCHEMA = {"flag": False, "count": 2, "size": 0.5, "word": "a", "cap": None}
@@ -183,7 +187,7 @@ SCHEMA = {"flag": False, "count": 2, "size": 0.5, "word": "a", "cap": None}
     ],
 )
 def test_options_are_read_in_the_type_of_their_default(name: str, given: object, read: object) -> None:
-    (value,) = build.checked_options("sampler", "s", SCHEMA, {name: given}).values()
+    (value,) = checked_options("sampler", "s", SCHEMA, {name: given}).values()
     assert value == read and type(value) is type(read)
 
 
@@ -204,7 +208,7 @@ def test_options_are_read_in_the_type_of_their_default(name: str, given: object,
 )
 def test_options_of_another_type_are_refused(name: str, given: object, says: str) -> None:
     with pytest.raises(sd.UserError, match=f"option {name} of s must be {says}"):
-        build.checked_options("sampler", "s", SCHEMA, {name: given})
+        checked_options("sampler", "s", SCHEMA, {name: given})
 
 
 def test_every_option_has_a_type() -> None:
@@ -212,15 +216,17 @@ def test_every_option_has_a_type() -> None:
     for kind, owners, schema_of in (("sampler", SAMPLERS, sampler_options), ("grid", GRIDS, grid_options)):
         for owner in owners:
             schema = schema_of(owner)
-            assert build.checked_options(kind, owner, schema, schema) == schema
+            assert checked_options(kind, owner, schema, schema) == schema
             told = {name: str(default) for name, default in schema.items()}
-            assert build.checked_options(kind, owner, schema, told) == schema
+            assert checked_options(kind, owner, schema, told) == schema
 
 
 def test_gallery_options_may_hold_commas() -> None:
     config = config_of("base")
     config.sampling.gallery = ("lms:5:order=2,start=a,b,final_order=None",)
-    assert build.gallery(config) == [("lms", 5, {"order": 2, "start": "a,b", "final_order": None})]
+    assert settings_of(config).sampling.gallery_entries() == [
+        ("lms", 5, {"order": 2, "start": "a,b", "final_order": None})
+    ]
 
 
 def test_trials_are_samplers_by_budgets() -> None:
@@ -228,7 +234,7 @@ def test_trials_are_samplers_by_budgets() -> None:
     config = config_of("base")
     config.compare.samplers = ("ddim", "ddim::eta=1", "pc:7", "ode", "ode::rtol=1e-3", "ode:3:method=rk4", "ddim")
     config.compare.steps = (2, 4)
-    found = [(trial.label, trial.steps, trial.options) for trial in build.trials(config)]
+    found = [(trial.label, trial.steps, trial.options) for trial in settings_of(config).compare.trials()]
     assert found == [
         ("ddim", 2, {}),
         ("ddim", 4, {}),
@@ -239,7 +245,19 @@ def test_trials_are_samplers_by_budgets() -> None:
         ("ode rtol=0.001", None, {"rtol": 1e-3}),
         ("ode method=rk4", 3, {"method": "rk4"}),
     ]
-    assert [trial.grid_steps for trial in build.trials(config)] == [2, 4, 2, 4, 7, 2, 2, 2, 2, 2, 3]
+    assert [trial.grid_steps for trial in settings_of(config).compare.trials()] == [
+        2,
+        4,
+        2,
+        4,
+        7,
+        2,
+        2,
+        2,
+        2,
+        2,
+        3,
+    ]
 
 
 def test_adaptive_samplers_have_tolerances() -> None:
@@ -267,16 +285,16 @@ def test_comparisons_that_are_refused(key: str, value: object, says: str) -> Non
     config = config_of("base")
     config.compare[key] = value
     with pytest.raises(sd.UserError, match=says):
-        build.check(config)
+        settings_of(config).check()
 
 
-@pytest.mark.parametrize("process", build.PROCESS_BUILDERS)
+@pytest.mark.parametrize("process", PROCESS_BUILDERS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_rehearsal_accepts_what_can_be_sampled(sampler: str, process: str) -> None:
     config = config_of("base")
     config.process.name = process
     for steps in (1, 50):
-        build.rehearse(config, sampler, steps, {})
+        settings_of(config).dry_run(sampler, steps, {})
 
 
 @pytest.mark.parametrize(
@@ -293,14 +311,14 @@ def test_a_rehearsal_refuses_what_the_sampler_would(
 ) -> None:
     config = config_of("ddpm_cifar")
     with pytest.raises(sd.UserError, match=says):
-        build.rehearse(config, sampler, steps, options)
+        settings_of(config).dry_run(sampler, steps, options)
 
 
 def test_a_grid_that_cannot_be_laid_does_not_stop_a_training() -> None:
     config = config_of("ddpm_cifar")
     config.sampling.steps = 2000
     config.sampling.gallery = ("ddim",)
-    build.check(config)
+    settings_of(config).check()
 
 
 def test_the_automatic_grid_is_the_samplers_own() -> None:
@@ -308,33 +326,36 @@ def test_the_automatic_grid_is_the_samplers_own() -> None:
     config, process = config_of("vpsde_digits"), sd.VPSDE()
     assert config.sampling.grid == "auto"
     for sampler, entry in SAMPLER_TABLE.items():
-        found = build.grid(config, process, 12, sampler).times
+        found = settings_of(config).sampling.make_grid(process, 12, sampler).times
         assert torch.equal(found, sd.make_grid(process, 12, entry.grid or "uniform").times)
     assert {entry.grid for entry in SAMPLER_TABLE.values()} == {"", "logsnr"}
     config.process.name = "EDM"
-    assert build.grid_kind(config, "ddim") == "karras" and build.grid_kind(config, "unipc") == "logsnr"
+    assert [settings_of(config).sampling.grid_kind(s, sd.EDM()) for s in ("ddim", "unipc")] == ["karras", "logsnr"]
     config.sampling.grid = "karras"
-    assert torch.equal(build.grid(config, process, 12, "unipc").times, sd.make_grid(process, 12, "karras").times)
+    assert torch.equal(
+        settings_of(config).sampling.make_grid(process, 12, "unipc").times,
+        sd.make_grid(process, 12, "karras").times,
+    )
 
 
 def test_grid_options_and_snap_reach_the_grid() -> None:
     config = config_of("ddpm_cifar")
-    process = build.process(config)
+    process = settings_of(config).process.process()
     assert process.times is not None
     config.sampling.grid = "respaced"
     config.sampling.grid_options = ConfigDict({"sections": "10,10,5"})
-    grid = build.grid(config, process, 25, "ddim")
+    grid = settings_of(config).sampling.make_grid(process, 25, "ddim")
     assert torch.equal(grid.times, sd.make_grid(process, 25, "respaced", sections="10,10,5").times)
     config.sampling.grid, config.sampling.grid_options = "karras", ConfigDict()
-    assert not torch.isin(build.grid(config, process, 25, "ddim").times, process.times).all()
+    assert not torch.isin(settings_of(config).sampling.make_grid(process, 25, "ddim").times, process.times).all()
     config.sampling.snap = True
-    assert torch.isin(build.grid(config, process, 25, "ddim").times, process.times).all()
+    assert torch.isin(settings_of(config).sampling.make_grid(process, 25, "ddim").times, process.times).all()
     with pytest.raises(sd.UserError, match="levels of a discrete process"):
-        build.grid(config, sd.VPSDE(), 25, "ddim")
+        settings_of(config).sampling.make_grid(sd.VPSDE(), 25, "ddim")
 
 
 def test_a_network_that_does_not_fit_the_data() -> None:
     config = config_of("vpsde_toy2d")
     config.model.network = "unet"
     with pytest.raises(sd.UserError, match="choose 'mlp'"):
-        build.spec(config, stand_in(config))
+        settings_of(config).spec(stand_in(config))

@@ -1,4 +1,4 @@
-"""Checkpoints: bit-exact round trips, damage and kills at any moment, what is kept, and the formats before."""
+"""Checkpoints: bit-exact round trips, damage and kills at any moment, and what is kept."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from hashlib import sha256
@@ -24,16 +23,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimi
 
 import sde_diffusion as sd
 from sde_diffusion.data import DataTransform
-from sde_diffusion.storage.checkpoint import (
-    FOLDER,
-    Checkpoint,
-    build_network,
-    checkpoint_files,
-    load_weights,
-    outline,
-    read_checkpoint,
-    save_checkpoint,
-)
+from sde_diffusion.nets.building import build_network, load_weights
+from sde_diffusion.storage.checkpoint import FOLDER, Checkpoint, checkpoint_files, read_checkpoint, save_checkpoint
 from sde_diffusion.storage.files import sha256_of
 from tests.faults import deaths, recorded
 
@@ -53,6 +44,10 @@ def network_spec(process: sd.SDE) -> sd.NetworkSpec:
     return sd.NetworkSpec(process, prediction="eps", shape=(3,), network="mlp", options=options)
 
 
+def network(spec: sd.NetworkSpec) -> nn.Module:
+    return build_network(spec.network, spec.options)
+
+
 def adam(net: nn.Module) -> torch.optim.Adam:
     return torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.9, 0.98), fused=True)
 
@@ -70,7 +65,7 @@ def checkpoint(step: int, process: sd.SDE | None = None) -> Checkpoint:
     """A checkpoint that has something of everything."""
     torch.manual_seed(step)
     spec = network_spec(process or sd.VPSDE())
-    net, ema, power = (build_network(spec) for _ in range(3))
+    net, ema, power = (network(spec) for _ in range(3))
     optimizer = adam(net)
     train(net, optimizer, range(3))
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -137,7 +132,7 @@ def test_round_trip(process: sd.SDE, tmp_path: Path) -> None:
 
 def test_a_network_without_a_training(tmp_path: Path) -> None:
     """As imported ones are: no optimiser, no mean, no seed."""
-    weights = {"raw": build_network(network_spec(sd.VPSDE())).state_dict()}
+    weights = {"raw": network(network_spec(sd.VPSDE())).state_dict()}
     saved = Checkpoint(0, network_spec(sd.VPSDE()), DataTransform(None), weights, {}, {})
     save_checkpoint(tmp_path, saved, keep=1)
     found = read_checkpoint(tmp_path)
@@ -148,9 +143,9 @@ def test_an_optimiser_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     """Three steps, a checkpoint and three more, or six: equal weights and moments."""
     saved = checkpoint(1)
     save_checkpoint(tmp_path, saved, keep=1)
-    resumed, whole = (build_network(saved.spec) for _ in range(2))
+    resumed, whole = (network(saved.spec) for _ in range(2))
     torch.manual_seed(1)
-    whole.load_state_dict(build_network(saved.spec).state_dict())
+    whole.load_state_dict(network(saved.spec).state_dict())
     found = read_checkpoint(tmp_path)
     load_weights(resumed, found.weights["raw"])
     optimizer, reference = adam(resumed), adam(whole)
@@ -343,7 +338,7 @@ def test_a_later_format_is_not_passed_over(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     forged(checkpoint_files(folder)[-1], format=4)
-    with pytest.raises(sd.UserError, match=r"manifest\.json is of format 4; this release reads formats 1 to 3"):
+    with pytest.raises(sd.UserError, match=r"manifest\.json is of format 4; this release reads format 3"):
         read_checkpoint(folder)
 
 
@@ -354,7 +349,7 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
         sd.load(tmp_path)
     other = tmp_path / "other.pt"
     torch.save({"weights": torch.zeros(2)}, other)
-    with pytest.raises(sd.UserError, match="not a checkpoint of format 1 or 2; one of format 3 is a folder"):
+    with pytest.raises(sd.UserError, match="formats 1 and 2 are no longer read, and one of format 3 is a folder"):
         sd.load(other)
     (tmp_path / FOLDER / "step_000000009").mkdir(parents=True)
     with pytest.warns(UserWarning), pytest.raises(sd.UserError, match=r"step_000000009/manifest.json cannot be read"):
@@ -381,7 +376,7 @@ def test_one_that_is_removed_while_it_is_read(run: Path, tmp_path: Path, monkeyp
 # --- kills and full disks -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("present", ["none", "older ones", "one of that step", "a damaged one of that step", "a file"])
+@pytest.mark.parametrize("present", ["none", "older ones", "one of that step", "a damaged one of that step"])
 def test_a_kill_between_any_two_changes_of_the_disk(present: str, run: Path, tmp_path: Path) -> None:
     """Before or after, and never in between: what is read is whole, and the same save succeeds next time."""
     start, saved = tmp_path / "start", checkpoint(2)
@@ -395,12 +390,9 @@ def test_a_kill_between_any_two_changes_of_the_disk(present: str, run: Path, tmp
         save_checkpoint(start, former, keep=2)
     elif present == "a damaged one of that step":
         flipped(0.5)(newest / "optimizer.safetensors")
-    elif present == "a file":
-        shutil.rmtree(newest)
-        write_old(newest.with_suffix(".pt"), former)
     steps: dict[str, set[tuple[int, str]]] = {"before": set(), "after": {(2, "a title")}}
     if present != "none":
-        steps["before"] = {(2, "the former")} if present in ("one of that step", "a file") else {(1, "a title")}
+        steps["before"] = {(2, "the former")} if present == "one of that step" else {(1, "a title")}
     found, folder = [], tmp_path / "run"
     if start.exists():
         shutil.copytree(start, folder)
@@ -516,131 +508,18 @@ def test_a_damaged_one_costs_no_whole_one(tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path).step == 50
 
 
-# --- formats before -------------------------------------------------------------------------------------------
+# --- what is not read -----------------------------------------------------------------------------------------
 
 
-def write_old(path: Path, saved: Checkpoint, version: int = 2, **changes: Any) -> None:
-    """A file as formats 1 and 2 had it: two sets of weights, and an optimiser that numbers its parameters."""
-    parameters = dict(outline(saved.spec).named_parameters())
-    names = [name for name in saved.weights["raw"] if name in parameters]
-    number = {name: i for i, name in enumerate(names)}
-    state = {
-        "format": version,
-        "step": saved.step,
-        "spec": saved.spec.state(),
-        "transform": saved.transform.to_state(),
-        "network": saved.weights["raw"],
-        "ema": saved.weights["ema"],
-        "optimizer": saved.optimizer
-        and {
-            "state": {number[name]: row for name, row in saved.optimizer["state"].items()},
-            "param_groups": [
-                {**g, "params": [number[n] for n in g["params"]]} for g in saved.optimizer["param_groups"]
-            ],
-        },
-        "random": saved.random,
-        "title": saved.title,
-        "classes": saved.classes,
-        "times": saved.times,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({**state, **changes}, path)
-
-
-def test_format_2_is_read_as_what_it_holds_today(tmp_path: Path) -> None:
-    saved = checkpoint(7)
-    path = tmp_path / FOLDER / "step_000000007.pt"
-    write_old(path, saved)
-    both = {name: saved.weights[name] for name in ("raw", "ema")}
-    expected = replace(saved, weights=both, config={}, progress={})
-    for place in (tmp_path, path):
-        assert same(content(read_checkpoint(place)), content(expected))
-    newer = save_checkpoint(tmp_path, replace(expected, step=8), keep=2)
-    assert checkpoint_files(tmp_path) == [path, newer]
-    newest = save_checkpoint(tmp_path, replace(expected, step=9), keep=2)
-    assert checkpoint_files(tmp_path) == [newer, newest] and len(list((tmp_path / FOLDER).iterdir())) == 2
-
-
-def test_an_optimiser_of_format_2_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    """It is the state dict of an optimiser under a schedule, as the training of that time saved it."""
-    torch.manual_seed(0)
-    net = build_network(network_spec(sd.VPSDE()))
-    optimizer = adam(net)
-    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    train(net, optimizer, range(4))
-    saved = replace(checkpoint(4), weights={"raw": net.state_dict(), "ema": net.state_dict()})
-    write_old(tmp_path / "old.pt", saved, optimizer=optimizer.state_dict())
-    found = read_checkpoint(tmp_path / "old.pt")
-    resumed = build_network(found.spec)
-    load_weights(resumed, found.weights["raw"])
-    again = adam(resumed)
-    set_optimizer_state_dict(resumed, again, found.optimizer, options=StateDictOptions(full_state_dict=True))
-    for trained, its in ((net, optimizer), (resumed, again)):
-        train(trained, its, range(4, 7))
-    assert same(resumed.state_dict(), net.state_dict())
-    assert same(again.state_dict()["state"], optimizer.state_dict()["state"])
-
-
-def test_a_damaged_file_of_format_2_is_named_and_passed_over(run: Path, tmp_path: Path) -> None:
-    """Cut, or with one byte flipped in any of the records that it consists of."""
+def test_a_former_format_is_no_longer_read(run: Path, tmp_path: Path) -> None:
+    """Nor is one passed over for an older checkpoint, from which a training would go on without a word."""
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     path = folder / FOLDER / "step_000000003.pt"
-    write_old(path, checkpoint(3))
-    data = path.read_bytes()
-    with zipfile.ZipFile(path) as archive:
-        contents = {info.filename: archive.read(info) for info in archive.infolist()}
-    places = [data.index(value) + len(value) // 2 for value in contents.values() if len(value) > 100]
-    flips = [data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :] for at in places]
-    for damaged in [*flips, b"", data[:-1], data[: len(data) // 2]]:
-        path.write_bytes(damaged)
-        with pytest.warns(UserWarning, match=f"^{path} .*; this checkpoint is passed over$"):
-            assert read_checkpoint(folder).step == 2
-    assert len(places) > 20
-    with pytest.raises(sd.UserError, match=f"^{path} "):
-        read_checkpoint(path)
-
-
-FORMER = {  # of two levels with one block each and attention on the second
-    "encoder.0.stages.0": "down.0",
-    "encoder.1.down.0.conv": "down.1.0",
-    "encoder.1.stages.0": "down.2",
-    "decoder.0.stages.0": "up.0",
-    "decoder.0.stages.1": "up.1",
-    "decoder.0.up.0.conv": "up.1.3",  # after a block, attention and a layer without weights
-    "decoder.1.stages.0": "up.2",
-    "decoder.1.stages.1": "up.3",
-    "head.norm": "head.0",
-    "head.conv": "head.2",
-}
-
-
-def test_a_unet_of_format_1_is_read_under_todays_names(tmp_path: Path) -> None:
-    """Its weights, and the optimiser's moments, which it numbered in the order of its own parameters."""
-    options = {"in_channels": 1, "image_size": 4, "channels": 8, "multipliers": [1, 2], "blocks": 1}
-    options["attention_resolutions"] = [2]
-    spec = sd.NetworkSpec(sd.VPSDE(), shape=(1, 4, 4), network="unet", options=options)
-    net = build_network(spec)
-    weights = net.state_dict()
-    names = {key: key for key in weights}
-    for key in weights:
-        for new, old in FORMER.items():
-            if key.startswith(new + "."):
-                names[key] = old + key[len(new) :]
-    assert sum(names[key] != key for key in weights) > 40
-    former = {names[key]: weights[key] for key in sorted(weights)}
-    parameters = [key for key in sorted(weights) if key in dict(net.named_parameters())]
-    assert parameters != list(dict(net.named_parameters()))
-    optimizer = {
-        "state": {i: {"exp_avg": 2 * weights[key]} for i, key in enumerate(parameters)},
-        "param_groups": [{"params": list(range(len(parameters))), "lr": 0.1}],
-    }
-    saved = Checkpoint(3, spec, DataTransform(17), {"raw": former, "ema": former}, {}, {})
-    write_old(tmp_path / FOLDER / "step_000000003.pt", saved, 1, optimizer=optimizer)
-    assert same(sd.load(tmp_path).net.state_dict(), weights)
-    found = read_checkpoint(tmp_path).optimizer
-    assert same(found["state"], {key: {"exp_avg": 2 * weights[key]} for key in parameters})
-    assert found["param_groups"] == [{"params": parameters, "lr": 0.1}]
+    torch.save({"format": 2}, path)
+    for place in (folder, path):
+        with pytest.raises(sd.UserError, match=f"^{path} is a file; formats 1 and 2 are no longer read"):
+            read_checkpoint(place)
 
 
 class Hostile:
@@ -654,10 +533,10 @@ class Hostile:
 
 
 def test_loading_runs_no_code(run: Path, tmp_path: Path) -> None:
-    """Neither as a file of a former format, nor in place of a file of today's."""
+    """Neither from a file of a former format, nor in place of a file of today's."""
     path, mark = tmp_path / "hostile.pt", tmp_path / "mark"
     torch.save({"format": 1, "network": Hostile(mark)}, path)
-    with pytest.raises(sd.UserError, match="cannot be read"):
+    with pytest.raises(sd.UserError, match="no longer read"):
         sd.load(path)
     folder = tmp_path / "step_000000002"
     shutil.copytree(run / FOLDER / folder.name, folder)
@@ -667,18 +546,3 @@ def test_loading_runs_no_code(run: Path, tmp_path: Path) -> None:
     with pytest.raises(sd.UserError, match=f"{name} is no file of safetensors"):
         sd.load(folder)
     assert not mark.exists()
-
-
-# --- networks -------------------------------------------------------------------------------------------------
-
-
-def test_a_mismatch_names_the_keys() -> None:
-    net = build_network(network_spec(sd.VPSDE()))
-    weights = dict(net.state_dict())
-    first = sorted(weights)[0]
-    value = weights.pop(first)
-    weights["other.key"] = torch.zeros(1)
-    with pytest.raises(sd.UserError, match=rf"missing: {first} \(1\); not expected: other.key \(1\)"):
-        load_weights(net, weights)
-    with pytest.raises(sd.UserError, match="of another shape"):
-        load_weights(net, {**net.state_dict(), first: torch.zeros(*value.shape, 2)})

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_metrics_log import fill, small_disk
 
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.storage import shards as module
 from sde_diffusion.storage.shards import FORMATS, Shards
 from tests.faults import deaths, recorded
+from tests.runtime.test_metrics_log import fill, small_disk
 
 ROOT = Path(__file__).resolve().parents[2]
 PROTOCOL = {"sampler": "ddim", "seed": 3}

@@ -16,10 +16,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import run_lib
 import sde_diffusion as sd
 from configs import base, vpsde_digits
-from sde_diffusion import settings as build
 from sde_diffusion.nets import NETWORKS
+from sde_diffusion.settings.root import Settings
 from sde_diffusion.storage.checkpoint import read_checkpoint
 from tests.nets.contract import perturbed, randn
+
+settings_of = Settings.from_config
 
 TINY: dict[str, dict[str, Any]] = {
     "unet": {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,)},
@@ -42,7 +44,7 @@ def test_compiled_networks_are_one_graph_with_the_same_output_and_gradients(netw
     config = base.get_config()
     config.compile = "aot_eager"
     net, x, label = tiny(network), randn(3, 2, 8, 8).float(), torch.tensor([0.5, 3.0, 9.0])
-    compiled = build.compiled(config, net)
+    compiled = settings_of(config).compiled(net)
     assert compiled is not net and [*compiled.parameters()] == [*net.parameters()]
     counted = torch._dynamo.utils.counters
     counted.clear()
@@ -60,10 +62,10 @@ def test_compiled_networks_are_one_graph_with_the_same_output_and_gradients(netw
 def test_no_compiler_unless_it_is_named_and_an_unknown_one_is_refused() -> None:
     config = base.get_config()
     net = tiny("unet")
-    assert build.compiled(config, net) is net
+    assert settings_of(config).compiled(net) is net
     config.compile = "inducter"
     with pytest.raises(sd.UserError, match=r"unknown backend of torch\.compile 'inducter'; did you mean 'inductor'"):
-        build.compiled(config, net)
+        settings_of(config).compiled(net)
 
 
 def test_a_training_and_its_samples_are_the_same_behind_a_compiler(tmp_path: Path) -> None:
@@ -77,11 +79,11 @@ def test_a_training_and_its_samples_are_the_same_behind_a_compiler(tmp_path: Pat
         config.training.steps, config.training.batch_size, config.training.evaluate_every = 2, 8, 2
         config.training.held_out_batches = 1
         config.sampling.num_samples, config.sampling.steps = 2, 3
-        build.check(config)
+        settings_of(config).check()
         folder = tmp_path / (backend or "plain")
-        engine = build.engine(config)
-        run_lib.train(config, folder, engine)
-        run_lib.sample(config, folder, engine)
+        engine = settings_of(config).engine()
+        run_lib.train(settings_of(config), folder, engine)
+        run_lib.sample(settings_of(config), folder, engine)
         weights = read_checkpoint(folder).weights["raw"]
         images = np.load(folder / f"samples_{config.sampling.sampler}.npz")["images"].astype(int)
         found.append((weights, images))

@@ -14,10 +14,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import sde_diffusion as sd
 from configs import edm_cifar
-from sde_diffusion import settings as build
-from sde_diffusion.commands.training import Task, row_losses
 from sde_diffusion.data import DataTransform
-from sde_diffusion.denoisers.denoiser import NetworkDenoiser
+from sde_diffusion.denoisers.network import NetworkDenoiser
+from sde_diffusion.settings.root import Settings
+from sde_diffusion.training.losses import row_losses
+
+settings_of = Settings.from_config
 
 
 class Noting(nn.Module):
@@ -36,18 +38,22 @@ class Noting(nn.Module):
 
 def edm_config() -> ConfigDict:
     config = edm_cifar.get_config()
-    build.check(config)
+    settings_of(config).check()
     return config
 
 
 def loss_with(config: ConfigDict, *, learn: bool, pictures: Tensor) -> tuple[float, Noting]:
     net = Noting()
     spec = sd.NetworkSpec(
-        build.process(config), config.model.prediction, config.model.label, config.model.input_scale, shape=(3, 32, 32)
+        settings_of(config).process.process(),
+        config.model.prediction,
+        config.model.label,
+        config.model.input_scale,
+        shape=(3, 32, 32),
     )
-    task = Task.of(config, DataTransform(256), spec.process)
+    task = settings_of(config).task(DataTransform(256), spec, spec.process)
     rows, count = range(len(pictures)), len(pictures)
-    losses = row_losses(task, NetworkDenoiser(net, spec), (pictures, None), rows, count, 0, learn=learn)
+    losses = row_losses(task, NetworkDenoiser(net, spec), (pictures, {}), rows, count, 0, learn=learn)
     return float(losses.mean), net
 
 
@@ -74,7 +80,7 @@ def test_loss_of_a_silent_network_is_its_closed_form() -> None:
 def test_noise_levels_are_log_normal() -> None:
     """log sigma ~ N(-1.2, 1.2^2): four standard errors of 100,000 draws."""
     config = edm_config()
-    t, weight = build.times(config).draw(100_000, torch.Generator().manual_seed(2))
+    t, weight = settings_of(config).training.time_sampler(sd.EDM()).draw(100_000, torch.Generator().manual_seed(2))
     log_sigma = (config.process.sigma_max * t).log()
     assert float(log_sigma.mean()) == pytest.approx(-1.2, abs=4 * 1.2 / 100_000**0.5)
     assert float(log_sigma.std()) == pytest.approx(1.2, abs=4 * 1.2 / 200_000**0.5)

@@ -50,7 +50,8 @@ def commands(monkeypatch: pytest.MonkeyPatch, processes_made: int) -> Callable[.
     """Trainings by the flags of a command line, in this process; a signal is one that a file stands for."""
     import run_lib
     from configs import vpsde_digits
-    from sde_diffusion.commands import training
+    from sde_diffusion.settings.root import Settings
+    from sde_diffusion.training import run as training
 
     class Told:
         def __init__(self, stop: Path | None) -> None:
@@ -75,7 +76,9 @@ def commands(monkeypatch: pytest.MonkeyPatch, processes_made: int) -> Callable[.
 
         monkeypatch.setattr(training, "listening", listening)
         with pytest.raises(Preempted) if stop else torch.enable_grad():
-            run_lib.MODES["train"](config, Path(flags[flags.index("--workdir") + 1]), Engine("cpu"))
+            run_lib.MODES["train"](
+                Settings.from_config(config), Path(flags[flags.index("--workdir") + 1]), Engine("cpu")
+            )
 
     return command
 

@@ -12,12 +12,15 @@ from torch import Tensor
 
 import run_lib
 import sde_diffusion as sd
-from sde_diffusion import settings as build
 from sde_diffusion.data import toy2d
-from sde_diffusion.likelihood.bounds import GREY_LEVELS, Chain
-from sde_diffusion.objectives.losses import OBJECTIVES, Settings, objective
+from sde_diffusion.likelihood.decoder import GREY_LEVELS
+from sde_diffusion.likelihood.discrete import Chain
+from sde_diffusion.objectives.losses import OBJECTIVES, ObjectiveOptions, objective
+from sde_diffusion.settings.root import Settings, fresh_network
 from sde_diffusion.storage.checkpoint import read_checkpoint
 from tests.proofs.cases import generator
+
+settings_of = Settings.from_config
 
 TABLE = sd.DiscreteVP.cosine(25)
 
@@ -47,7 +50,7 @@ class Learned:
 def test_objectives_are_the_losses_of_their_names() -> None:
     x0 = torch.randint(0, 256, (25, 3), generator=generator(0)).double() / 127.5 - 1.0
     noise, t = torch.randn(25, 3, generator=generator(1), dtype=torch.float64), TABLE.times
-    settings, chain = Settings(weighting="v", vlb_weight=0.5, variance="learned"), Chain.of(TABLE)
+    settings, chain = ObjectiveOptions(weighting="v", vlb_weight=0.5, variance="learned"), Chain.of(TABLE)
     expected = {
         "score_matching": sd.denoising_score_matching(Learned(), TABLE, x0, t, noise, weighting="v"),
         "vlb": sd.variational_loss(Learned(), chain, x0, t, noise, variance="learned"),
@@ -80,16 +83,16 @@ def test_configurations_that_cannot_be_trained(name: str, changes: dict[str, obj
         section, _, last = key.partition(".")
         config[section][last] = value
     with pytest.raises(sd.UserError, match=says):
-        build.check(config)
+        settings_of(config).check()
 
 
 def test_a_learned_variance_doubles_the_channels_of_every_network() -> None:
-    data = build.data(tiny("iddpm_digits", 1)).train
+    data = settings_of(tiny("iddpm_digits", 1)).splits().train
     for network in ("unet", "mlp"):
         config = tiny("iddpm_digits", 1)
         config.model.network = network
-        spec = build.spec(config, data)
-        denoiser = sd.NetworkDenoiser(build.network(spec, 0), spec)
+        spec = settings_of(config).spec(data)
+        denoiser = sd.NetworkDenoiser(fresh_network(spec, 0), spec)
         x = torch.randn(2, 1, 8, 8, generator=generator(0))
         x0_hat, fraction = denoiser.moments(x, spec.process.kernel(0.5))
         assert fraction is not None and x0_hat.shape == fraction.shape == x.shape
@@ -106,7 +109,7 @@ def test_a_resumed_training_remembers_the_losses_of_each_level(tmp_path: Path) -
         return found
 
     for steps, folder in ((20, "whole"), (10, "halved"), (20, "halved")):
-        run_lib.train(config(steps), tmp_path / folder, build.engine(config(steps)))
+        run_lib.train(settings_of(config(steps)), tmp_path / folder, settings_of(config(steps)).engine())
     whole, halved = (read_checkpoint(tmp_path / name) for name in ("whole", "halved"))
     assert int(whole.times["seen"].min()) >= 10  # warm, so that the levels were drawn by their losses
     assert whole.weights.keys() == halved.weights.keys()
@@ -127,12 +130,12 @@ def test_likelihood_weighted_training_comes_near_the_truth(process: str, tmp_pat
     settings = {"steps": 400, "cooldown_steps": 300, "warmup_steps": 5, "sample_every": 0, "held_out_batches": 4}
     for key, value in (settings | {"weighting": "likelihood", "times": "importance"}).items():
         config.training[key] = value
-    run_lib.train(config, tmp_path, build.engine(config))
+    run_lib.train(settings_of(config), tmp_path, settings_of(config).engine())
     trained = read_checkpoint(tmp_path)
     truth = sd.GaussianMixture(toy2d.MIXTURE_MEANS, toy2d.MIXTURE_STDS, toy2d.MIXTURE_WEIGHTS).denoiser()
-    untrained = sd.NetworkDenoiser(build.network(trained.spec, config.seed), trained.spec)
-    x0 = build.data(config).test.samples
-    t, weight = build.times(config).draw(len(x0), generator(0))
+    untrained = sd.NetworkDenoiser(fresh_network(trained.spec, config.seed), trained.spec)
+    x0 = settings_of(config).splits().test.samples
+    t, weight = settings_of(config).training.time_sampler(trained.spec.process).draw(len(x0), generator(0))
     noise = torch.randn(x0.shape, generator=generator(1))
 
     def loss(denoiser: sd.Denoiser) -> float:

@@ -11,7 +11,7 @@ from torch.distributions import Normal
 
 import sde_diffusion as sd
 from sde_diffusion.core.errors import UserError
-from sde_diffusion.core.sde import process_from_state, process_state
+from sde_diffusion.core.processes import process_from_state, process_state
 from tests.proofs.cases import PROCESSES, generator
 
 TIMES = torch.linspace(0.0103, 0.9967, 61, dtype=torch.float64)

@@ -1,0 +1,75 @@
+"""What a training reads: the section "data" of a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+from sde_diffusion.core.errors import UserError
+from sde_diffusion.core.settings import Section, at_least, one_of, optional, setting
+from sde_diffusion.data import DATASETS, MEANS, DataOptions, Source, Splits, Stream, batches, load_splits
+
+
+@dataclass(frozen=True)
+class DataSettings(Section):
+    """The data set, how it is stored and how it is read."""
+
+    key: ClassVar[str] = "data"
+
+    dataset: str = setting(
+        "digits", "digits, mnist5k, toy2d, cifar10, folder or huggingface", one_of("data set", DATASETS)
+    )
+    root: str = setting("", "folder of the data (cifar10, folder)")
+    source: str = setting("auto", 'cifar10: "parquet", "huggingface" or "binary"; "auto" looks at the root')
+    name: str = setting("", "name of a data set on the Hugging Face hub")
+    image_size: int = setting(0, "pixels a side; 0 keeps the set's own", optional("the set's own"))
+    shape: str = setting("moons", 'toy2d: "moons", "checkerboard" or "mixture"')
+    size: int = setting(0, "toy2d: number of training points; 0 for its default")
+    flip: bool = setting(False, "random horizontal flips in training")
+    subtract_mean: str = setting(
+        "none", '"all": the mean of the training set; "class": of each class', one_of("mean to subtract", MEANS)
+    )
+    storage: str = setting("auto", '"memory", "mapped" or "streaming"; "auto" takes memory for sets below 2 GiB')
+    held_out: int = setting(0, "samples that are held out at most; 0 for all there are", optional("all"))
+    crop: str = setting("centre", 'or "random", from pictures that are decoded as they are read')
+    min_crop: float = setting(0.8, '"random": smallest side of the crop, as a share of the shorter side')
+    workers: int = setting(0, "processes that decode pictures (mapped, streaming)", optional("none"))
+    prefetch: int = setting(2, "batches that each of them is ahead", at_least(1))
+    shuffle_window: int = setting(4096, "streaming: pictures that are shuffled among one another", at_least(1))
+    corrupt_limit: float = setting(0.01, "share of unreadable pictures beyond which reading stops")
+    dequantize: bool = setting(False, "train on dequantised grey levels, the density that bits/dim is about")
+
+    def options(self, seed: int) -> DataOptions:
+        """What the loader of the set is told. Raises UserError for values that no set can be read with."""
+        names = {f.name for f in fields(DataOptions)} & {f.name for f in fields(self)}
+        return DataOptions(**{name: getattr(self, name) for name in names}, seed=seed)
+
+    def splits(self, seed: int) -> Splits:
+        """The training and the held-out set. Raises UserError as their loader does."""
+        splits = load_splits(self.dataset, self.options(seed))
+        if self.flip and splits.train.levels is None:
+            raise UserError(f"data.flip: {splits.train.title} holds vectors, which cannot be flipped left to right")
+        return splits
+
+    @contextmanager
+    def batches(
+        self, source: Source, size: int, seed: int, rows: range, start_step: int, state: Mapping[str, int] | None
+    ) -> Iterator[Stream]:
+        """The rows of every batch of `size` that are this process's, from a step on; state: of a stream there."""
+        stream = batches(
+            source,
+            size,
+            seed=seed,
+            start_step=start_step,
+            flip=self.flip,
+            part=slice(rows.start, rows.stop),
+            workers=self.workers,
+            prefetch=self.prefetch,
+            state=state,
+        )
+        try:
+            yield stream
+        finally:
+            stream.close()

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.core.packages import extra
+from sde_diffusion.runtime.ranks import everyones as everyones
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -30,14 +31,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 SHARDINGS = ("none", "full")
-EVERYONES = "all processes have met this"
 PATIENCE = timedelta(days=7)
 """How long a process waits for the others, which may have hours of samples to draw."""
-
-
-def process_number() -> int:
-    """This process's number among those that a launcher started; 0 without one."""
-    return int(os.environ.get("RANK", "0"))
 
 
 class Engine:
@@ -219,12 +214,6 @@ class Engine:
             raise everyones(outcome[1])
         found: T = outcome[0]
         return found
-
-
-def everyones(error: Exception) -> Exception:
-    """An error that every process raises, so that one of them need tell it."""
-    error.add_note(EVERYONES)
-    return error
 
 
 def whole(tensor: Tensor) -> Tensor:

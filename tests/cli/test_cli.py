@@ -199,8 +199,7 @@ def test_bad_requests_are_one_sentence(warm: Warm, flags: list[str], says: str, 
 
 
 def test_options_on_the_command_line_are_read_in_any_form() -> None:
-    sys.path.insert(0, str(ROOT))
-    from main import resolve_options
+    from sde_diffusion.commands.flags import resolve_options
 
     given = "main.py --sampler lms --sampler.order 2 -sampler.start=a=b --grid.shift -1 --config.sampling.options.x= 0"
     said = "main.py --sampler lms --option=order=2 --option=start=a=b --grid_option=shift=-1 --option=x= 0"

@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("settings", "report"),
     ("pipelines", "compare"),
     ("commands",),
-    ("configs", "run_lib", "main"),
+    ("configs", "run_lib", "__main__", "main"),
 )
 """The rooms of the package from the lowest layer up, and the modules at the top level (DESIGN.md, section 2)."""
 ROOMS = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}

@@ -1,0 +1,58 @@
+"""The table of what --mode may be. What a mode needs is imported when it is asked for.
+
+A new mode is a function (settings, folder, engine) in a file of this folder, and one line in MODES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sde_diffusion.runtime.engine import Engine
+    from sde_diffusion.settings.root import Settings
+
+    Mode = Callable[[Settings, Path, Engine], None]
+
+T = TypeVar("T")
+
+
+class Lazy(Mapping[str, T]):
+    """A table whose values are imported as they are looked up. places: "module:function" within the package."""
+
+    def __init__(self, places: Mapping[str, str]) -> None:
+        self.places = places
+
+    def __getitem__(self, name: str) -> T:
+        found: T = resolve_name(f"sde_diffusion.{self.places[name]}")
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+MODES: Lazy[Mode] = Lazy(
+    {
+        "all": "commands.everything:everything",
+        "train": "commands.training:train",
+        "sample": "commands.sampling:sample",
+        "edit": "commands.edit:edit",
+        "compare": "commands.compare:compare",
+        "likelihood": "commands.likelihood:likelihood",
+        "latents": "commands.latents:latents",
+        "evaluate": "commands.evaluation:evaluate",
+        "ema": "commands.evaluation:post_hoc",
+        "import": "commands.exchange:import_network",
+        "export": "commands.exchange:export_network",
+    }
+)
+"""Work on a run folder."""
+
+LISTINGS: Lazy[Callable[[], str]] = Lazy({"samplers": "commands.catalogue:catalogue"})
+"""Texts about the toolkit itself, without a configuration or a run."""

@@ -12,13 +12,15 @@
     sde-diffusion --config vpsde_digits --mode ema               averages of other lengths, from snapshots
     torchrun --nproc_per_node 8 -m sde_diffusion --config vpsde_cifar   the same, by several processes
     sde-diffusion --mode samplers                                the samplers and grids with their options
+    sde-diffusion --mode settings sampling                       every key of a section; without its name, of all
     sde-diffusion --config vpsde_cifar --config.training.batch_size=64 --config.data.root=FOLDER
 
-Any key of configs/base.py can be set by --config.SECTION.KEY=VALUE.
+Any setting can be changed by --config.SECTION.KEY=VALUE.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import sys
@@ -40,11 +42,13 @@ from sde_diffusion.training.guard import Preempted
 
 def run(argv: list[str]) -> None:
     """Carry out the command line."""
-    if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --, see --help")
     choose("mode", FLAGS.mode, dict.fromkeys((*MODES, *LISTINGS)))
-    if FLAGS.mode in LISTINGS:
-        return print(LISTINGS[FLAGS.mode]())
+    listing = LISTINGS.get(FLAGS.mode)
+    most = len(inspect.signature(listing).parameters) if listing else 0
+    if len(argv) - 1 > most:
+        raise UserError(f"unexpected argument {argv[1 + most]!r}; flags begin with --, see --help")
+    if listing:
+        return print(listing(*argv[1:]))
     config, name = chosen_config()
     apply_flags(config)
 
@@ -106,7 +110,7 @@ def parse(argv: list[str]) -> list[str]:
     except (AttributeError, KeyError, TypeError) as error:
         # ml_collections raises these for --config.KEY=VALUE, with the nearest key in the message.
         what = str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'")
-        sys.exit(explain(UserError(f"unknown configuration key {what} configs/base.py lists every key")))
+        sys.exit(explain(UserError(f"unknown configuration key {what} --mode settings lists every key")))
 
 
 def program() -> str:

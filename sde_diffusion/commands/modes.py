@@ -55,6 +55,6 @@ MODES: Lazy[Mode] = Lazy(
 """Work on a run folder."""
 
 LISTINGS: Lazy[Callable[..., str]] = Lazy(
-    {"samplers": "commands.catalogue:catalogue", "settings": "commands.catalogue:settings_text"}
+    {"samplers": "commands.catalogue:catalogue", "settings": "commands.settings:settings_text"}
 )
 """Texts about the toolkit itself, without a configuration or a run, of what further arguments name."""

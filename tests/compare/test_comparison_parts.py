@@ -70,7 +70,7 @@ def test_a_film_shows_x_in_units_of_its_spread(tmp_path: Path) -> None:
     x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     seen = [Seen(3 * i, kernel.sigma * x, 0.1 * i + 0 * x, kernel) for i, kernel in enumerate(kernels)]
     model = Model(lambda labels: sd.EmpiricalDenoiser(x), sde, (2,), DataTransform(None))
-    write_trajectory(tmp_path / "film.npz", model, Drawn(x, None, 7, seen))
+    write_trajectory(tmp_path / "film.npz", model, Drawn(x, {}, 7, seen))
     with np.load(tmp_path / "film.npz") as film:
         for shown, kernel in zip(film["x"], kernels, strict=True):
             sigma = float(kernel.sigma)

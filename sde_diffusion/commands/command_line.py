@@ -31,12 +31,13 @@ from pathlib import Path
 from absl import app
 
 from sde_diffusion.commands import flags as own
-from sde_diffusion.commands.configurations import name_bundled, resolve_config
+from sde_diffusion.commands.configurations import chosen_config, name_bundled, resolve_config
 from sde_diffusion.commands.flags import FLAGS, resolve_options
 from sde_diffusion.commands.modes import LISTINGS, MODES
-from sde_diffusion.commands.request import apply_flags, chosen_config
+from sde_diffusion.commands.request import apply_flags
+from sde_diffusion.commands.words import explain, program, sentence
 from sde_diffusion.core.errors import UserError, choose
-from sde_diffusion.runtime.ranks import EVERYONES, everyones, process_number
+from sde_diffusion.runtime.ranks import everyones, process_number
 from sde_diffusion.training.guard import Preempted
 
 
@@ -72,22 +73,6 @@ def run(argv: list[str]) -> None:
         MODES[FLAGS.mode](settings, Path(FLAGS.workdir or f"runs/{name}"), engine)
 
 
-def explain(error: BaseException) -> int:
-    """One sentence on the screen, by one of several processes if all of them have it to tell; the exit code."""
-    number, shared = process_number(), EVERYONES in getattr(error, "__notes__", ())
-    if not (number and shared):
-        who = f" (process {number})" if number else ""
-        print(f"error{who}: {' '.join(str(error).split())}", file=sys.stderr)
-    return 1
-
-
-def sentence(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-) -> str:
-    """A warning without the place in the code."""
-    return f"warning: {message}\n"
-
-
 def main(argv: list[str]) -> None:
     """The entry point of absl, with the errors and warnings that are meant for a person as one sentence."""
     warnings.formatwarning = sentence
@@ -111,12 +96,6 @@ def parse(argv: list[str]) -> list[str]:
         # ml_collections raises these for --config.KEY=VALUE, with the nearest key in the message.
         what = str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'")
         sys.exit(explain(UserError(f"unknown configuration key {what} --mode settings lists every key")))
-
-
-def program() -> str:
-    """How a person called this program."""
-    name = Path(sys.argv[0]).name
-    return "python -m sde_diffusion" if name == "__main__.py" else f"python {name}" if name.endswith(".py") else name
 
 
 def cli() -> None:

@@ -77,3 +77,14 @@ def resolve_options(argv: list[str]) -> list[str]:
                 raise UserError(f"{argument} needs a value, as in {argument} VALUE")
         resolved.append(f"--{NAMED_OPTIONS[key]}={name}={value}")
     return resolved
+
+
+def split_entries(text: str) -> list[str]:
+    """Samplers with commas between them; a part OPTION=VALUE without a sampler's name belongs to the one before."""
+    found: list[str] = []
+    for part in text.split(","):
+        if found and "=" in part and ":" not in part:
+            found[-1] += f",{part}"
+        else:
+            found.append(part.strip())
+    return found

@@ -11,6 +11,8 @@ import json
 import re
 import runpy
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 

@@ -189,7 +189,6 @@ def write_trajectory(path: Path, model: Model, drawn: Drawn) -> None:
     content = io.BytesIO()
     np.savez_compressed(
         content,
-        allow_pickle=False,
         x=np.stack([shown_as(in_view(seen[i])) for i in picked]),
         x0_hat=np.stack([shown_as(seen[i].x0_hat) for i in picked]),
         captions=np.array([caption(seen[i]) for i in picked]),

@@ -43,7 +43,7 @@ def _write(path: Path, features: Features) -> None:
     if features.logits is not None:
         arrays["logits"] = features.logits.numpy()
     file = io.BytesIO()
-    np.savez(file, allow_pickle=False, **arrays)
+    np.savez(file, **arrays)
     write_aside(path, file.getvalue())
 
 

@@ -72,7 +72,7 @@ def _span(indices: range, suffix: str) -> str:
 
 def _to_npz(indices: range, kind: str, samples: Array) -> Iterator[Part]:
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **{kind: samples})
+    np.savez(buffer, **{kind: samples})  # NumPy before 2.2 would store allow_pickle as one more array
     yield Part(_span(indices, "npz"), indices[0], indices[-1], buffer.getvalue())
 
 

@@ -3,6 +3,7 @@
 A new public name is one line here.
 """
 
+from sde_diffusion import compare as compare
 from sde_diffusion import core as core
 from sde_diffusion import data as data
 from sde_diffusion import denoisers as denoisers
@@ -11,9 +12,11 @@ from sde_diffusion import likelihood as likelihood
 from sde_diffusion import metrics as metrics
 from sde_diffusion import nets as nets
 from sde_diffusion import objectives as objectives
+from sde_diffusion import pipelines as pipelines
 from sde_diffusion import report as report
 from sde_diffusion import runtime as runtime
 from sde_diffusion import samplers as samplers
+from sde_diffusion import settings as settings
 from sde_diffusion import solvers as solvers
 from sde_diffusion import storage as storage
 from sde_diffusion import training as training

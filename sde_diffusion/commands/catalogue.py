@@ -1,4 +1,4 @@
-"""The samplers, grids and settings that there are, as tables."""
+"""The samplers and the grids that there are, with their options, as tables."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from sde_diffusion.core.errors import choose
 from sde_diffusion.core.grids import GRIDS, grid_options
 from sde_diffusion.report.table import table
 from sde_diffusion.report.wrap import wrapped
 from sde_diffusion.samplers import SAMPLER_TABLE, sampler_options
-from sde_diffusion.settings.root import Settings
 
 
 def _listed(options: Mapping[str, Any]) -> str:
@@ -59,16 +57,3 @@ def catalogue() -> str:
             table(wrapped(grid_rows(), {"options": 30, "nodes": 72})),
         ]
     )
-
-
-def settings_text(section: str = "") -> str:
-    """Every setting with its default and meaning, or those of a section. Raises UserError for an unknown section."""
-    rows = [
-        {"setting": key, "default": str(value) if value != "" else "''", "meaning": meaning}
-        for key, value, meaning in Settings().items()
-    ]
-    if section:
-        names = {row["setting"].partition(".")[0] for row in rows if "." in row["setting"]}
-        choose("section of the settings", section, dict.fromkeys(names))
-        rows = [row for row in rows if row["setting"].startswith(f"{section}.")]
-    return table(wrapped(rows, {"default": 24, "meaning": 64}))

@@ -12,13 +12,15 @@
     sde-diffusion --config vpsde_digits --mode ema               averages of other lengths, from snapshots
     torchrun --nproc_per_node 8 -m sde_diffusion --config vpsde_cifar   the same, by several processes
     sde-diffusion --mode samplers                                the samplers and grids with their options
+    sde-diffusion --mode settings sampling                       every key of a section; without its name, of all
     sde-diffusion --config vpsde_cifar --config.training.batch_size=64 --config.data.root=FOLDER
 
-Any key of configs/base.py can be set by --config.SECTION.KEY=VALUE.
+Any setting can be changed by --config.SECTION.KEY=VALUE.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import sys
@@ -29,22 +31,25 @@ from pathlib import Path
 from absl import app
 
 from sde_diffusion.commands import flags as own
-from sde_diffusion.commands.configurations import name_bundled, resolve_config
+from sde_diffusion.commands.configurations import chosen_config, name_bundled, resolve_config
 from sde_diffusion.commands.flags import FLAGS, resolve_options
 from sde_diffusion.commands.modes import LISTINGS, MODES
-from sde_diffusion.commands.request import apply_flags, chosen_config
+from sde_diffusion.commands.request import apply_flags
+from sde_diffusion.commands.words import explain, program, sentence
 from sde_diffusion.core.errors import UserError, choose
-from sde_diffusion.runtime.ranks import EVERYONES, everyones, process_number
+from sde_diffusion.runtime.ranks import everyones, process_number
 from sde_diffusion.training.guard import Preempted
 
 
 def run(argv: list[str]) -> None:
     """Carry out the command line."""
-    if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --, see --help")
     choose("mode", FLAGS.mode, dict.fromkeys((*MODES, *LISTINGS)))
-    if FLAGS.mode in LISTINGS:
-        return print(LISTINGS[FLAGS.mode]())
+    listing = LISTINGS.get(FLAGS.mode)
+    most = len(inspect.signature(listing).parameters) if listing else 0
+    if len(argv) - 1 > most:
+        raise UserError(f"unexpected argument {argv[1 + most]!r}; flags begin with --, see --help")
+    if listing:
+        return print(listing(*argv[1:]))
     config, name = chosen_config()
     apply_flags(config)
 
@@ -66,22 +71,6 @@ def run(argv: list[str]) -> None:
             silence.enter_context(redirect_stdout(silence.enter_context(open(os.devnull, "w"))))
             warnings.simplefilter("ignore")
         MODES[FLAGS.mode](settings, Path(FLAGS.workdir or f"runs/{name}"), engine)
-
-
-def explain(error: BaseException) -> int:
-    """One sentence on the screen, by one of several processes if all of them have it to tell; the exit code."""
-    number, shared = process_number(), EVERYONES in getattr(error, "__notes__", ())
-    if not (number and shared):
-        who = f" (process {number})" if number else ""
-        print(f"error{who}: {' '.join(str(error).split())}", file=sys.stderr)
-    return 1
-
-
-def sentence(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-) -> str:
-    """A warning without the place in the code."""
-    return f"warning: {message}\n"
 
 
 def main(argv: list[str]) -> None:
@@ -106,13 +95,7 @@ def parse(argv: list[str]) -> list[str]:
     except (AttributeError, KeyError, TypeError) as error:
         # ml_collections raises these for --config.KEY=VALUE, with the nearest key in the message.
         what = str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'")
-        sys.exit(explain(UserError(f"unknown configuration key {what} configs/base.py lists every key")))
-
-
-def program() -> str:
-    """How a person called this program."""
-    name = Path(sys.argv[0]).name
-    return "python -m sde_diffusion" if name == "__main__.py" else f"python {name}" if name.endswith(".py") else name
+        sys.exit(explain(UserError(f"unknown configuration key {what} --mode settings lists every key")))
 
 
 def cli() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sde_diffusion.compare.run import compared
+from sde_diffusion.compare.comparing import compared
 from sde_diffusion.runtime.engine import Engine
 from sde_diffusion.settings.root import Settings
 

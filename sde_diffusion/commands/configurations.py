@@ -7,11 +7,18 @@ file says `from configs import base`.
 from __future__ import annotations
 
 import inspect
+import json
+import re
 import runpy
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+from ml_collections import ConfigDict, config_flags
+
+from sde_diffusion.commands.flags import FLAGS
 from sde_diffusion.core.errors import UserError, choose, nearest
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -71,3 +78,24 @@ def resolve_config(argv: list[str]) -> list[str]:
         path = f"{file}{colon}{variants}"
         resolved[at] = f"{flag}={path}" if equals else path
     return resolved
+
+
+def chosen_config() -> tuple[ConfigDict, str]:
+    """The configuration and its name: of --config, or the one that the run folder holds, or for an import the base.
+
+    Raises UserError where there is none.
+    """
+    if FLAGS.config is not None:
+        path, _, variants = config_flags.get_config_filename(FLAGS["config"]).partition(":")
+        return FLAGS.config, "_".join([Path(path).stem, *filter(None, re.split(r"[\s,]+", variants))])
+    base: Callable[[], ConfigDict] = import_module("configs.base").get_config
+    stored = Path(FLAGS.workdir or "") / "config.json"
+    if FLAGS.workdir and stored.is_file():
+        config = base()
+        known = {name: value for name, value in json.loads(stored.read_text()).items() if name in config}
+        with config.unlocked():
+            config.update(known)
+        return config, Path(FLAGS.workdir).name
+    if FLAGS.mode == "import" or (FLAGS.workdir and (Path(FLAGS.workdir) / "checkpoints").is_dir()):
+        return base(), Path(FLAGS.path or "import").stem
+    raise UserError(f"--config is needed; {nearest('', config_names())}")

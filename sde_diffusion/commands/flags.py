@@ -28,7 +28,7 @@ flags.DEFINE_string(
     "mode",
     "all",
     f"What to do: {', '.join((*MODES, *LISTINGS))}. 'all' trains, samples, evaluates and compares; "
-    "'compare' puts samplers in one report; 'samplers' lists samplers and grids; "
+    "'compare' puts samplers in one report; 'samplers' lists samplers and grids, 'settings [SECTION]' every key; "
     "'edit' gives pictures noise and takes them back; "
     "'ema' makes averages of the weights of any length from the snapshots of a training; "
     "'import' takes a checkpoint of another code base, 'export' writes a folder of diffusers.",
@@ -77,3 +77,14 @@ def resolve_options(argv: list[str]) -> list[str]:
                 raise UserError(f"{argument} needs a value, as in {argument} VALUE")
         resolved.append(f"--{NAMED_OPTIONS[key]}={name}={value}")
     return resolved
+
+
+def split_entries(text: str) -> list[str]:
+    """Samplers with commas between them; a part OPTION=VALUE without a sampler's name belongs to the one before."""
+    found: list[str] = []
+    for part in text.split(","):
+        if found and "=" in part and ":" not in part:
+            found[-1] += f",{part}"
+        else:
+            found.append(part.strip())
+    return found

@@ -64,5 +64,7 @@ MODES: Lazy[Mode] = Lazy(
 )
 """Work on a run folder."""
 
-LISTINGS: Lazy[Callable[[], str]] = Lazy({"samplers": "commands.catalogue:catalogue"})
-"""Texts about the toolkit itself, without a configuration or a run."""
+LISTINGS: Lazy[Callable[..., str]] = Lazy(
+    {"samplers": "commands.catalogue:catalogue", "settings": "commands.settings:settings_text"}
+)
+"""Texts about the toolkit itself, without a configuration or a run, of what further arguments name."""

@@ -2,38 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Iterable
-from importlib import import_module
-from pathlib import Path
+from collections.abc import Iterable
 
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from sde_diffusion.commands.configurations import config_names
-from sde_diffusion.commands.flags import FLAGS
-from sde_diffusion.core.errors import UserError, nearest
-
-
-def chosen_config() -> tuple[ConfigDict, str]:
-    """The configuration and its name: of --config, or the one that the run folder holds, or for an import the base.
-
-    Raises UserError where there is none.
-    """
-    if FLAGS.config is not None:
-        path, _, variants = config_flags.get_config_filename(FLAGS["config"]).partition(":")
-        return FLAGS.config, "_".join([Path(path).stem, *filter(None, re.split(r"[\s,]+", variants))])
-    base: Callable[[], ConfigDict] = import_module("configs.base").get_config
-    stored = Path(FLAGS.workdir or "") / "config.json"
-    if FLAGS.workdir and stored.is_file():
-        config = base()
-        known = {name: value for name, value in json.loads(stored.read_text()).items() if name in config}
-        with config.unlocked():
-            config.update(known)
-        return config, Path(FLAGS.workdir).name
-    if FLAGS.mode == "import" or (FLAGS.workdir and (Path(FLAGS.workdir) / "checkpoints").is_dir()):
-        return base(), Path(FLAGS.path or "import").stem
-    raise UserError(f"--config is needed; {nearest('', config_names())}")
+from sde_diffusion.commands.flags import FLAGS, split_entries
+from sde_diffusion.core.errors import UserError
 
 
 def choose_named(section: ConfigDict, key: str, name: str | None, options: str, given: Iterable[str]) -> None:
@@ -121,14 +95,3 @@ def apply_lists(config: ConfigDict) -> None:
             raise UserError(f"--{flag} is for --mode compare, and the mode is {FLAGS.mode!r}")
         if given is not None:
             config.compare[key] = tuple(split_entries(given) if flag == "samplers" else given)
-
-
-def split_entries(text: str) -> list[str]:
-    """Samplers with commas between them; a part OPTION=VALUE without a sampler's name belongs to the one before."""
-    found: list[str] = []
-    for part in text.split(","):
-        if found and "=" in part and ":" not in part:
-            found[-1] += f",{part}"
-        else:
-            found.append(part.strip())
-    return found

@@ -46,7 +46,7 @@ SMALL = 32
 
 
 @dataclass(frozen=True, eq=False)
-class Film:
+class Trajectory:
     """A sampler's way from noise to data: strips of a few samples, [frames, h, w, 3], and a caption for each frame.
 
     Strips may have clear pixels, [frames, h, w, 4].
@@ -57,7 +57,7 @@ class Film:
     captions: list[str]
 
 
-def comparison_html(report: Report, strips: Mapping[str, Picture], films: Mapping[str, Film]) -> str:
+def comparison_html(report: Report, strips: Mapping[str, Picture], films: Mapping[str, Trajectory]) -> str:
     """The page of a comparison: charts that can be searched, samples side by side, the walks, every figure.
 
     strips: the first samples of cells in a row, [h, w, 3], or [h, w, 4] with clear pixels between them; square tiles
@@ -179,7 +179,7 @@ def data_uri(image: Picture) -> str:
     )
 
 
-def sprites(film: Film) -> dict[str, Any]:
+def sprites(film: Trajectory) -> dict[str, Any]:
     """A film as two images with its frames one below another."""
     frames, height, width = film.x.shape[:3]
     return {
@@ -221,7 +221,7 @@ def strip_rows(report: Report, strips: Mapping[str, Picture]) -> list[dict[str, 
     ]
 
 
-def film_rows(report: Report, films: Mapping[str, Film]) -> list[dict[str, Any]]:
+def film_rows(report: Report, films: Mapping[str, Trajectory]) -> list[dict[str, Any]]:
     """The cells that have films."""
     return [
         {"cell": cell, **shape_of(films[cell["id"]].x), "captions": films[cell["id"]].captions}

@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.compare.cells import write_film
-from sde_diffusion.compare.judging import bench, flow_distance
-from sde_diffusion.compare.subjects import oracle_subject
+from sde_diffusion.compare.evaluator import evaluator, flow_distance
+from sde_diffusion.compare.runs import write_trajectory
+from sde_diffusion.compare.variants import oracle_variant
 from sde_diffusion.data import DataTransform
 from sde_diffusion.denoisers.wrappers import Seen
 from sde_diffusion.metrics.classifier import RECIPE
@@ -70,7 +70,7 @@ def test_a_film_shows_x_in_units_of_its_spread(tmp_path: Path) -> None:
     x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     seen = [Seen(3 * i, kernel.sigma * x, 0.1 * i + 0 * x, kernel) for i, kernel in enumerate(kernels)]
     model = Model(lambda labels: sd.EmpiricalDenoiser(x), sde, (2,), DataTransform(None))
-    write_film(tmp_path / "film.npz", model, Drawn(x, None, 7, seen))
+    write_trajectory(tmp_path / "film.npz", model, Drawn(x, {}, 7, seen))
     with np.load(tmp_path / "film.npz") as film:
         for shown, kernel in zip(film["x"], kernels, strict=True):
             sigma = float(kernel.sigma)
@@ -85,11 +85,13 @@ def test_a_classifier_knows_nothing_of_the_test_split(tmp_path: Path, monkeypatc
     config = config_of("vpsde_digits")
     config.compare.cache = str(tmp_path)
     config.compare.bootstraps = 2
-    (subject,), _ = oracle_subject(settings_of(config_of("oracle_gmm")), torch.device("cpu"))
+    (variant,), _ = oracle_variant(settings_of(config_of("oracle_gmm")), torch.device("cpu"))
     stamps = []
     for split in ("train", "test"):
         config.compare.split = split
-        stamps.append(bench(settings_of(config), subject, settings_of(config).splits(), torch.device("cpu")).protocol)
+        stamps.append(
+            evaluator(settings_of(config), variant, settings_of(config).splits(), torch.device("cpu")).protocol
+        )
     assert stamps[0]["features"] == stamps[1]["features"] and stamps[0]["reference"] != stamps[1]["reference"]
     assert [stamp["reference"]["samples"] for stamp in stamps] == [1497, 300]
     assert len(list(tmp_path.glob("**/classifier-*"))) == 1

@@ -84,11 +84,11 @@ def program(*flags: str, does: bool) -> Callable[[], None]:
     """main.py with those flags. Where it does nothing it stops when all is read, before the mode begins."""
 
     import main  # here, so that the forks need not import it again
-    import run_lib
+    from sde_diffusion.commands import command_line
 
     def do() -> None:
         if not does:
-            run_lib.MODES.update(dict.fromkeys(run_lib.MODES, lambda config, folder, engine: None))
+            command_line.MODES = dict.fromkeys(command_line.MODES, lambda settings, folder, engine: None)
         sys.argv = ["main.py", *flags]
         main.cli()
 

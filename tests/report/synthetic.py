@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sde_diffusion.report.html import Film
+from sde_diffusion.report.html import Trajectory
 from sde_diffusion.report.pictures import Picture
 
 BUDGETS = (5, 10, 20, 50, 100)
@@ -194,11 +194,11 @@ def strip(images: NDArray[np.float64]) -> Picture:
     return np.repeat((255 * row.clip(0, 1)).round().astype(np.uint8)[..., None], 3, axis=2)
 
 
-def synthetic_pictures(report: Mapping[str, Any]) -> tuple[dict[str, Picture], dict[str, Film]]:
+def synthetic_pictures(report: Mapping[str, Any]) -> tuple[dict[str, Picture], dict[str, Trajectory]]:
     """A strip for every cell that did not fail, and a film for each label's cell of 20 steps."""
     data = digits(np.random.default_rng(0))
     strips: dict[str, Picture] = {}
-    films: dict[str, Film] = {}
+    films: dict[str, Trajectory] = {}
     for index, cell in enumerate(report["cells"]):
         if cell["failed"]:
             continue
@@ -209,7 +209,7 @@ def synthetic_pictures(report: Mapping[str, Any]) -> tuple[dict[str, Picture], d
             start, count = np.random.default_rng(1).normal(0.5, 0.45, data.shape), 6 + index % 7 * 3
             levels = np.linspace(1.0, 0.0, count)
             mean = np.broadcast_to(data.mean(0), data.shape)
-            films[cell["id"]] = Film(
+            films[cell["id"]] = Trajectory(
                 np.stack([strip(s * start + (1 - s) * end) for s in levels]),
                 np.stack([strip(s * mean + (1 - s) * end) for s in levels]),
                 [f"step {i} of {count - 1}, log-SNR {12 * i / (count - 1) - 6:.1f}" for i in range(count)],

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from sde_diffusion.report.html import Film, comparison_html
+from sde_diffusion.report.html import Trajectory, comparison_html
 from sde_diffusion.report.palette import colour
 from tests.report.browser import launched, or_skip
 from tests.report.synthetic import SAMPLERS, synthetic_pictures, synthetic_report
@@ -414,7 +414,7 @@ def test_colours_and_clear_pixels_survive(visit: Visit, tmp_path: Path) -> None:
         frames[..., 3] = 255 * (rng.random(frames.shape[:-1]) < 0.5)  # clear or not
         frames[frames[..., 3] == 0] = 0
     films = {
-        cell["id"]: Film(x, x0_hat, ["a", "b", "c"])
+        cell["id"]: Trajectory(x, x0_hat, ["a", "b", "c"])
         for cell, (x, x0_hat) in zip(report["cells"][2:4], (colours, greys))
     }
     path = tmp_path / "colour.html"

@@ -1,6 +1,6 @@
-"""The cells of a comparison: one sampler at one budget, drawn once and kept.
+"""The runs of a comparison: one sampler at one budget, drawn once and kept.
 
-A cell has a folder of its own, named after all that its samples depend on, so that another request finds it again, and
+A run has a folder of its own, named after all that its samples depend on, so that another request finds it again, and
 a kill costs no more than the batch that was being drawn:
 
     samples_<sampler>.npz and .json   the samples and their protocol, with the calls of the network and the seconds
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_diffusion.compare.subjects import Subject
+from sde_diffusion.compare.variants import Variant
 from sde_diffusion.core.conditions import rows_of
 from sde_diffusion.core.kernel import match
 from sde_diffusion.denoisers.wrappers import Seen
@@ -38,26 +38,26 @@ from sde_diffusion.storage.records import digest
 from sde_diffusion.storage.shards import Shards
 
 NUMERICS = 1
-"""Raised when a sampler's samples become others, so that kept cells are not mixed with new ones."""
+"""Raised when a sampler's samples become others, so that kept runs are not mixed with new ones."""
 FRAMES = 25
 POINTS = 2000
-"""Of a film: frames at most, and points where samples are vectors, which are shown as a density."""
+"""Of a trajectory: frames at most, and points where samples are vectors, which are shown as a density."""
 
 
 @dataclass(frozen=True, eq=False)
-class Cell:
-    """A sampler at one budget on one subject; `protocol` is all that its samples depend on."""
+class Run:
+    """A sampler at one budget on one variant; `protocol` is all that its samples depend on."""
 
-    subject: Subject
+    variant: Variant
     trial: Trial
     protocol: Mapping[str, Any]
     place: Path
     count: int
 
     @classmethod
-    def of(cls, settings: Settings, subject: Subject, trial: Trial, folder: Path) -> Cell:
-        """The cell of a trial, with its place below `folder`. Raises UserError for a grid that the process lacks."""
-        model, count = subject.model, settings.sampling.num_samples
+    def of(cls, settings: Settings, variant: Variant, trial: Trial, folder: Path) -> Run:
+        """The run of a trial, with its place below `folder`. Raises UserError for a grid that the process lacks."""
+        model, count = variant.model, settings.sampling.num_samples
         grid = settings.sampling.make_grid(model.sde, trial.grid_steps, trial.sampler)
         protocol = {
             **sampling_protocol(settings, model, trial.sampler, grid, trial.options),
@@ -68,11 +68,11 @@ class Cell:
             **({} if trial.steps else {"batch_size": settings.sampling.batch_size}),
         }
         budget = f"-{trial.steps}" if trial.steps else ""
-        return cls(subject, trial, protocol, folder / f"{trial.sampler}{budget}-{digest(protocol)}", count)
+        return cls(variant, trial, protocol, folder / f"{trial.sampler}{budget}-{digest(protocol)}", count)
 
     @property
     def name(self) -> str:
-        """Of the cell among all others."""
+        """Of the run among all others."""
         return self.place.name
 
     @property
@@ -81,13 +81,13 @@ class Cell:
         return self.place / f"samples_{self.trial.sampler}.json"
 
     @property
-    def film(self) -> Path:
+    def trajectory(self) -> Path:
         """Where what the sampler asked and was told is kept."""
         return self.place / "film.npz"
 
     @property
     def whole(self) -> bool:
-        """Whether its samples, its film and its ends are there, as they were written."""
+        """Whether its samples, its trajectory and its ends are there, as they were written."""
         if not self.manifest.is_file():
             return False
         files = {name: file["sha256"] for name, file in self.made()["files"].items()} | self.made()["beside"]
@@ -99,10 +99,10 @@ class Cell:
         """Draw its samples, unless they are there; progress is told under that name."""
         if engine.on_main(lambda: self.whole):
             return
-        model, trial, own = self.subject.model, self.trial, settings.sampling
+        model, trial, own = self.variant.model, self.trial, settings.sampling
         shards = Shards(self.place, trial.sampler, self.protocol)
-        if engine.on_main(lambda: self.manifest.exists() or not self.film.is_file()):
-            # The film is written before the first shard: without it, or damaged, nothing else is of use.
+        if engine.on_main(lambda: self.manifest.exists() or not self.trajectory.is_file()):
+            # The trajectory is written before the first shard: without it, or damaged, nothing else is of use.
             engine.on_main(lambda: shutil.rmtree(self.place, ignore_errors=True))
         drawing = Drawing(
             model,
@@ -122,7 +122,7 @@ class Cell:
     def _keep(self, ends: int, indices: range, drawn: Drawn) -> None:
         """Store what is wanted beside the samples of a batch."""
         if indices.start == 0:
-            write_film(self.film, self.subject.model, drawn)
+            write_trajectory(self.trajectory, self.variant.model, drawn)
         if indices.start < ends:
             write_array(self.place / f"ends-{indices.start:08d}.npy", drawn.x[: ends - indices.start].numpy())
 
@@ -130,7 +130,7 @@ class Cell:
         notes = shards.notes(self.count)
         seconds = sum(note["seconds"] for note in notes)
         made = {**made_by(engine), "nfe": max(note["nfe"] for note in notes), "seconds": round(seconds, 4)}
-        beside = {path.name: sha256_of(path) for path in (self.film, *self._ends())}
+        beside = {path.name: sha256_of(path) for path in (self.trajectory, *self._ends())}
         shards.finish(self.count, {**self.protocol, **made, "beside": beside})
 
     def made(self) -> dict[str, Any]:
@@ -146,7 +146,7 @@ class Cell:
     @property
     def classes(self) -> tuple[int, ...]:
         """The class of each sample; empty where samples have none."""
-        labels = self.subject.model.conditions(range(self.count)).get("labels")
+        labels = self.variant.model.conditions(range(self.count)).get("labels")
         return () if labels is None else tuple(labels.tolist())
 
     def _ends(self) -> list[Path]:
@@ -165,7 +165,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
     write_aside(path, content.getvalue())
 
 
-def write_film(path: Path, model: Model, drawn: Drawn) -> None:
+def write_trajectory(path: Path, model: Model, drawn: Drawn) -> None:
     """Store what a sampler asked and was told about the first samples, as it is shown.
 
     x is divided by the standard deviation that it would have if the data's were 1.
@@ -196,9 +196,9 @@ def write_film(path: Path, model: Model, drawn: Drawn) -> None:
     write_aside(path, content.getvalue())
 
 
-def converged(settings: Settings, subject: Subject, folder: Path) -> Tensor:
+def converged(settings: Settings, variant: Variant, folder: Path) -> Tensor:
     """Where the probability flow takes the first samples' noise, solved to compare.flow_rtol, [n, *D]; kept."""
-    own, model = settings.compare, subject.model
+    own, model = settings.compare, variant.model
     options = {"rtol": own.flow_rtol, "atol": own.flow_rtol}
     grid = settings.sampling.make_grid(model.sde, 2, "ode")
     protocol = {
@@ -218,7 +218,7 @@ def converged(settings: Settings, subject: Subject, folder: Path) -> Tensor:
     return torch.from_numpy(np.load(path, allow_pickle=False))
 
 
-def film_frames(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def trajectory_frames(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """What `write_film` has stored to be shown: x and x0_hat, [F, n, H, W, C] or [F, n, 2], and the captions."""
     with np.load(path, allow_pickle=False) as arrays:
         return arrays["x"], arrays["x0_hat"], [str(caption) for caption in arrays["captions"]]

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_diffusion.compare.cells import Cell, converged
-from sde_diffusion.compare.subjects import Subject
+from sde_diffusion.compare.runs import Run, converged
+from sde_diffusion.compare.variants import Variant
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.noise import seeded
 from sde_diffusion.core.packages import extra
@@ -62,7 +62,7 @@ LOGARITHMIC = ("frechet", "sliced_wasserstein", "energy", *MOMENTS)
 
 
 @dataclass(frozen=True, eq=False)
-class Bench:
+class Evaluator:
     """How samples are judged: by which figures, in the features of which network, beside which real samples."""
 
     names: tuple[str, ...]
@@ -99,8 +99,8 @@ class Bench:
         return {**moments, **judged, "flow_distance": FLOW}
 
 
-def bench(settings: Settings, subject: Subject, splits: Splits, device: torch.device) -> Bench:
-    """How the samples of a subject are judged. Raises UserError for features that the data do not allow."""
+def evaluator(settings: Settings, variant: Variant, splits: Splits, device: torch.device) -> Evaluator:
+    """How the samples of a variant are judged. Raises UserError for features that the data do not allow."""
     own, source = settings.compare, split_of(settings, splits)
     cache = cache_folder(settings)
     chosen = (
@@ -120,7 +120,7 @@ def bench(settings: Settings, subject: Subject, splits: Splits, device: torch.de
         "numerics": NUMERICS,
         "reference": {
             "data": source.title,
-            "split": own.split if subject.truth is None else "exact samples",
+            "split": own.split if variant.truth is None else "exact samples",
             "samples": len(real),
             "digest": digest(np.ascontiguousarray(real).tobytes()),
         },
@@ -135,7 +135,7 @@ def bench(settings: Settings, subject: Subject, splits: Splits, device: torch.de
         "flow": {"samples": own.flow_samples, "rtol": own.flow_rtol},
         "versions": {name: version(name) for name in ("torchmetrics", "scipy")},
     }
-    return Bench(names, chosen, found, subject.truth, judging, protocol)
+    return Evaluator(names, chosen, found, variant.truth, judging, protocol)
 
 
 def cache_folder(settings: Settings) -> Path:
@@ -154,16 +154,16 @@ def flow_distance(ends: np.ndarray, flow: Tensor) -> Score:
     return scored(distance, float(squares.std() / math.sqrt(count) / (2.0 * distance)) if distance else math.nan, 0.0)
 
 
-def figures_of(settings: Settings, cell: Cell, bench: Bench) -> dict[str, Any]:
-    """The figures of a cell's samples, kept beside them. Raises UserError where there is too little memory for them."""
-    path = cell.place / f"scores-{digest({**bench.protocol, 'files': cell.made()['files']})}.json"
+def figures_of(settings: Settings, run: Run, evaluator: Evaluator) -> dict[str, Any]:
+    """The figures of a run's samples, kept beside them. Raises UserError where there is too little memory for them."""
+    path = run.place / f"scores-{digest({**evaluator.protocol, 'files': run.made()['files']})}.json"
     if path.is_file():
         found: dict[str, Any] = json.loads(path.read_text())
         return found
-    with in_words("judging", cell.count):
-        scores = bench.scores(cell.samples(), cell.classes)
+    with in_words("judging", run.count):
+        scores = evaluator.scores(run.samples(), run.classes)
     try:
-        scores["flow_distance"] = flow_distance(cell.ends, converged(settings, cell.subject, cell.place.parent))
+        scores["flow_distance"] = flow_distance(run.ends, converged(settings, run.variant, run.place.parent))
     except UserError as error:  # the flow cannot be solved, or not now
         return plain_scores({**scores, "flow_distance": Score(None, reason=str(error))})
     write_json(path, plain_scores(scores))
@@ -191,10 +191,12 @@ def real_split(settings: Settings, source: Source) -> Dataset:
     return eight_bits(source, settings.compare.reference_samples or MOST)
 
 
-def baselines(bench: Bench, settings: Settings, subject: Subject, source: Source, folder: Path) -> list[dict[str, Any]]:
+def baselines(
+    evaluator: Evaluator, settings: Settings, variant: Variant, source: Source, folder: Path
+) -> list[dict[str, Any]]:
     """What the figures are of real samples and of noise: what there is to reach, and where all begins; kept."""
-    count, model = settings.sampling.num_samples, subject.model
-    path = folder / f"baselines-{digest({**bench.protocol, 'samples': count})}.json"
+    count, model = settings.sampling.num_samples, variant.model
+    path = folder / f"baselines-{digest({**evaluator.protocol, 'samples': count})}.json"
     if path.is_file():
         kept: list[dict[str, Any]] = json.loads(path.read_text())
         return kept
@@ -207,12 +209,12 @@ def baselines(bench: Bench, settings: Settings, subject: Subject, source: Source
     noisy = samples_of(stored(model.transform, noise, model.conditions(range(count))))
     try:
         with in_words("judging", count):
-            beside = replace(bench, real=bench.extractor(others))
+            beside = replace(evaluator, real=evaluator.extractor(others))
             scores = {
                 f"{len(some):,} real samples beside {len(others):,} others": beside.scores(some),
-                f"{count:,} of Gaussian noise": bench.scores(noisy),
+                f"{count:,} of Gaussian noise": evaluator.scores(noisy),
             }
-    except UserError as error:  # the report is worth more than what stands beside its cells
+    except UserError as error:  # the report is worth more than what stands beside its runs
         warnings.warn(f"there is nothing to compare the figures with: {error}", stacklevel=2)
         return []
     found = [{"label": label, "values": plain_scores(row)} for label, row in scores.items()]

@@ -23,7 +23,7 @@ ORACLE_SAMPLES = 10_000
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class Variant:
     """A model that samplers are compared on, its name beside others, and its exact distribution where it is known."""
 
     name: str
@@ -31,13 +31,13 @@ class Subject:
     truth: GaussianMixture | None = None
 
 
-def subjects(settings: Settings, folder: Path, engine: Engine) -> tuple[Settings, list[Subject], Splits]:
+def variants(settings: Settings, folder: Path, engine: Engine) -> tuple[Settings, list[Variant], Splits]:
     """What samplers are compared on, and the real samples that figures compare with.
 
     With them the configuration whose process and model are those of the network.
     """
     if settings.oracle.kind:
-        return settings, *oracle_subject(settings, engine.device)
+        return settings, *oracle_variant(settings, engine.device)
     settings, newest = trained_network(settings, folder, engine)
     own = settings.compare
     made = [name for name in own.weights if name not in newest.weights and own.checkpoints]
@@ -60,7 +60,7 @@ def subjects(settings: Settings, folder: Path, engine: Engine) -> tuple[Settings
                     + [f"step {step:,}"] * (len(own.checkpoints) > 1)
                     + [f"guidance {guidance:g}"] * (len(own.guidance) > 1)
                 )
-                found.append(Subject(name, trained_model(replace(settings, sampling=sampling), trained, engine.device)))
+                found.append(Variant(name, trained_model(replace(settings, sampling=sampling), trained, engine.device)))
     return settings, found, real_samples(settings, newest)
 
 
@@ -75,7 +75,7 @@ def real_samples(settings: Settings, trained: Checkpoint) -> Splits:
     return splits
 
 
-def oracle_subject(settings: Settings, device: torch.device) -> tuple[list[Subject], Splits]:
+def oracle_variant(settings: Settings, device: torch.device) -> tuple[list[Variant], Splits]:
     """A closed-form model under the configuration's process, and exact samples of it."""
     mixture = settings.oracle.mixture()
     title = f"{settings.oracle.kind} of {len(mixture.weights)} Gaussians in {mixture.means[0].numel()} dimensions"
@@ -94,4 +94,4 @@ def oracle_subject(settings: Settings, device: torch.device) -> tuple[list[Subje
         prior=settings.sampling.prior or None,
     )
     real = Dataset(exact.float(), None, None, (), title)
-    return [Subject("exact", model, mixture)], Splits(real, real)
+    return [Variant("exact", model, mixture)], Splits(real, real)

@@ -1,10 +1,10 @@
 """Every sampler at every budget, on the same weights and from the same noise, in one report.
 
-    compare/<cell>/       the samples of each cell, its film and its figures (cells.py)
+    compare/<cell>/       the samples of each run, its trajectory and its figures (cells.py)
     compare.json  compare.csv  compare.md  report.html  compare/*.png
 
 Cells that are there already are taken as they are, so that a comparison that was killed, or one with more samplers,
-costs what is missing. A cell that fails is marked with its reason, and the report is made of the others.
+costs what is missing. A run that fails is marked with its reason, and the report is made of the others.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from sde_diffusion.compare.cells import Cell
-from sde_diffusion.compare.files import write_report
-from sde_diffusion.compare.judging import Bench, baselines, bench, figures_of, split_of
-from sde_diffusion.compare.subjects import Subject, subjects
+from sde_diffusion.compare.evaluator import Evaluator, baselines, evaluator, figures_of, split_of
+from sde_diffusion.compare.report_files import write_report
+from sde_diffusion.compare.runs import Run
+from sde_diffusion.compare.variants import Variant, variants
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.grids import make_grid
 from sde_diffusion.core.noise import seeded
@@ -43,52 +43,55 @@ FILM_NFE = 20
 DENSITY_SIDE = 96
 
 
-def cell_row(cell: Cell, values: Mapping[str, Any], failed: str = "") -> dict[str, Any]:
+def row_of_run(run: Run, values: Mapping[str, Any], failed: str = "") -> dict[str, Any]:
     """What the report says of a cell."""
-    trial, entry = cell.trial, SAMPLER_TABLE[cell.trial.sampler]
-    made = {} if failed else cell.made()
+    trial, entry = run.trial, SAMPLER_TABLE[run.trial.sampler]
+    made = {} if failed else run.made()
     timing = {}
     if made:
         spent = made.pop("seconds")
-        timing = {"seconds": spent, "milliseconds_per_sample": round(1000.0 * spent / cell.count, 4)}
+        timing = {"seconds": spent, "milliseconds_per_sample": round(1000.0 * spent / run.count, 4)}
     return {
-        "id": cell.name,
+        "id": run.name,
         "sampler": trial.sampler,
         "label": trial.label,
-        "subject": cell.subject.name,
+        "subject": run.variant.name,
         "noise": entry.noise,
         "order": entry.order,
         "steps": trial.steps,
         "tolerance": None if trial.steps else trial.options.get("rtol"),
         "nfe": made.get("nfe"),
-        "samples": cell.count,
+        "samples": run.count,
         "values": values,
         "timing": timing,
         "failed": failed,
-        "protocol": made or dict(cell.protocol),
+        "protocol": made or dict(run.protocol),
     }
 
 
-def warned(settings: Settings, source: Source, bench: Bench) -> list[str]:
+def warned(settings: Settings, source: Source, evaluator: Evaluator) -> list[str]:
     """What a reader must know before comparing these figures with others."""
     found = []
-    for count, what in ((settings.sampling.num_samples, "samples a cell"), (len(bench.real.values), "real samples")):
+    for count, what in (
+        (settings.sampling.num_samples, "samples a cell"),
+        (len(evaluator.real.values), "real samples"),
+    ):
         if count < FEW:
             found.append(
                 f"{count:,} {what} are fewer than {FEW:,}: distances of so few are biased upwards, so that these "
                 "figures compare with one another, not with those of other numbers of samples"
             )
-    if source.levels and "frechet" in bench.names and bench.extractor.name != "inception":
+    if source.levels and "frechet" in evaluator.names and evaluator.extractor.name != "inception":
         found.append(
-            f"the features are those of the network {bench.extractor.name!r}, so a Fréchet distance here is not the "
-            "FID of papers, which is by Inception"
+            f"the features are those of the network {evaluator.extractor.name!r}, so a Fréchet distance here is not "
+            "the FID of papers, which is by Inception"
         )
     if "JPEG" in source.title:
         found.append(f"{source.title} holds JPEG copies: its figures do not compare with published ones")
     return found
 
 
-def flow_bits(settings: Settings, folder: Path, engine: Engine, subject: Subject) -> dict[str, Any]:
+def flow_bits(settings: Settings, folder: Path, engine: Engine, variant: Variant) -> dict[str, Any]:
     """Bits/dim of the network: those of results.json if they are of these weights, or computed now where they can be.
 
     Those of other weights or checkpoints than the run's usual ones are a matter of --mode likelihood.
@@ -97,7 +100,7 @@ def flow_bits(settings: Settings, folder: Path, engine: Engine, subject: Subject
     def known() -> dict[str, Any]:
         path = folder / "results.json"
         found = json.loads(path.read_text()).get("likelihood", {}) if path.exists() else {}
-        mine = found.get("weights_digest") == subject.model.protocol["weights_digest"]
+        mine = found.get("weights_digest") == variant.model.protocol["weights_digest"]
         return found if mine and found.get("split") == "test" else {}
 
     found, usual = engine.on_main(known), not (settings.compare.weights or settings.compare.checkpoints)
@@ -112,10 +115,10 @@ def flow_bits(settings: Settings, folder: Path, engine: Engine, subject: Subject
     return {name: {key: row.get(key) for key in kept} | shared for name, row in found.get("figures", {}).items()}
 
 
-def exact_bits(settings: Settings, subject: Subject, truth: GaussianMixture) -> dict[str, Any]:
+def exact_bits(settings: Settings, variant: Variant, truth: GaussianMixture) -> dict[str, Any]:
     """Bits/dim of exact samples of a closed-form model: by its density, and by the flow of its denoiser."""
-    x, sde = truth.sample(BITS_SAMPLES, generator=seeded(settings.seed, stream=BITS_STREAM)), subject.model.sde
-    flow = log_likelihood(subject.model.denoiser({}), x, sde, rtol=BITS_RTOL, divergence="exact", space="continuous")
+    x, sde = truth.sample(BITS_SAMPLES, generator=seeded(settings.seed, stream=BITS_STREAM)), variant.model.sde
+    flow = log_likelihood(variant.model.denoiser({}), x, sde, rtol=BITS_RTOL, divergence="exact", space="continuous")
     rows = {"exact density": (truth.log_prob(x), 0, 0.0), "ode": (flow.nats, flow.nfe, sde.t_likelihood)}
     found = {}
     for name, (nats, nfe, smallest_time) in rows.items():
@@ -132,59 +135,61 @@ def exact_bits(settings: Settings, subject: Subject, truth: GaussianMixture) -> 
 
 
 def compared(settings: Settings, folder: Path, engine: Engine) -> None:
-    """Draw and judge every cell that is missing, and write the report."""
+    """Draw and judge every run that is missing, and write the report."""
     trials = settings.compare.trials()
     if not trials:
         raise everyones(UserError("compare.samplers is empty; name some, as in --samplers ddim,dpmpp_2m,pc"))
     if settings.sampling.num_samples < 2:
         raise everyones(UserError("a comparison needs two samples a cell at least: --num_samples 500"))
-    settings, models, splits = subjects(settings, folder, engine)
-    place, judges = folder / "compare", list[Bench]()
-    cells = [Cell.of(settings, subject, trial, place) for subject in models for trial in trials]
+    settings, models, splits = variants(settings, folder, engine)
+    place, evaluators = folder / "compare", list[Evaluator]()
+    runs = [Run.of(settings, variant, trial, place) for variant in models for trial in trials]
     with ExitStack() as held:
 
         def prepare() -> None:
             held.enter_context(FolderLock(place, "compared"))
-            judges.append(bench(settings, models[0], splits, engine.device))
+            evaluators.append(evaluator(settings, models[0], splits, engine.device))
 
         engine.on_main(prepare)
-        for subject in models:
-            warm_up(subject)
-        rows = [row_of(settings, engine, cell, judges, f"{i} of {len(cells)}") for i, cell in enumerate(cells, 1)]
+        for variant in models:
+            warm_up(variant)
+        rows = [row_of(settings, engine, run, evaluators, f"{i} of {len(runs)}") for i, run in enumerate(runs, 1)]
         truth = models[0].truth
         bits = exact_bits(settings, models[0], truth) if truth else flow_bits(settings, folder, engine, models[0])
         if engine.main:
-            report = whole_report(settings, models, split_of(settings, splits), judges[0], rows, bits, engine, place)
-            write_report(folder, report, cells)
+            report = whole_report(
+                settings, models, split_of(settings, splits), evaluators[0], rows, bits, engine, place
+            )
+            write_report(folder, report, runs)
 
 
-def warm_up(subject: Subject) -> None:
-    """One evaluation, so that the first cell's time has no start of a GPU and no compilation in it."""
-    model = subject.model
-    with suppress(UserError), in_words("a first evaluation", 1):  # which the cells will tell of
+def warm_up(variant: Variant) -> None:
+    """One evaluation, so that the first run's time has no start of a GPU and no compilation in it."""
+    model = variant.model
+    with suppress(UserError), in_words("a first evaluation", 1):  # which the runs will tell of
         draw(model, "ddim", make_grid(model.sde, 1, "logsnr"), 0, range(1), {})
 
 
-def row_of(settings: Settings, engine: Engine, cell: Cell, judges: Sequence[Bench], place: str) -> dict[str, Any]:
-    """The row of a cell, which is drawn and judged if it has not been; what fails is told in the row.
+def row_of(settings: Settings, engine: Engine, run: Run, evaluators: Sequence[Evaluator], place: str) -> dict[str, Any]:
+    """The row of a run, which is drawn and judged if it has not been; what fails is told in the row.
 
     judges: of the main process, which judges for all.
     """
-    trial = cell.trial
+    trial = run.trial
     told = f"{trial.label}{f', {trial.steps} steps' if trial.steps else ''} ({place})"
     try:
-        cell.draw(settings, engine, told)
-        return engine.on_main(lambda: cell_row(cell, figures_of(settings, cell, judges[0])))
+        run.draw(settings, engine, told)
+        return engine.on_main(lambda: row_of_run(run, figures_of(settings, run, evaluators[0])))
     except UserError as error:
         warnings.warn(f"{told} fails: {error}", stacklevel=2)
-        return cell_row(cell, {}, str(error))
+        return row_of_run(run, {}, str(error))
 
 
 def whole_report(
     settings: Settings,
-    models: Sequence[Subject],
+    models: Sequence[Variant],
     source: Source,
-    judge: Bench,
+    judge: Evaluator,
     rows: Sequence[Mapping[str, Any]],
     bits: Mapping[str, Any],
     engine: Engine,
@@ -193,12 +198,12 @@ def whole_report(
     """The report as plain values; the clock decides what is under "timing", and which sampler is called the fastest."""
     model = models[0].model
     title = f"{model.protocol['data']} under {type(model.sde).__name__}"
-    subjects_named = ", ".join(subject.name for subject in models)
+    subjects_named = ", ".join(variant.name for variant in models)
     made = made_by(engine)
     report = {
         "title": title,
         "subtitle": f"{len({row['label'] for row in rows})} samplers from the same noise, seed {settings.seed}; "
-        f"{settings.sampling.num_samples:,} samples a cell; weights: {subjects_named}",
+        f"{settings.sampling.num_samples:,} samples a run; weights: {subjects_named}",
         "metrics": judge.described,
         "cells": list(rows),
         "baselines": baselines(judge, settings, models[0], source, place),
@@ -207,7 +212,7 @@ def whole_report(
         "protocol": {
             **{name: value for name, value in judge.protocol.items() if name != "versions"},
             "seed": settings.seed,
-            **{subject.name: dict(subject.model.protocol) for subject in models},
+            **{variant.name: dict(variant.model.protocol) for variant in models},
             **made,
             "versions": {**made["versions"], **judge.protocol["versions"]},
         },

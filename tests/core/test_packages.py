@@ -39,6 +39,20 @@ def test_the_table_of_extras_is_that_of_the_project() -> None:
     assert {name: set(own) for name, own in EXTRAS.items()} == {name: stated[name] for name in EXTRAS}
 
 
+def test_the_oldest_versions_that_were_run_are_the_lower_bounds() -> None:
+    optional = PROJECT["optional-dependencies"]
+    stated = [
+        *PROJECT["dependencies"],
+        *(line for name in ("data", "report", "train", "cli") for line in optional[name]),
+    ]
+    bounds = dict(line.split(">=") for line in stated if ">=" in line)
+    lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()
+    run = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert bounds.keys() == run.keys()
+    for name, bound in bounds.items():
+        assert f"{run[name]}.".startswith(f"{bound}."), f"{name}: {bound} is stated and {run[name]} was run"
+
+
 def imports(node: ast.AST, guard: str = "") -> Iterator[tuple[str, str, int]]:
     """Libraries that a tree imports, the extra in whose context, and the line; but those for type checkers."""
     if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":

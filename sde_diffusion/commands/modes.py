@@ -5,7 +5,7 @@ A new mode is a function (settings, folder, engine) in a file of this folder, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,21 +20,31 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Lazy(Mapping[str, T]):
-    """A table whose values are imported as they are looked up. places: "module:function" within the package."""
+class Lazy(MutableMapping[str, T]):
+    """A table whose values are imported as they are looked up. places: "module:function" within the package.
+
+    What is put into it later is kept as it is.
+    """
 
     def __init__(self, places: Mapping[str, str]) -> None:
-        self.places = places
+        self._entries: dict[str, str | T] = dict(places)
 
     def __getitem__(self, name: str) -> T:
-        found: T = resolve_name(f"sde_diffusion.{self.places[name]}")
+        entry = self._entries[name]
+        found: T = resolve_name(f"sde_diffusion.{entry}") if isinstance(entry, str) else entry
         return found
 
+    def __setitem__(self, name: str, value: T) -> None:
+        self._entries[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self._entries[name]
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self.places)
+        return iter(self._entries)
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self._entries)
 
 
 MODES: Lazy[Mode] = Lazy(

@@ -43,7 +43,7 @@ def _write(path: Path, features: Features) -> None:
     if features.logits is not None:
         arrays["logits"] = features.logits.numpy()
     file = io.BytesIO()
-    np.savez(file, **arrays)
+    np.savez(file, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
     write_aside(path, file.getvalue())
 
 

@@ -72,7 +72,8 @@ def _span(indices: range, suffix: str) -> str:
 
 def _to_npz(indices: range, kind: str, samples: Array) -> Iterator[Part]:
     buffer = io.BytesIO()
-    np.savez(buffer, **{kind: samples})  # NumPy before 2.2 would store allow_pickle as one more array
+    # Without allow_pickle, which NumPy before 2.2 would store as one more array.
+    np.savez(buffer, **{kind: samples})  # type: ignore[arg-type]
     yield Part(_span(indices, "npz"), indices[0], indices[-1], buffer.getvalue())
 
 

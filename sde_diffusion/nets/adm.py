@@ -64,7 +64,7 @@ class ADM(Backbone):
 
 
 class DhariwalUNet(Backbone):
-    """ADM as Karras et al. 2022 rebuilt it: with class rows after, and augmentation labels before, the label's layers.
+    """ADM as Karras et al. 2022 rebuilt it: with class rows after, and augmentation labels before, c_noise's layers.
 
     Attention has heads of 64 channels, and none where a level has fewer than 64 channels, as in its source. The
     defaults are those of ImageNet-64. Shapes and errors as those of `Backbone`.

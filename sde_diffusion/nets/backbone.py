@@ -238,13 +238,13 @@ class Layers:
 
 
 class Backbone(nn.Module):
-    """A convolutional network of (x, noise label, class) whose output starts at exactly zero.
+    """A convolutional network of (x, c_noise, class) whose output starts at exactly zero.
 
     channels: of the stem and of each level. attention: for each level, whether attention follows its blocks.
-    Shapes: x [B, in_channels, S, S], label [B], labels int64 [B] or None, augment_labels [B, n] or None ->
+    Shapes: x [B, in_channels, S, S], c_noise [B], labels int64 [B] or None, augment_labels [B, n] or None ->
     [B, out_channels, S, S] in channels_last. S is a multiple of 2^(levels - 1), image_size or another.
     Raises UserError for a size that the levels do not divide, heads that do not divide the channels, an unknown
-    choice in the design, and in forward for x, label or labels of another shape.
+    choice in the design, and in forward for x, c_noise or labels of another shape.
     """
 
     def __init__(
@@ -309,12 +309,12 @@ class Backbone(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from its stub
 
     def forward(
-        self, x: Tensor, label: Tensor, labels: Tensor | None = None, augment_labels: Tensor | None = None
+        self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augment_labels: Tensor | None = None
     ) -> Tensor:
         if x.ndim != 4 or x.shape[1] != self.shape[0] or x.shape[2] % self.factor or x.shape[3] % self.factor:
             sizes = f"height and width multiples of {self.factor}" if self.factor > 1 else "any height and width"
             raise UserError(f"x must have shape [B, {self.shape[0]}, H, W], {sizes}; got {list(x.shape)}")
-        c = self.conditioning(label, labels, len(x), augment_labels)
+        c = self.conditioning(c_noise, labels, len(x), augment_labels)
         x = x.to(memory_format=torch.channels_last)
         h: Tensor = self.stem(x)
         skips, pyramid = [h], x

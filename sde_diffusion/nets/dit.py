@@ -80,16 +80,16 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """A transformer of (x, noise label, class) over patches, whose output starts at exactly zero.
+    """A transformer of (x, c_noise, class) over patches, whose output starts at exactly zero.
 
     The image is cut into patches of patch x patch pixels, each one token, to which `depth` blocks apply. The
     defaults are DiT-S/2; (width, depth, heads) = (768, 12, 12), (1024, 24, 16) and (1152, 28, 16) make B, L
-    and XL. The label is a step, of about 0..1000. The paper has no dropout; here it acts in each block's MLP.
+    and XL. c_noise is a step, of about 0..1000. The paper has no dropout; here it acts in each block's MLP.
 
-    Shapes: x [B, in_channels, S, S] with S = image_size, label [B], labels int64 [B] (num_classes, or None
+    Shapes: x [B, in_channels, S, S] with S = image_size, c_noise [B], labels int64 [B] (num_classes, or None
     for all, means "no class") -> [B, out_channels, S, S], with out_channels = in_channels unless given.
     Raises UserError for a patch that does not divide the image_size, heads that do not divide the width, a
-    width that is not a multiple of 4, and in forward for x, label or labels of another shape.
+    width that is not a multiple of 4, and in forward for x, c_noise or labels of another shape.
     Source: Peebles & Xie 2023, section 3; the initialisation is that of its published code.
     """
 
@@ -138,10 +138,10 @@ class DiT(nn.Module):
         self.modulation = xavier(nn.Linear(width, 2 * width), gain=0.0)
         self.out = xavier(nn.Linear(width, patch**2 * out_channels), gain=0.0)
 
-    def forward(self, x: Tensor, label: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
         if x.shape[1:] != self.shape:
             raise UserError(f"x must have shape [B, {', '.join(map(str, self.shape))}]; got {list(x.shape)}")
-        c = self.conditioning(label, labels, len(x))
+        c = self.conditioning(c_noise, labels, len(x))
         patches = F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2)  # [B, N, in_channels patch^2]
         h: Tensor = self.stem(patches) + self.positions
         for block in self.blocks:

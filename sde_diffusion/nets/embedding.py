@@ -1,4 +1,4 @@
-"""From a noise label (a step, log sigma, ...) and an optional class to one vector a sample."""
+"""From c_noise (a step, log sigma, ...) and an optional class to one vector a sample."""
 
 import math
 from collections.abc import Callable
@@ -14,28 +14,28 @@ MAX_PERIOD = 10000.0  # Vaswani et al. 2017, section 3.5
 FREQUENCY_SEED = 0  # a constant, so that a network built again (or in another process) has the same features
 
 
-def positional(label: Tensor, dim: int, *, shift: int = 0, cosine_first: bool = False) -> Tensor:
-    """Sinusoidal features of a label of about 0..1000.
+def positional(c_noise: Tensor, dim: int, *, shift: int = 0, cosine_first: bool = False) -> Tensor:
+    """Sinusoidal features of c_noise of about 0..1000.
 
-    [sin(w_i label), cos(w_i label)] with w_i = 10000^(-i / (n - shift)), i = 0..n-1, n = floor(dim / 2); an odd dim
+    [sin(w_i c_noise), cos(w_i c_noise)] with w_i = 10000^(-i / (n - shift)), i = 0..n-1, n = floor(dim / 2); an odd dim
     has a column of zeros. Ho et al. 2020 have shift 1, so that the last frequency is 1/10000; Nichol and Dhariwal
-    2021 the cosines first. Shapes: label [B] -> [B, dim], in float32 or, for a float64 label, float64.
+    2021 the cosines first. Shapes: c_noise [B] -> [B, dim], in float32 or, for a float64 c_noise, float64.
     Source: Vaswani et al. 2017, section 3.5 (sines first, then cosines).
     """
-    label = label.to(torch.promote_types(label.dtype, torch.float32))
+    c_noise = c_noise.to(torch.promote_types(c_noise.dtype, torch.float32))
     half = dim // 2
-    index = torch.arange(half, dtype=label.dtype, device=label.device)
-    angle = label[:, None] * torch.exp(-math.log(MAX_PERIOD) / max(half - shift, 1) * index)
+    index = torch.arange(half, dtype=c_noise.dtype, device=c_noise.device)
+    angle = c_noise[:, None] * torch.exp(-math.log(MAX_PERIOD) / max(half - shift, 1) * index)
     waves = [angle.cos(), angle.sin()] if cosine_first else [angle.sin(), angle.cos()]
     features = torch.cat(waves, dim=1)
     return nn.functional.pad(features, (0, 1)) if dim % 2 else features
 
 
 class FourierFeatures(nn.Module):
-    """Random Fourier features of a continuous label, such as log sigma.
+    """Random Fourier features of a continuous c_noise, such as log sigma.
 
-    [sin(2 pi f_i label), cos(2 pi f_i label)] with f_i ~ N(0, scale^2), drawn once from a constant seed and
-    kept in the state dict. Shapes: label [B] -> [B, dim], in float32 at least.
+    [sin(2 pi f_i c_noise), cos(2 pi f_i c_noise)] with f_i ~ N(0, scale^2), drawn once from a constant seed and
+    kept in the state dict. Shapes: c_noise [B] -> [B, dim], in float32 at least.
     Source: Tancik et al. 2020, eq. 5; Song et al. 2021, appendix G (scale 16).
     """
 
@@ -49,21 +49,21 @@ class FourierFeatures(nn.Module):
         # Drawn on the CPU on any machine, then put where the enclosing torch.device context wants it.
         self.register_buffer("frequencies", frequencies.to(torch.get_default_device()))
 
-    def forward(self, label: Tensor) -> Tensor:
+    def forward(self, c_noise: Tensor) -> Tensor:
         frequencies = self.frequencies.to(torch.promote_types(self.frequencies.dtype, torch.float32))
-        angle = 2 * math.pi * label[:, None] * frequencies
+        angle = 2 * math.pi * c_noise[:, None] * frequencies
         return torch.cat([angle.sin(), angle.cos()], dim=1)[:, : self.dim]
 
 
 class Conditioning(nn.Module):
-    """The vector that modulates every block: c = silu(W2 silu(W1 features(label)) + class_row).
+    """The vector that modulates every block: c = silu(W2 silu(W1 features(c_noise)) + class_row).
 
     The class table has num_classes + 1 rows; the last, index num_classes, means "no class" and is used for
     labels=None, so that one network serves both halves of classifier-free guidance. With no_class=False there is no
     such row and labels are needed. With classes_first the class row is added to the features instead, as are
     W3 augment_labels [B, augment_dims], the geometry by which training images were changed (zeros: not at all).
-    Shapes: label [B], labels int64 [B] or None -> [B, width].
-    Raises UserError for an unknown embedding, a label that is not [B], or labels the network cannot take.
+    Shapes: c_noise [B], labels int64 [B] or None -> [B, width].
+    Raises UserError for an unknown embedding, c_noise that is not [B], or labels the network cannot take.
     Source: Ho et al. 2020, appendix B; class row: Ho & Salimans 2022, section 3.2; augmentation: Karras et al. 2022,
     appendix F.2.
     """
@@ -97,11 +97,13 @@ class Conditioning(nn.Module):
         self.classes = nn.Embedding(num_classes + no_class, row) if num_classes else None
         self.augment = xavier(nn.Linear(augment_dims, dim, bias=False)) if augment_dims else None
 
-    def forward(self, label: Tensor, labels: Tensor | None, batch: int, augment_labels: Tensor | None = None) -> Tensor:
-        if label.shape != (batch,):
-            raise UserError(f"the noise label must have shape [{batch}]; got {list(label.shape)}")
-        features = self.features(label).to(self.hidden.weight.dtype)
-        row = self._class_row(label, labels, batch)
+    def forward(
+        self, c_noise: Tensor, labels: Tensor | None, batch: int, augment_labels: Tensor | None = None
+    ) -> Tensor:
+        if c_noise.shape != (batch,):
+            raise UserError(f"c_noise must have shape [{batch}]; got {list(c_noise.shape)}")
+        features = self.features(c_noise).to(self.hidden.weight.dtype)
+        row = self._class_row(c_noise, labels, batch)
         if row is not None and self.classes_first:
             features = features + row
         if augment_labels is not None:
@@ -111,7 +113,7 @@ class Conditioning(nn.Module):
             vector = vector + row
         return nn.functional.silu(vector)
 
-    def _class_row(self, label: Tensor, labels: Tensor | None, batch: int) -> Tensor | None:
+    def _class_row(self, c_noise: Tensor, labels: Tensor | None, batch: int) -> Tensor | None:
         if self.classes is None:
             if labels is not None:
                 raise UserError("this network takes no class labels: it was built with num_classes=0")
@@ -119,7 +121,7 @@ class Conditioning(nn.Module):
         if labels is None:
             if not self.no_class:
                 raise UserError(f"this network needs class labels=[B], 0 to {self.num_classes - 1}")
-            labels = torch.full((batch,), self.num_classes, device=label.device)
+            labels = torch.full((batch,), self.num_classes, device=c_noise.device)
         if labels.shape != (batch,):
             raise UserError(f"the class labels must have shape [{batch}]; got {list(labels.shape)}")
         return self.classes(labels)

@@ -34,11 +34,11 @@ class ModulatedBlock(nn.Module):
 
 
 class ResidualMLP(nn.Module):
-    """A network of (x, noise label, class) without spatial structure, whose output starts at exactly zero.
+    """A network of (x, c_noise, class) without spatial structure, whose output starts at exactly zero.
 
-    Shapes: x [B, *shape], label [B], labels int64 [B] (num_classes, or None for all, means "no class")
+    Shapes: x [B, *shape], c_noise [B], labels int64 [B] (num_classes, or None for all, means "no class")
     -> [B, *shape], or with out_channels [B, out_channels, *shape[1:]].
-    Raises UserError for an unknown embedding, and in forward for x, label or labels of another shape.
+    Raises UserError for an unknown embedding, and in forward for x, c_noise or labels of another shape.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class ResidualMLP(nn.Module):
         out = xavier(nn.Linear(width, math.prod(self.out_shape)), gain=0.0)
         self.head = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), out)
 
-    def forward(self, x: Tensor, label: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
         if x.shape[1:] != self.shape:
             raise UserError(f"x must have shape [B, {', '.join(map(str, self.shape))}]; got {list(x.shape)}")
-        c = self.conditioning(label, labels, len(x))
+        c = self.conditioning(c_noise, labels, len(x))
         h: Tensor = self.stem(x.flatten(1))
         for block in self.blocks:
             h = block(h, c)

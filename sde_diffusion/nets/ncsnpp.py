@@ -120,7 +120,7 @@ class DDPMpp(SongUNet):
 class NCSNpp(SongUNet):
     """NCSN++ for CIFAR-10: 62.8 million parameters, 107.6 million with blocks=8 ("deep").
 
-    The label is log sigma. Shapes and errors as those of `Backbone`. Source: Song et al. 2021, appendix H.1.
+    c_noise is log sigma. Shapes and errors as those of `Backbone`. Source: Song et al. 2021, appendix H.1.
     """
 
     def __init__(

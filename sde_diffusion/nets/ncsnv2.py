@@ -161,7 +161,7 @@ class NCSNv2(nn.Module):
     levels follows from the image size: 4 below 96 pixels, 5 up to 128, 6 up to 256, of which 1, 2 and 3 halve it.
     The defaults are the paper's for CIFAR-10.
 
-    Shapes: x [B, in_channels, S, S], centred on zero, label of any shape (ignored) -> [B, out_channels, S, S], with
+    Shapes: x [B, in_channels, S, S], centred on zero, c_noise of any shape (ignored) -> [B, out_channels, S, S], with
     out_channels = in_channels unless given.
     Raises UserError for a size above 256 or that does not halve so often (into 2 pixels or more), for fewer than 2
     channels, and in forward for x of another shape or for class labels.
@@ -198,7 +198,7 @@ class NCSNv2(nn.Module):
         last = conv3x3(channels, in_channels if out_channels is None else out_channels)
         self.head = nn.Sequential(InstanceNormPlusPlus(channels), nn.ELU(), last)
 
-    def forward(self, x: Tensor, label: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
         if x.shape[1:] != self.shape:
             raise UserError(f"x must have shape [B, {', '.join(map(str, self.shape))}]; got {list(x.shape)}")
         if labels is not None:

@@ -7,17 +7,17 @@ from sde_diffusion.nets.embedding import Conditioning
 
 
 class UNet(Backbone):
-    """A convolutional network of (x, noise label, class) whose output starts at exactly zero.
+    """A convolutional network of (x, c_noise, class) whose output starts at exactly zero.
 
     Level l works at image_size / 2^l with channels * multipliers[l] channels and `blocks` residual blocks on
     the way down, one more on the way up. Self-attention follows each block at the attention resolutions
     (those that no level has are ignored) and sits in the middle. Skips are concatenated. With in_channels=3,
     image_size=32 and dropout=0.1 the defaults are DDPM's for CIFAR-10.
 
-    Shapes: x [B, in_channels, S, S], label [B], labels int64 [B] (num_classes, or None for all, means "no
+    Shapes: x [B, in_channels, S, S], c_noise [B], labels int64 [B] (num_classes, or None for all, means "no
     class") -> [B, out_channels, S, S] in channels_last, with out_channels = in_channels unless given.
     Raises UserError for a size that the levels do not divide, heads that do not divide the channels, an
-    unknown embedding, and in forward for x, label or labels of another shape.
+    unknown embedding, and in forward for x, c_noise or labels of another shape.
     Source: Ho et al. 2020, appendix B.
     """
 

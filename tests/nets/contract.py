@@ -97,7 +97,7 @@ class NetworkContract:
             net(x[..., :1], label)
         with pytest.raises(UserError, match="x must have shape"):
             net(x[0], label)
-        with pytest.raises(UserError, match="noise label must have shape"):
+        with pytest.raises(UserError, match="c_noise must have shape"):
             net(x, label[:1])
         with pytest.raises(UserError, match="num_classes=0"):
             net(x, label, self.classes)

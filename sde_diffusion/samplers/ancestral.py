@@ -24,6 +24,7 @@ the variance "beta" and VE models "posterior".
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -72,20 +73,20 @@ def ddim_flow_row(sde: SDE, now: Node, next: Node) -> Coefficients:
     return keep, next.kernel.alpha - keep * now.kernel.alpha
 
 
-def ancestral_rule(*, variance: str = "beta") -> OneStep:
+def ancestral_rule(*, variance: str) -> OneStep:
     """The rule of `ancestral`."""
     choose("variance", variance, VARIANCES)
     return OneStep(partial(ancestral_row, variance=variance))
 
 
-def ddpm_rule(*, variance: str = "posterior") -> OneStep:
+def ddpm_rule(*, variance: str) -> OneStep:
     """The rule of `ddpm`."""
     choose("variance", variance, dict.fromkeys([*VARIANCES, "learned"]))
     learned = variance == "learned"
     return OneStep(partial(ancestral_row, variance="posterior" if learned else variance), learned)
 
 
-def ddim_rule(*, eta: float = 0.0) -> OneStep:
+def ddim_rule(*, eta: float) -> OneStep:
     """The rule of `ddim`."""
     check_eta(eta)
     return OneStep(partial(ddim_row, eta=eta) if eta else ddim_flow_row)
@@ -94,6 +95,12 @@ def ddim_rule(*, eta: float = 0.0) -> OneStep:
 def log_stds(now: Kernel, next: Kernel) -> Coefficients:
     """The log standard deviations of a step by beta and by the posterior, between which the variance is learned."""
     return tuple(0.5 * of(now, next).log() for of in VARIANCES.values())
+
+
+def learned_std(ends: Sequence[float], fraction: Tensor) -> Tensor:
+    """s_posterior^(1 - fraction) s_beta^fraction of every element, [B, *D]. ends: the two logarithms, beta's first."""
+    beta, posterior = ends
+    return torch.exp(posterior + (beta - posterior) * fraction)
 
 
 def ancestral(
@@ -131,18 +138,17 @@ def ddpm(
 def _with_learned_variance(
     denoiser: Denoiser, x: Tensor, grid: TimeGrid, noise: NoiseSource, on_step: OnStep | None
 ) -> Tensor:
-    """DDPM with the standard deviation s_posterior^(1 - fraction) s_beta^fraction of every element."""
+    """DDPM with the standard deviation that the network says."""
     notify = on_step or ignore_step
     now, next = grid.levels[:-1], grid.levels[1:]
     means = as_table(ancestral_row(grid.sde, now, next)[:2])
     between = as_table(log_stds(now.kernel, next.kernel))
-    for index, ((node, after), mean, (beta, posterior)) in enumerate(zip(grid.pairs(), means, between)):
+    for index, ((node, after), mean, ends) in enumerate(zip(grid.pairs(), means, between)):
         x0_hat, fraction = moments(denoiser, x, node.kernel)
         if fraction is None:
             raise UserError("variance='learned' needs a network that learned it; choose 'posterior' or 'beta'")
         notify(index, node, x, x0_hat)
-        std = torch.exp(posterior + (beta - posterior) * fraction)
-        x = combine(mean, x, x0_hat).addcmul_(std, noise(index, node, after, x))
+        x = combine(mean, x, x0_hat).addcmul_(learned_std(ends, fraction), noise(index, node, after, x))
     return x
 
 

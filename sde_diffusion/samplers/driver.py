@@ -105,8 +105,8 @@ def _walk(
     finite: look at every evaluation for values that are not finite, which raise UserError.
     """
     checked = CheckedDenoiser(denoiser, grid.place, finite=finite)
-    down = partial(sampler, checked, noise=source)
-    out = travelled(travel, down, x, grid, source, on_step) if travel else down(x, grid, on_step=on_step)
+    down = partial(sampler, checked)
+    out = travelled(travel, down, x, grid, source, on_step) if travel else down(x, grid, noise=source, on_step=on_step)
     if denoise:
         last = grid.nodes[-1]
         x0_hat = checked(out, last.kernel)
@@ -157,6 +157,8 @@ def sample(
     _check_start(shape, x)
     check_options(sampler, options)
     denoise = choose("finish", finish, FINISHES)
+    if not isinstance(travel, Travel | None):
+        raise UserError(f"travel= takes Travel(length, repeats), got a {type(travel).__name__}")
     differentiable = _differentiable(grad, x)
     start, generator = _start(denoiser, grid, shape, x, generator, prior, dtype, device)
     before, wanted = states(generator), dtype or (torch.get_default_dtype() if x is None else x.dtype)

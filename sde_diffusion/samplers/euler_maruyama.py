@@ -39,7 +39,7 @@ def euler_maruyama_row(sde: SDE, now: Node, next: Node, *, level: float = 1.0) -
     return 1.0 + dt * p, dt * q, level * sde.diffusion(now.t) * (-dt).sqrt()
 
 
-def ito_rule(*, stochasticity: float = 0.5) -> OneStep:
+def ito_rule(*, stochasticity: float) -> OneStep:
     """The rule of `ito`."""
     if not stochasticity >= 0:
         raise UserError(f"stochasticity must be 0 (the flow) or more, 1 being the reverse SDE, got {stochasticity}")

@@ -29,7 +29,7 @@ from sde_diffusion.core.noise_sources import FRESH_NOISE, NoiseSource
 from sde_diffusion.core.process import SDE
 from sde_diffusion.denoisers.base import Denoiser
 from sde_diffusion.samplers.euler_maruyama import euler_row
-from sde_diffusion.samplers.march import Coefficients, OnStep, as_table, ignore_step, march
+from sde_diffusion.samplers.march import Coefficients, OneStep, OnStep, as_table, ignore_step, march
 from sde_diffusion.solvers.flow import transport
 
 MOST_CHURN = math.sqrt(2.0) - 1.0
@@ -71,6 +71,15 @@ def euler(
 ) -> Tensor:
     """Euler's method on the flow; one evaluation a step, deterministic, order 1. x: [B, *D]."""
     return march(euler_row, denoiser, x, grid, noise, on_step)
+
+
+def heun_rule(*, stages: int, churn: float) -> OneStep:
+    """The rule of `heun` where it has one: Euler's step, of one stage and without churn. Raises UserError otherwise."""
+    if stages != 1:
+        raise UserError("heun has two evaluations a step: choose stages=1 for its transition")
+    if churn:
+        raise UserError("heun with churn moves x before the network sees it: choose churn=0 for its transition")
+    return OneStep(euler_row)
 
 
 def heun(

@@ -38,7 +38,7 @@ from sde_diffusion.core.process import SDE
 from sde_diffusion.denoisers.base import Denoiser
 from sde_diffusion.samplers.ancestral import ancestral_row, ddim_flow_row
 from sde_diffusion.samplers.euler_maruyama import euler_maruyama_row
-from sde_diffusion.samplers.march import Coefficients, OnStep, Row, ignore_step, sample_norm, table
+from sde_diffusion.samplers.march import Coefficients, OneStep, OnStep, Row, ignore_step, sample_norm, table
 from sde_diffusion.samplers.reverse_diffusion import reverse_diffusion_row
 
 Norm = Callable[[Tensor], Tensor]
@@ -101,6 +101,13 @@ PREDICTORS: dict[str, Row] = {
     "ddim": ddim_flow_row,
 }
 """Steps that evaluate the network once."""
+
+
+def pc_rule(*, predictor: str, corrector_steps: int) -> OneStep:
+    """The rule of `pc` where it has one, that of the predictor alone. Raises UserError otherwise."""
+    if corrector_steps:
+        raise UserError("pc has several evaluations a step: choose corrector_steps=0 for its transition")
+    return OneStep(choose("predictor", predictor, PREDICTORS))
 
 
 def pc(

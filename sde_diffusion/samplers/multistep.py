@@ -49,7 +49,7 @@ SOLVERS_3M: dict[str, Moments] = {"exact": exact, "published": published_3m}
 UNIPC_B: dict[str, Moments] = {"b1": unipc_b1, "b2": unipc_b2}
 
 
-def dpmpp_2m_rule(*, order: int = 2, solver: str = "midpoint", final_order: int | None = None) -> Scheme:
+def dpmpp_2m_rule(*, order: int, solver: str, final_order: int | None) -> Scheme:
     """The rule of `dpmpp_2m`."""
     check_orders("dpmpp_2m", order, 2, final_order)
     method = Adams(OUTPUTS["x0"], VARIABLES["logsnr"], choose("solver", solver, SOLVERS_2M))
@@ -76,9 +76,7 @@ def dpmpp_2m(
     return multistep(rule, denoiser, x, grid, noise, on_step)
 
 
-def dpmpp_3m_rule(
-    *, order: int = 3, solver: str = "exact", start: str = "ramp", final_order: int | None = None
-) -> Scheme:
+def dpmpp_3m_rule(*, order: int, solver: str, start: str, final_order: int | None) -> Scheme:
     """The rule of `dpmpp_3m`."""
     check_orders("dpmpp_3m", order, 3, final_order)
     method = Adams(OUTPUTS["x0"], VARIABLES["logsnr"], choose("solver", solver, SOLVERS_3M))
@@ -106,9 +104,7 @@ def dpmpp_3m(
     return multistep(rule, denoiser, x, grid, noise, on_step)
 
 
-def dpmpp_2m_sde_rule(
-    *, order: int = 2, solver: str = "midpoint", eta: float = 1.0, final_order: int | None = None
-) -> Scheme:
+def dpmpp_2m_sde_rule(*, order: int, solver: str, eta: float, final_order: int | None) -> Scheme:
     """The rule of `dpmpp_2m_sde`."""
     check_orders("dpmpp_2m_sde", order, 2, final_order)
     if not eta >= 0:
@@ -139,12 +135,12 @@ def dpmpp_2m_sde(
 
 def unipc_rule(
     *,
-    order: int = 2,
-    b: str = "b2",
-    corrector: bool = True,
-    output: str = "x0",
-    start: str = "ramp",
-    final_order: int | None = None,
+    order: int,
+    b: str,
+    corrector: bool,
+    output: str,
+    start: str,
+    final_order: int | None,
 ) -> Scheme:
     """The rule of `unipc`."""
     check_orders("unipc", order, 3, final_order)
@@ -176,9 +172,7 @@ def unipc(
     return multistep(rule, denoiser, x, grid, noise, on_step)
 
 
-def deis_rule(
-    *, order: int = 3, variable: str = "logsnr", start: str = "ramp", final_order: int | None = None
-) -> Scheme:
+def deis_rule(*, order: int, variable: str, start: str, final_order: int | None) -> Scheme:
     """The rule of `deis`."""
     check_orders("deis", order, 4, final_order)
     method = Adams(OUTPUTS["eps"], choose("variable", variable, VARIABLES))
@@ -206,7 +200,7 @@ def deis(
     return multistep(rule, denoiser, x, grid, noise, on_step)
 
 
-def lms_rule(*, order: int = 4, start: str = "ramp", final_order: int | None = None) -> Scheme:
+def lms_rule(*, order: int, start: str, final_order: int | None) -> Scheme:
     """The rule of `lms`."""
     check_orders("lms", order, 4, final_order)
     return Scheme(Adams(OUTPUTS["eps"], VARIABLES["sigma"]), order, start, final_order)

@@ -15,8 +15,8 @@ from sde_diffusion.samplers.adams import Scheme
 from sde_diffusion.samplers.adaptive_sde import adaptive_sde
 from sde_diffusion.samplers.ancestral import ancestral, ancestral_rule, ddim, ddim_rule, ddpm, ddpm_rule
 from sde_diffusion.samplers.euler_maruyama import euler_maruyama, euler_maruyama_row, euler_row, ito, ito_rule
-from sde_diffusion.samplers.flow import euler, heun, ode
-from sde_diffusion.samplers.langevin import annealed_langevin, pc
+from sde_diffusion.samplers.flow import euler, heun, heun_rule, ode
+from sde_diffusion.samplers.langevin import annealed_langevin, pc, pc_rule
 from sde_diffusion.samplers.march import OneStep
 from sde_diffusion.samplers.multistep import (
     deis,
@@ -47,7 +47,8 @@ class Entry:
     grid          the kind of grid that suits it: methods of higher order extrapolate over the last step of a uniform
                   grid, which is many times longer in log-SNR than the one before; "" for that of the process
     tolerances    of one with step sizes of its own: values of rtol and atol that a comparison takes in place of steps
-    rule          (options) -> what the coefficients of its steps are, of one evaluation a step; None for the others
+    rule          what the coefficients of its steps are, made from those of its options that it names, for one of one
+                  evaluation a step; None for the others
     """
 
     function: Callable[..., Tensor]
@@ -73,7 +74,7 @@ SAMPLER_TABLE: dict[str, Entry] = {
         rule=lambda: OneStep(reverse_diffusion_row),
     ),
     "ancestral": Entry(ancestral, "1", "1", "drawn", "Song et al. 2021, Appendix F", rule=ancestral_rule),
-    "pc": Entry(pc, "1", "1 + corrector_steps", "drawn", "Song et al. 2021, Algorithm 1"),
+    "pc": Entry(pc, "1", "1 + corrector_steps", "drawn", "Song et al. 2021, Algorithm 1", rule=pc_rule),
     "annealed_langevin": Entry(annealed_langevin, "-", "langevin_steps", "drawn", "Song and Ermon 2019, Algorithm 1"),
     "ode": Entry(
         ode,
@@ -84,7 +85,7 @@ SAMPLER_TABLE: dict[str, Entry] = {
         tolerances=(1e-1, 1e-2, 1e-3, 1e-4),
     ),
     "euler": Entry(euler, "1", "1", "none", "Song et al. 2021, eq. 13", rule=lambda: OneStep(euler_row)),
-    "heun": Entry(heun, "2", "2", "with churn", "Karras et al. 2022, Algorithm 2", "logsnr"),
+    "heun": Entry(heun, "2", "2", "with churn", "Karras et al. 2022, Algorithm 2", "logsnr", rule=heun_rule),
     "ito": Entry(ito, "1", "1", "drawn", "Huang et al. 2021", rule=ito_rule),
     "adaptive_sde": Entry(
         adaptive_sde,

@@ -11,6 +11,8 @@ particle filter weighs its particles by these laws.
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,9 +24,9 @@ from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.grid import TimeGrid
 from sde_diffusion.core.kernel import combine
 from sde_diffusion.samplers.adams import Scheme, table_of
-from sde_diffusion.samplers.ancestral import log_stds
+from sde_diffusion.samplers.ancestral import learned_std, log_stds
 from sde_diffusion.samplers.march import OneStep, Table, as_table, table
-from sde_diffusion.samplers.table import SAMPLER_TABLE, check_options
+from sde_diffusion.samplers.table import SAMPLER_TABLE, check_options, sampler_options
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +72,23 @@ class Transition:
             return torch.tensor(self.variances[step], dtype=torch.float64)
         if fraction is None:
             raise UserError("the network learns this variance: give the fraction that its `moments` returns")
-        beta, posterior = self.learned[step]
-        return torch.exp(2.0 * (posterior + (beta - posterior) * fraction))
+        return learned_std(self.learned[step], fraction).square()
+
+    def log_prob(
+        self,
+        step: int,
+        x_next: Tensor,
+        x: Tensor,
+        x0_hat: Tensor,
+        history: Sequence[tuple[Tensor, Tensor]] = (),
+        fraction: Tensor | None = None,
+    ) -> Tensor:
+        """log p(x_next | x, x0_hat) in nats, [B]. Raises UserError for a step without noise, which has no density."""
+        variance = self.variance(step, fraction)
+        if not bool((variance > 0.0).all()):
+            raise UserError(f"step {step} is deterministic: where it leads to is known, and has no density")
+        missed = (x_next - self.mean(step, x, x0_hat, history)).square() / variance
+        return -0.5 * (missed + (2.0 * math.pi * variance).log()).flatten(1).sum(1)
 
 
 def transition(sampler: str, grid: TimeGrid, **options: Any) -> Transition:
@@ -87,7 +104,8 @@ def transition(sampler: str, grid: TimeGrid, **options: Any) -> Transition:
             f"{sampler} has no transition given one x0_hat: its evaluations a step are {entry.evaluations}; choose one "
             f"of {', '.join(name for name, own in SAMPLER_TABLE.items() if own.rule)}"
         )
-    rule = entry.rule(**options)
+    named = {**sampler_options(sampler), **options}
+    rule = entry.rule(**{name: named[name] for name in inspect.signature(entry.rule).parameters})
     return _of_scheme(sampler, rule, grid) if isinstance(rule, Scheme) else _of_step(rule, grid)
 
 

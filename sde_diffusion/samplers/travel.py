@@ -28,7 +28,9 @@ from sde_diffusion.samplers.march import OnStep
 class Travel:
     """Each piece of `length` steps is walked `repeats` times, 1 being once, as without travelling.
 
-    A multistep sampler begins anew in each piece. Raises UserError for numbers below 1.
+    The last piece has the steps that are left; the step to x0_hat, the driver's, is in none. A sampler knows of its
+    piece only: a multistep one begins anew, an amount for all steps, such as churn, is one for those of the piece, and
+    correctors work at both of its ends. Raises UserError for numbers below 1.
     """
 
     length: int = 10
@@ -50,23 +52,34 @@ def travelled(
 ) -> Tensor:
     """Every piece of the grid, walked as often as `travel` says, [B, *D].
 
-    walk(x, grid, on_step=...) is a sampler, which draws from the same source of noise. Raises UserError for a Brownian
-    path, which is known downwards only.
+    walk(x, grid, noise=..., on_step=...) is a sampler. Steps and nodes have their numbers in the whole grid; a step up
+    has that of the node where it begins. Raises UserError for a Brownian path, which is known downwards only.
     """
     if travel.repeats > 1 and isinstance(noise, BrownianNoise):
         raise UserError(
             "travel goes back up with noise of its own, and a Brownian path has one value at each level: "
             "choose noise='white'"
         )
+    if grid.steps == 1:
+        return walk(x, grid, noise=noise, on_step=on_step)
     for first in range(0, grid.steps - 1, travel.length):
         piece = TimeGrid(grid.sde, grid.times[first : first + travel.length + 1])
         top, bottom = piece.nodes[0], piece.nodes[-1]
         back = top.kernel.after(bottom.kernel)
         for again in range(travel.repeats):
             if again:
-                x = combine((back.alpha, back.sigma), x, noise(first, bottom, top, x))
-            x = walk(x, piece, on_step=_counted_from(first, on_step))
+                x = combine((back.alpha, back.sigma), x, noise(first + piece.steps - 1, bottom, top, x))
+            x = walk(x, piece, noise=_drawn_from(first, noise), on_step=_counted_from(first, on_step))
     return x
+
+
+def _drawn_from(first: int, noise: NoiseSource) -> NoiseSource:
+    """The source for a piece whose first step has that number in the whole grid."""
+
+    def draw(step: int, now: Node, next: Node, like: Tensor) -> Tensor:
+        return noise(first + step, now, next, like)
+
+    return draw
 
 
 def _counted_from(first: int, on_step: OnStep | None) -> OnStep | None:

@@ -89,7 +89,7 @@ def train_speed(name: str, precision: str, compiler: str, place: Place) -> tuple
         run = in_training(config, place, Splits(data, data))
 
         def step() -> None:
-            losses.append(one_update(run, (images, None)))
+            losses.append(one_update(run, (images, {})))
 
         first = elapsed(step, place.device)
         taken = median_seconds({"step": step}, steps, place.device)["step"]

@@ -20,7 +20,7 @@ from sde_diffusion.core.grid import Node
 from sde_diffusion.core.kernel import CLEAN, Kernel
 from sde_diffusion.core.noise_sources import FRESH_NOISE
 from sde_diffusion.core.prediction import to_x0
-from sde_diffusion.samplers.adams import OUTPUTS, VARIABLES, Adams, Moments, multistep
+from sde_diffusion.samplers.adams import OUTPUTS, VARIABLES, Adams, Moments, Scheme, multistep
 from sde_diffusion.samplers.ancestral import ddim_flow_row
 from sde_diffusion.samplers.multistep import midpoint, published_3m
 from tests.golden.reference import (
@@ -268,7 +268,7 @@ def test_noise_prediction(dims: int, name: str, moments: Moments) -> None:
     case, own, oracle = load(dims, name)
     (grid, _), denoiser = solver_grid(own), Recording(oracle.denoiser())
     method, order = Adams(OUTPUTS["eps"], VARIABLES["logsnr"], moments), case["config"]["solver_order"]
-    x = multistep(method, denoiser, own["trajectory"][0], grid, FRESH_NOISE, None, order=order, final_order=1)
+    x = multistep(Scheme(method, order, final_order=1), denoiser, own["trajectory"][0], grid, FRESH_NOISE, None)
     close(torch.stack([*denoiser.inputs, x]), own["trajectory"])
 
 

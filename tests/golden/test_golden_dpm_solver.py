@@ -20,7 +20,7 @@ from torch import Tensor
 
 import sde_diffusion as sd
 from sde_diffusion.core.grid import TimeGrid
-from sde_diffusion.samplers.adams import OUTPUTS, VARIABLES, Adams, Moments, exact, multistep
+from sde_diffusion.samplers.adams import OUTPUTS, VARIABLES, Adams, Moments, Scheme, exact, multistep
 from sde_diffusion.samplers.multistep import midpoint, published_3m
 from tests.golden.reference import (
     ATOL,
@@ -101,7 +101,7 @@ def test_multistep(dims: int, name: str) -> None:
     case, own, denoiser = load(dims, name)
     grid, visited = grid_for(case), Trajectory()
     close(grid.times[:-1], own["model_t"])
-    x = multistep(method_of(case), denoiser, own["x_T"], grid, None, visited, order=case["order"])
+    x = multistep(Scheme(method_of(case), case["order"]), denoiser, own["x_T"], grid, None, visited)
     assert len(denoiser.inputs) == case["nfe"]
     check(own, x, visited.x)
 
@@ -210,7 +210,7 @@ def error(dims: int, name: str, steps: int, *, moments: Moments | None = None, s
     method, grid = method_of(case), grid_for(case | {"steps": steps})
     if kind == "multistep" or case["order"] == 1:
         method = replace(method, moments=moments or method.moments)
-        x = multistep(method, denoiser, own["x_T"], grid, None, None, order=case["order"], start=start)
+        x = multistep(Scheme(method, case["order"], start), denoiser, own["x_T"], grid, None, None)
     else:
         x = singlestep(method, denoiser, own["x_T"], grid)[-1]
     return float((x - own["exact"]).abs().max())

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import sde_diffusion as sd
 from sde_diffusion.core.noise_sources import FRESH_NOISE
-from sde_diffusion.samplers.adams import OUTPUTS, VARIABLES, Adams, multistep
+from sde_diffusion.samplers.adams import OUTPUTS, VARIABLES, Adams, Scheme, multistep
 from tests.golden.reference import (
     DIMS,
     Arrays,
@@ -108,7 +108,7 @@ def test_dpmpp_3m(dims: int, spacing: str) -> None:
     own, grid, denoiser = load(dims, "dpmpp_3m_sde_eta0", spacing)
     method, visited = Adams(OUTPUTS["x0"], VARIABLES["logsnr"], exact_then_published), Trajectory()
     start = own["z"] * grid.levels.kernel.sigma[0]
-    last = multistep(method, denoiser, start, grid, FRESH_NOISE, visited, order=3)
+    last = multistep(Scheme(method, 3), denoiser, start, grid, FRESH_NOISE, visited)
     close(torch.stack([*visited.x, last, denoiser(last, grid.nodes[-1].kernel)]), own["trajectory"])
 
 

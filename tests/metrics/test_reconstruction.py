@@ -113,7 +113,7 @@ def test_what_are_no_pairs_is_refused() -> None:
 def test_lpips_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(
-        UserError, match=r"lpips needs torchvision and AlexNet's weights \(.*\): pip install sde-diffusion"
+        UserError, match=r"lpips needs torchvision and AlexNet's weights \(.*\): pip install .sde-diffusion"
     ):
         reconstruction(*pairs((32, 32, 1)), ["lpips"])
     with pytest.raises(UserError, match=r"lpips needs pictures of 32 pixels a side, not 8 x 8"):

@@ -16,6 +16,7 @@ Runs are kept in --folder and reused.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -25,6 +26,8 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run_lib.py and configs/ are not installed
 
 import run_lib
 import sde_diffusion as sd

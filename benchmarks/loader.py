@@ -9,7 +9,9 @@ channels), the second reads batches and does nothing with them; both in batches 
 
 import argparse
 import importlib
+import sys
 import time
+from pathlib import Path
 
 import psutil
 import torch
@@ -17,6 +19,8 @@ import torch
 from sde_diffusion.data import DataOptions, DataTransform, Source, Stream, batches, load_splits
 from sde_diffusion.nets.building import build_network
 from sde_diffusion.settings.root import Settings
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # configs/ is not installed
 
 settings_of = Settings.from_config
 

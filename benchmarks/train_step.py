@@ -12,7 +12,9 @@ import argparse
 import copy
 import importlib
 import math
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from common import elapsed, median_seconds
@@ -27,6 +29,8 @@ from sde_diffusion.nets import UNet
 from sde_diffusion.nets.building import build_network
 from sde_diffusion.settings.root import Settings
 from sde_diffusion.training.averages import Averages, Exponential
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # configs/ is not installed
 
 settings_of = Settings.from_config
 

@@ -107,7 +107,18 @@ def locked(file: IO[Any], place: Path) -> bool:
     return True
 
 
-class FolderLock:
+class HoldsFile:
+    """A context that has a file open, and with it the file's lock."""
+
+    _file: IO[Any]
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+class FolderLock(HoldsFile):
     """A folder for one process at a time; to be used as a context.
 
     The lock is the kernel's (flock) and ends with the process, however that ends; the file `.lock` says who has it.
@@ -139,8 +150,3 @@ class FolderLock:
                 self._file.close()
                 raise
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()

@@ -12,14 +12,13 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.core.errors import UserError
-from sde_diffusion.storage.files import locked
+from sde_diffusion.storage.files import HoldsFile, locked
 
 
 def digest(value: bytes | Mapping[str, Any]) -> str:
@@ -38,7 +37,7 @@ def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
     return whole.hexdigest()[:12]
 
 
-class Records:
+class Records(HoldsFile):
     """Rows by their "index", in a file of a protocol; to be used as a context, which locks the file.
 
     Raises UserError where another process has it locked, or it is not such a file.
@@ -60,11 +59,6 @@ class Records:
             self._file.close()
             raise
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
 
     def _read(self) -> None:
         self._file.seek(0)

@@ -21,7 +21,7 @@ from sde_diffusion.settings.root import Settings
 from sde_diffusion.storage.files import write_aside
 from sde_diffusion.storage.results import set_result, write_json
 
-LATENT_STREAM = 8  # a stream of its own: modes/training.py, figures.py and data/dataset.py have the others
+LATENT_STREAM = 8
 
 
 def latents(settings: Settings, folder: Path, engine: Engine) -> None:

@@ -89,9 +89,9 @@ def apply_lists(config: ConfigDict) -> None:
             raise UserError(f"--steps {','.join(FLAGS.steps)}: several numbers of steps are for --mode compare")
         else:
             config.sampling.steps = steps[0]
-    for flag, key in (("samplers", "samplers"), ("metrics", "metrics")):
+    for flag in ("samplers", "metrics"):
         given = FLAGS[flag].value
         if given is not None and not compares:
             raise UserError(f"--{flag} is for --mode compare, and the mode is {FLAGS.mode!r}")
         if given is not None:
-            config.compare[key] = tuple(split_entries(given) if flag == "samplers" else given)
+            config.compare[flag] = tuple(split_entries(given) if flag == "samplers" else given)

@@ -1,9 +1,9 @@
 """Every sampler at every budget, on the same weights and from the same noise, in one report.
 
-    compare/<cell>/       the samples of each run, its trajectory and its figures (cells.py)
+    compare/<run>/        the samples of each run, its trajectory and its figures (runs.py)
     compare.json  compare.csv  compare.md  report.html  compare/*.png
 
-Cells that are there already are taken as they are, so that a comparison that was killed, or one with more samplers,
+Runs that are there already are taken as they are, so that a comparison that was killed, or one with more samplers,
 costs what is missing. A run that fails is marked with its reason, and the report is made of the others.
 """
 
@@ -39,8 +39,6 @@ from sde_diffusion.storage.files import FolderLock
 FEW = 10_000
 """Samples below which figures of features are biased so much that they compare with nothing but one another."""
 BITS_STREAM, BITS_SAMPLES, BITS_RTOL = 17, 500, 1e-6
-FILM_NFE = 20
-DENSITY_SIDE = 96
 
 
 def row_of_run(run: Run, values: Mapping[str, Any], failed: str = "") -> dict[str, Any]:

@@ -22,9 +22,6 @@ from sde_diffusion.runtime.metrics_log import Board
 from sde_diffusion.storage.files import write_aside
 from sde_diffusion.storage.results import write_json
 
-FEW = 10_000
-"""Samples below which figures of features are biased so much that they compare with nothing but one another."""
-BITS_STREAM, BITS_SAMPLES, BITS_RTOL = 17, 500, 1e-6
 FILM_NFE = 20
 DENSITY_SIDE = 96
 

@@ -219,6 +219,6 @@ def converged(settings: Settings, variant: Variant, folder: Path) -> Tensor:
 
 
 def trajectory_frames(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """What `write_film` has stored to be shown: x and x0_hat, [F, n, H, W, C] or [F, n, 2], and the captions."""
+    """What `write_trajectory` has stored to be shown: x and x0_hat, [F, n, H, W, C] or [F, n, 2], and the captions."""
     with np.load(path, allow_pickle=False) as arrays:
         return arrays["x"], arrays["x0_hat"], [str(caption) for caption in arrays["captions"]]

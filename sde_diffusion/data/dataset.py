@@ -24,7 +24,7 @@ Batch = tuple[Tensor, Conditions]
 SPLIT_SEED = 0
 MOST_HELD_OUT = 10_000
 
-# Random numbers for each purpose; modes and figures.py have the others.
+# Random numbers for each purpose: the other constants named *_STREAM are the numbers that are taken.
 FLIP_STREAM, CROP_STREAM, SHARD_STREAM, WINDOW_STREAM = 1, 9, 10, 11
 
 

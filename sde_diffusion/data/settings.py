@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -53,10 +53,9 @@ class DataSettings(Section):
             raise UserError(f"data.flip: {splits.train.title} holds vectors, which cannot be flipped left to right")
         return splits
 
-    @contextmanager
     def batches(
         self, source: Source, size: int, seed: int, rows: range, start_step: int, state: Mapping[str, int] | None
-    ) -> Iterator[Stream]:
+    ) -> AbstractContextManager[Stream]:
         """The rows of every batch of `size` that are this process's, from a step on; state: of a stream there."""
         stream = batches(
             source,
@@ -69,7 +68,4 @@ class DataSettings(Section):
             prefetch=self.prefetch,
             state=state,
         )
-        try:
-            yield stream
-        finally:
-            stream.close()
+        return closing(stream)

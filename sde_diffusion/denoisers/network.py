@@ -65,6 +65,11 @@ VARIANCES: dict[str, Callable[[Tensor], tuple[Tensor, Tensor | None]]] = {
 """Network outputs -> the prediction and the fraction of the learned variance."""
 
 
+def step_variance(variance: str) -> str:
+    """The variance of the steps of a discrete model by its network's, a key of VARIANCES: learned where that is."""
+    return "posterior" if variance == "fixed" else "learned"
+
+
 @dataclass(frozen=True)
 class NetworkSpec:
     """What must be known of a network to use it: stored in its checkpoint.

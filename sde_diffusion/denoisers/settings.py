@@ -16,7 +16,7 @@ from sde_diffusion.core.process import SDE
 from sde_diffusion.core.settings import Section, at_least, one_of, part, setting
 from sde_diffusion.denoisers.analytic import GaussianMixture, drawn_mixture
 from sde_diffusion.denoisers.c_noise import C_NOISES
-from sde_diffusion.denoisers.network import INPUT_SCALES, VARIANCES, NetworkSpec
+from sde_diffusion.denoisers.network import INPUT_SCALES, VARIANCES, NetworkSpec, step_variance
 from sde_diffusion.nets import NETWORKS
 
 
@@ -118,7 +118,7 @@ class ModelSettings(Section):
     @property
     def step_variance(self) -> str:
         """The variance of the steps of a discrete model: learned where the network learns it."""
-        return "posterior" if self.variance == "fixed" else "learned"
+        return step_variance(self.variance)
 
     @property
     def arguments(self) -> Mapping[str, inspect.Parameter]:

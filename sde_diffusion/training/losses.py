@@ -18,7 +18,7 @@ from sde_diffusion.core.noise import rand, randn, row_generators, seeded
 from sde_diffusion.core.process import SDE
 from sde_diffusion.data import Dataset, DataTransform, batches
 from sde_diffusion.data.dataset import Batch
-from sde_diffusion.denoisers.network import NetworkDenoiser, NetworkSpec
+from sde_diffusion.denoisers.network import NetworkDenoiser, NetworkSpec, step_variance
 from sde_diffusion.likelihood.decoder import Space
 from sde_diffusion.objectives.losses import Objective
 from sde_diffusion.objectives.times import TimeSampler
@@ -58,8 +58,7 @@ class Task:
         sde: SDE,
     ) -> Task:
         """The task of a network that is trained under `sde`."""
-        variance = "posterior" if spec.variance == "fixed" else "learned"
-        objective = settings.objective(sde, variance, spec.sigma_data)
+        objective = settings.objective(sde, step_variance(spec.variance), spec.sigma_data)
         return cls(settings, seed, transform, dequantize, objective, settings.time_sampler(sde))
 
 

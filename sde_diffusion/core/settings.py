@@ -17,9 +17,12 @@ Check = Callable[[str, Any], object]
 """(key, value): raises UserError where the value cannot be used."""
 
 
-def setting(default: Any, meaning: str, *checks: Check) -> Any:
-    """A field of a section. A mapping of named options is the only default that is no plain value."""
-    metadata = {"meaning": meaning, "checks": checks}
+def setting(default: Any, meaning: str, *checks: Check, also: type | None = None) -> Any:
+    """A field of a section. A mapping of named options is the only default that is no plain value.
+
+    also: another type that a value may have, beside that of the default.
+    """
+    metadata = {"meaning": meaning, "checks": checks, "also": also}
     if isinstance(default, dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -81,15 +84,16 @@ def _read(section: type[Section], own: Field[Any], value: Any) -> Any:
     default = own.default_factory() if callable(own.default_factory) else own.default
     if isinstance(default, Section):
         return type(default).from_values(value)
-    kind, key = type(default), section.key_of(own.name)
-    if kind is dict and isinstance(value, Mapping):
+    kinds = [kind for kind in (type(default), own.metadata.get("also")) if kind is not None]
+    if dict in kinds and isinstance(value, Mapping):
         return dict(value)
-    if kind is tuple and isinstance(value, (tuple, list)):
+    if tuple in kinds and isinstance(value, (tuple, list)):
         return tuple(value)
-    if kind is float and type(value) is int:
+    if float in kinds and type(value) is int:
         return float(value)
-    if type(value) is not kind:
-        raise UserError(f"{key} must be {_KINDS[kind]}, got {value!r}")
+    if type(value) not in kinds:
+        wanted = ", or ".join(_KINDS[kind] for kind in kinds)
+        raise UserError(f"{section.key_of(own.name)} must be {wanted}, got {value!r}")
     return value
 
 

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sde_diffusion.core.errors import UserError, choose
+from sde_diffusion.core.sizes import Size, said, sides
 from sde_diffusion.data import arrow, cifar10, folder, small, toy2d
 from sde_diffusion.data.augment import Augmentation
+from sde_diffusion.data.cut import Cut
 from sde_diffusion.data.dataset import Dataset, Source, Splits
 from sde_diffusion.data.dequantize import DEQUANTIZERS, Dequantized, Dequantizer, LogitNormal, Uniform
 from sde_diffusion.data.loader import Stream, batches
 from sde_diffusion.data.mapped import Reading
-from sde_diffusion.data.pictures import Cut
 from sde_diffusion.data.transform import MEANS, DataTransform
 
 __all__ = [
@@ -38,16 +39,17 @@ __all__ = [
 class DataOptions:
     """What a data set may be told; each reads only what concerns it.
 
-    root: folder of the data (cifar10, folder), or a zip archive of it (folder). image_size: side in pixels, 0 for the
-    set's own. source: where cifar10 comes from ("auto", "parquet", "huggingface", "binary").
+    root: folder of the data (cifar10, folder), or a zip archive of it (folder). image_size: a side of a square in
+    pixels, or (height, width); 0 for the set's own.
+    source: where cifar10 comes from ("auto", "parquet", "huggingface", "binary").
     name: name on the Hugging Face hub. shape, size, seed: the figure, the number of training points
     (0 for the default) and the seed of toy2d.
     storage, held_out, corrupt_limit, shuffle_window: as in `Reading`, which calls the last one window.
-    crop, min_crop: as in `Cut`. Raises UserError for values that no set can be read with.
+    crop, min_crop, fit: as in `Cut`. Raises UserError for values that no set can be read with.
     """
 
     root: str = ""
-    image_size: int = 0
+    image_size: Size = 0
     source: str = "auto"
     name: str = ""
     shape: str = "moons"
@@ -59,14 +61,15 @@ class DataOptions:
     shuffle_window: int = 4096
     crop: str = "centre"
     min_crop: float = 0.8
+    fit: str = "crop"
 
     def __post_init__(self) -> None:
         # Any size will do, so that random crops are refused for the memory and not for a size that the set may give.
         self.reading(self.image_size or 1)
 
-    def reading(self, image_size: int) -> Reading:
+    def reading(self, image_size: Size) -> Reading:
         """How pictures are read."""
-        cut = Cut(image_size, self.crop, self.min_crop)
+        cut = Cut(image_size, self.crop, self.min_crop, self.fit)
         return Reading(self.storage, cut, self.held_out, self.corrupt_limit, self.shuffle_window)
 
 
@@ -84,12 +87,12 @@ DATASETS: dict[str, Callable[[DataOptions], Splits]] = {
 }
 
 
-def load_pictures(root: str, image_size: int = 0) -> tuple[Dataset, list[str]]:
+def load_pictures(root: str, image_size: Size = 0, fit: str = "crop") -> tuple[Dataset, list[str]]:
     """All pictures of a folder, in class folders or without them, as one set, and their names in it.
 
-    Raises UserError as the loader does.
+    image_size, fit: as in `Cut`. Raises UserError as the loader does.
     """
-    return folder.load_whole(root, image_size)
+    return folder.load_whole(root, Cut(image_size, fit=fit))
 
 
 def load_splits(dataset: str, options: DataOptions) -> Splits:
@@ -99,8 +102,9 @@ def load_splits(dataset: str, options: DataOptions) -> Splits:
     """
     splits = choose("data set", dataset, DATASETS)(options)
     shape, size = splits.train.shape, options.image_size
-    if size and shape[1:] != (size, size):
+    if size and shape[1:] != sides(size):
         raise UserError(
-            f"{dataset} has samples of shape {list(shape)} and is not resized: leave the image size at 0, not {size}."
+            f"{dataset} has samples of shape {list(shape)} and is not resized: leave the image size at 0, not "
+            f"{said(size)}."
         )
     return splits

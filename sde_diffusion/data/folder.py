@@ -12,9 +12,10 @@ import torch
 
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.data.archive import Archive
+from sde_diffusion.data.cut import Cut
 from sde_diffusion.data.dataset import Dataset, Splits
 from sde_diffusion.data.mapped import Mapped, Reading, kept
-from sde_diffusion.data.pictures import Cut, Pictures, common_shape
+from sde_diffusion.data.pictures import Pictures, common_shape
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 HELD_OUT = ("test", "val", "valid", "validation")
@@ -54,13 +55,13 @@ def load(root: str, reading: Reading) -> Splits:
     return kept(train, held[0] if held else None, reading)
 
 
-def load_whole(root: str, image_size: int = 0, shape: tuple[int, int, int] | None = None) -> tuple[Dataset, list[str]]:
-    """All pictures of root/CLASS/* or root/*, without a split, and their names.
+def load_whole(root: str, cut: Cut, shape: tuple[int, int, int] | None = None) -> tuple[Dataset, list[str]]:
+    """All pictures of root/CLASS/* or root/*, as they are cut, without a split, and their names.
 
     shape: (C, H, W) that they are brought to; by default the pictures' own. Raises UserError for a broken one.
     """
     place = _place(root, "*.png or CLASS/*.png")
-    dataset, failures = _mapped(place, [""], Cut(image_size), 0.0, shape)[0].in_memory()
+    dataset, failures = _mapped(place, [""], cut, 0.0, shape)[0].in_memory()
     if failures:  # each has a name, by which it would be missed
         name, reason = failures[0]
         raise UserError(f"{name} is not a readable picture ({reason}); repair or remove it.")

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.core.errors import UserError
+from sde_diffusion.data.cut import Cut
 from sde_diffusion.data.folder import SUFFIXES, Files, load_whole
-from sde_diffusion.data.pictures import Cut, Unreadable, decode, pixels
+from sde_diffusion.data.pictures import Unreadable, decode, pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,12 +28,13 @@ class Inputs:
     classes: tuple[str, ...] = ()
 
 
-def load_inputs(path: str, shape: Sequence[int]) -> Inputs:
-    """The pictures at a path, cut to a network's shape [C, H, W] and its channels; or the arrays of an .npz file.
+def load_inputs(path: str, shape: Sequence[int], fit: str = "crop") -> Inputs:
+    """The pictures at a path, brought to a network's shape [C, H, W] and channels; or the arrays of an .npz file.
+
 
     path: a picture, a folder or a zip archive of pictures (in class folders or not), or an .npz with "images" uint8
-    [N, H, W, C] or "samples" [N, D], as sampling writes them. Raises UserError for anything else, and for data of
-    another shape.
+    [N, H, W, C] or "samples" [N, D], as sampling writes them. fit: of pictures, as in `Cut`.
+    Raises UserError for anything else, and for data of another shape.
     """
     place = Path(path).expanduser()
     if not path or not place.exists():
@@ -42,14 +44,15 @@ def load_inputs(path: str, shape: Sequence[int]) -> Inputs:
     if len(shape) != 3:
         raise UserError(f"the network is one of vectors of shape {list(shape)}: --input takes an .npz file of samples")
     channels, height, width = shape
+    cut = Cut((height, width), fit=fit)
     if place.is_dir() or place.suffix == ".zip":
-        found, names = load_whole(str(place), width, (channels, height, width))
+        found, names = load_whole(str(place), cut, (channels, height, width))
         classes = () if found.labels is None else tuple(found.classes[int(label)] for label in found.labels)
         return Inputs(found.samples, tuple(names), classes)
     if place.suffix.lower() not in SUFFIXES:
         raise UserError(f"{place} is no picture ({', '.join(sorted(SUFFIXES))}), folder or .npz file")
     try:
-        picture = Cut(width).centre(decode(Files(place.parent, [place.name]), 0))
+        picture = cut.fitted(decode(Files(place.parent, [place.name]), 0))
     except Unreadable as error:
         raise UserError(f"{place} is not a readable picture ({error.failure[1]})") from error
     return Inputs(torch.from_numpy(pixels(picture, shape, place.name)[None].copy()), (place.name,))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sde_diffusion.core.conditions import Conditions
 from sde_diffusion.core.errors import UserError, choose
+from sde_diffusion.data.cut import Cut
 from sde_diffusion.data.dataset import (
     CROP_STREAM,
     Batch,
@@ -25,7 +26,7 @@ from sde_diffusion.data.dataset import (
     hold_out,
     shortened,
 )
-from sde_diffusion.data.pictures import FEW, Cut, Failure, Pictures, Tally, Unreadable, decode, listed, pixels
+from sde_diffusion.data.pictures import FEW, Failure, Pictures, Tally, Unreadable, decode, listed, pixels
 
 MEMORY_LIMIT = 2 << 30  # bytes of decoded pictures that are kept without being asked to
 PATIENCE = 100  # broken pictures in a row
@@ -36,7 +37,7 @@ class Reading:
     """How the pictures of a set are read.
 
     storage: "memory" (decoded once), "mapped" (decoded as they are read), "streaming" (read from one end to the
-    other), or "auto": memory for up to 2 GiB of decoded pictures, but for random crops. cut: the square of each.
+    other), or "auto": memory for up to 2 GiB of decoded pictures, but for random crops. cut: what is taken of each.
     held_out: how many of the samples that are held out are kept; 0 for all.
     corrupt_limit: the share of broken pictures that is borne. window: rows of a stream that change places.
     Raises UserError for another storage and for numbers that make none.
@@ -76,6 +77,8 @@ class Reading:
         here = f"{splits.train.title} lies in memory and cannot be"
         if self.cut.random:
             raise UserError(f"{here} cropped at random: leave the crop at 'centre'.")
+        if self.cut.fit != "crop":
+            raise UserError(f"{here} resized: leave the fit at 'crop', not {self.cut.fit!r}.")
         if self.storage not in ("auto", "memory"):
             raise UserError(f"{here} {self.storage}: leave the storage at 'auto'.")
         return Splits(splits.train, shortened(splits.test, self.held_out))
@@ -127,7 +130,7 @@ class Mapped:
         return replace(self, rows=self.rows[indices], labels=labels)
 
     def read(self, indices: Tensor) -> Batch:
-        """The samples at `indices` (int64 [M]), their middle where they are cut, and their conditions."""
+        """The samples at `indices` (int64 [M]), as they are evaluated, and their conditions."""
         made = gathered([(self, index) for index in indices.tolist()], None, self)
         return made.samples, made.conditions
 
@@ -158,7 +161,7 @@ class Mapped:
     def readable(self, index: int, draw: Sequence[float] | None) -> tuple[np.ndarray, int, list[Failure]]:
         """Sample `index` or the next that can be read, uint8 [C, H, W]; which one it is; those that cannot.
 
-        draw: of its random square; None for the middle. Raises UserError after too many broken ones in a row.
+        draw: of its random crop; None for how it is evaluated. Raises UserError after too many broken ones in a row.
         """
         failures: list[Failure] = []
         for later in range(min(PATIENCE, len(self))):
@@ -172,8 +175,8 @@ class Mapped:
     def _decoded(self, index: int, draw: Sequence[float] | None) -> np.ndarray:
         row = int(self.rows[index])
         image = decode(self.pictures, row)
-        square = self.cut.centre(image) if draw is None else self.cut.at(image, draw)
-        return pixels(square, self.shape, self.pictures.name(row))
+        cut = self.cut.fitted(image) if draw is None else self.cut.at(image, draw)
+        return pixels(cut, self.shape, self.pictures.name(row))
 
 
 def gathered(picked: Sequence[tuple[Mapped, int]], draws: Tensor | None, source: Source) -> Made:

@@ -1,18 +1,18 @@
-"""Encoded pictures to pixels: opening, cutting to a square, and the account of those that cannot be read."""
+"""Encoded pictures to pixels: opening, common shape, and the account of those that cannot be read."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from sde_diffusion.core.errors import UserError, choose
+from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.packages import extra
+from sde_diffusion.data.cut import Cut
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,58 +44,6 @@ class Pictures(Protocol):
 
     def open(self, index: int) -> Path | IO[bytes]:
         """Where its bytes are. May raise OSError and ValueError."""
-
-
-@dataclass(frozen=True)
-class Cut:
-    """The square that is taken of a picture, size x size pixels; size 0 takes the whole picture.
-
-    crop: "centre" resizes the shorter side to `size` and cuts the middle out. "random" takes a square of u times the
-    shorter side, u uniform in [min_crop, 1], anywhere in the picture, and resizes it. Both by Lanczos, antialiased.
-    Raises UserError for another crop, for min_crop outside (0, 1], and for random squares without a size.
-    """
-
-    size: int = 0
-    crop: str = "centre"
-    min_crop: float = 0.8
-
-    def __post_init__(self) -> None:
-        choose("crop", self.crop, dict.fromkeys(("centre", "random")))
-        if self.size < 0:
-            raise UserError(f"the image size must be 0 or more pixels, not {self.size}.")
-        if not 0.0 < self.min_crop <= 1.0:
-            raise UserError(f"data.min_crop is a share of the shorter side, in (0, 1], not {self.min_crop}.")
-        if self.random and not self.size:
-            raise UserError("random crops are resized to one size: set the image size, which is 0.")
-
-    @property
-    def random(self) -> bool:
-        return self.crop == "random"
-
-    def centre(self, image: Image.Image) -> Image.Image:
-        """The middle, which is what is evaluated."""
-        with extra("data"):
-            from PIL import Image
-
-        if not self.size:
-            return image
-        width, height = image.size
-        scale = self.size / min(width, height)
-        width, height = max(self.size, round(width * scale)), max(self.size, round(height * scale))
-        left, top = (width - self.size) // 2, (height - self.size) // 2
-        resized = image.resize((width, height), Image.Resampling.LANCZOS)
-        return resized.crop((left, top, left + self.size, top + self.size))
-
-    def at(self, image: Image.Image, draw: Sequence[float]) -> Image.Image:
-        """The random square that three uniform numbers in [0, 1) stand for: its side, and its place across and down."""
-        with extra("data"):
-            from PIL import Image
-
-        width, height = image.size
-        side = (self.min_crop + (1.0 - self.min_crop) * draw[0]) * min(width, height)
-        left, top = draw[1] * (width - side), draw[2] * (height - side)
-        box = (left, top, min(left + side, width), min(top + side, height))
-        return image.resize((self.size, self.size), Image.Resampling.LANCZOS, box=box)
 
 
 def decode(pictures: Pictures, index: int) -> Image.Image:
@@ -142,7 +90,7 @@ def common_shape(parts: Sequence[Pictures], cut: Cut, title: str) -> tuple[int, 
         for index in range(len(pictures)):
             try:
                 if first is None:
-                    first = cut.centre(decode(pictures, index))
+                    first = cut.fitted(decode(pictures, index))
                     grey = first.mode == "L"
                 else:
                     with _opened(pictures, index) as file:

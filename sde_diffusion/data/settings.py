@@ -9,7 +9,9 @@ from typing import ClassVar
 
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.settings import Section, at_least, one_of, optional, setting
+from sde_diffusion.core.sizes import whole_or_size
 from sde_diffusion.data import DATASETS, MEANS, DataOptions, Source, Splits, Stream, batches, load_splits
+from sde_diffusion.data.cut import FITS
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,18 @@ class DataSettings(Section):
     root: str = setting("", "folder of the data (cifar10, folder)")
     source: str = setting("auto", 'cifar10: "parquet", "huggingface" or "binary"; "auto" looks at the root')
     name: str = setting("", "name of a data set on the Hugging Face hub")
-    image_size: int = setting(0, "pixels a side; 0 keeps the set's own", optional("the set's own"))
+    image_size: int | tuple[int, int] = setting(
+        0,
+        "pixels a side of a square, or (height, width); 0 keeps the set's own",
+        whole_or_size("the set's own"),
+        also=tuple,
+    )
+    fit: str = setting(
+        "crop",
+        'how pictures come to that size: "crop" cuts the middle out, "pad" sets all of it on data.background, '
+        '"stretch" changes its proportions',
+        one_of("fit", FITS),
+    )
     shape: str = setting("moons", 'toy2d: "moons", "checkerboard" or "mixture"')
     size: int = setting(0, "toy2d: number of training points; 0 for its default")
     flip: bool = setting(False, "random horizontal flips in training")
@@ -34,7 +47,7 @@ class DataSettings(Section):
     storage: str = setting("auto", '"memory", "mapped" or "streaming"; "auto" takes memory for sets below 2 GiB')
     held_out: int = setting(0, "samples that are held out at most; 0 for all there are", optional("all"))
     crop: str = setting("centre", 'or "random", from pictures that are decoded as they are read')
-    min_crop: float = setting(0.8, '"random": smallest side of the crop, as a share of the shorter side')
+    min_crop: float = setting(0.8, '"random": smallest side of the crop, as a share of the largest crop\'s')
     workers: int = setting(0, "processes that decode pictures (mapped, streaming)", optional("none"))
     prefetch: int = setting(2, "batches that each of them is ahead", at_least(1))
     shuffle_window: int = setting(4096, "streaming: pictures that are shuffled among one another", at_least(1))

@@ -15,6 +15,7 @@ from torch import Tensor
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.noise import seeded
 from sde_diffusion.core.packages import extra
+from sde_diffusion.data.cut import Cut
 from sde_diffusion.data.dataset import (
     CROP_STREAM,
     MOST_HELD_OUT,
@@ -26,7 +27,7 @@ from sde_diffusion.data.dataset import (
     Splits,
 )
 from sde_diffusion.data.mapped import MEMORY_LIMIT, Mapped, Reading, gathered, too_many
-from sde_diffusion.data.pictures import FEW, Cut, Tally, common_shape
+from sde_diffusion.data.pictures import FEW, Tally, common_shape
 from sde_diffusion.data.tables import Rows, declared_classes, first_line, image_column, label_column
 
 SKIPPED = 2000  # rows held out where there is no part for it

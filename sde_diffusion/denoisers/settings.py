@@ -14,6 +14,7 @@ from sde_diffusion.core.options import checked_options
 from sde_diffusion.core.prediction import PREDICTIONS
 from sde_diffusion.core.process import SDE
 from sde_diffusion.core.settings import Section, at_least, one_of, part, setting
+from sde_diffusion.core.sizes import size_of
 from sde_diffusion.denoisers.analytic import GaussianMixture, drawn_mixture
 from sde_diffusion.denoisers.c_noise import C_NOISES
 from sde_diffusion.denoisers.network import INPUT_SCALES, VARIANCES, NetworkSpec, step_variance
@@ -62,7 +63,7 @@ class UNetSettings(Section):
     channels: int = setting(128, "at full resolution", at_least(1))
     multipliers: tuple[int, ...] = setting((1, 2, 2, 2), "of the channels, one a level")
     blocks: int = setting(2, "residual blocks a level")
-    attention_resolutions: tuple[int, ...] = setting((16,), "pixels a side")
+    attention_resolutions: tuple[int, ...] = setting((16,), "pixels of the shorter side")
     heads: int = setting(1, "of attention")
 
 
@@ -177,7 +178,7 @@ class ModelSettings(Section):
         # Each network takes what its constructor names.
         known = {
             "in_channels": shape[0],
-            "image_size": shape[-1],
+            "image_size": size_of(*shape[1:]) if len(shape) == 3 else None,
             "shape": list(shape),
             **({"out_channels": 2 * shape[0]} if self.variance == "learned_range" else {}),
             "num_classes": len(classes) if self.class_conditional else 0,

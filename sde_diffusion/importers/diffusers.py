@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sde_diffusion.core.continuous import RectifiedFlow
 from sde_diffusion.core.discrete import DiscreteVP
 from sde_diffusion.core.errors import UserError, choose
+from sde_diffusion.core.sizes import sides, size_of
 from sde_diffusion.denoisers.network import NetworkSpec
 from sde_diffusion.importers.foreign import Foreign, Settings, only, read_json, resolved
 from sde_diffusion.importers.reading import read_safetensors, read_torch
@@ -165,11 +166,11 @@ def _options(given: Settings) -> tuple[Settings, bool]:
     changes |= {own["upsample_type"] if kind == _TYPED else kind for _, kind in up[:-1]}
     if len(changes) > 1:
         raise UserError("diffusers: sizes that change by convolutions on some levels and by blocks on others")
-    size = own["sample_size"] or 32
+    size = sides(own["sample_size"] or 32, "diffusers: sample_size")
     return {
         "in_channels": own["in_channels"],
         "out_channels": own["out_channels"],
-        "image_size": size[0] if isinstance(size, list | tuple) else size,
+        "image_size": size_of(*size),
         "channels": channels,
         "blocks": own["layers_per_block"],
         "attention": [attention for attention, _ in down],
@@ -329,12 +330,11 @@ def read(path: Path, config: Settings | None) -> Foreign:
     only("diffusers", "_class_name", network.get("_class_name", "UNet2DModel"), ["UNet2DModel"])
     home, sampling = _HOMES.get(str(scheduler.get("_class_name")), (_table_home, _no_sampling))
     options, centred = _options(network)
-    size = options["image_size"]
     spec = NetworkSpec(
         **home(scheduler),
         input_scale="centre" if centred else "none",
         data_range=(0.0, 1.0) if centred else (-1.0, 1.0),
-        shape=(options["in_channels"], size, size),
+        shape=(options["in_channels"], *sides(options["image_size"])),
         network="unet2d",
         options=options,
     )

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sde_diffusion.core.continuous import RectifiedFlow
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.processes import process_state
+from sde_diffusion.core.sizes import size_of
 from sde_diffusion.denoisers.network import NetworkDenoiser, NetworkSpec
 from sde_diffusion.importers.diffusers import WEIGHTS, unet_rules
 from sde_diffusion.importers.rules import exported
@@ -95,7 +96,7 @@ def network_config(net: nn.Module) -> dict[str, Any]:
     return {
         "_class_name": "UNet2DModel",
         "_diffusers_version": VERSION,
-        "sample_size": net.shape[1],
+        "sample_size": size_of(*net.shape[1:]),
         "in_channels": net.shape[0],
         "out_channels": net.head.conv.out_channels if net.head is not None else net.shape[0],
         "center_input_sample": False,

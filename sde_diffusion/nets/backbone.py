@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion.core.errors import UserError, choose
+from sde_diffusion.core.sizes import Size, nearest_multiples, said, sides
 from sde_diffusion.nets.blocks import (
     GroupNorm,
     Head,
@@ -241,8 +242,9 @@ class Backbone(nn.Module):
     """A convolutional network of (x, c_noise, class) whose output starts at exactly zero.
 
     channels: of the stem and of each level. attention: for each level, whether attention follows its blocks.
-    Shapes: x [B, in_channels, S, S], c_noise [B], labels int64 [B] or None, augment_labels [B, n] or None ->
-    [B, out_channels, S, S] in channels_last. S is a multiple of 2^(levels - 1), image_size or another.
+    image_size: pixels a side of a square, or (height, width).
+    Shapes: x [B, in_channels, H, W], c_noise [B], labels int64 [B] or None, augment_labels [B, n] or None ->
+    [B, out_channels, H, W] in channels_last. H and W are multiples of 2^(levels - 1), image_size or others.
     Raises UserError for a size that the levels do not divide, heads that do not divide the channels, an unknown
     choice in the design, and in forward for x, c_noise or labels of another shape.
     """
@@ -253,7 +255,7 @@ class Backbone(nn.Module):
         *,
         in_channels: int,
         out_channels: int | None,
-        image_size: int,
+        image_size: Size,
         stem: int,
         channels: Sequence[int],
         blocks: int,
@@ -270,7 +272,7 @@ class Backbone(nn.Module):
         joins = choose("input pyramid", design.input_pyramid, INPUT_PYRAMIDS)
         emits = choose("output pyramid", design.output_pyramid, OUTPUT_PYRAMIDS)
         choose("combination", design.combine, COMBINATIONS)
-        self.shape = (in_channels, image_size, image_size)
+        self.shape = (in_channels, *sides(image_size))
         self.conditioning = conditioning
         image_channels = in_channels if out_channels is None else out_channels
         layers = Layers(design, conditioning.out.out_features, dropout, heads)
@@ -341,18 +343,18 @@ class Backbone(nn.Module):
         return out
 
 
-def _check_size(image_size: int, factor: int) -> None:
-    if image_size < factor or image_size % factor:
-        below = max(image_size // factor, 1) * factor
+def _check_size(image_size: Size, factor: int) -> None:
+    valid = nearest_multiples(image_size, factor)
+    if valid:
         raise UserError(
-            f"image_size={image_size} cannot be halved {int(math.log2(factor))} times; "
-            f"valid are the multiples of {factor}, such as {below} and {below + factor}"
+            f"image_size={said(image_size)} cannot be halved {int(math.log2(factor))} times; "
+            f"valid are the multiples of {factor}, such as {valid}"
         )
 
 
-def at_resolutions(image_size: int, levels: int, resolutions: Sequence[int]) -> list[bool]:
-    """For each level, whether its size is among the resolutions."""
-    return [image_size // 2**level in resolutions for level in range(levels)]
+def at_resolutions(image_size: Size, levels: int, resolutions: Sequence[int]) -> list[bool]:
+    """For each level, whether its size, or the shorter side of a rectangle, is among the resolutions."""
+    return [min(sides(image_size)) // 2**level in resolutions for level in range(levels)]
 
 
 def heads_of(head_channels: int, heads: int = 1) -> Heads:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
+from sde_diffusion.core.sizes import Size
 from sde_diffusion.nets.backbone import Backbone, Design, at_resolutions
 from sde_diffusion.nets.blocks import GroupNorm
 from sde_diffusion.nets.embedding import Conditioning
@@ -22,7 +23,7 @@ class DDPM(Backbone):
         *,
         in_channels: int,
         out_channels: int | None = None,
-        image_size: int,
+        image_size: Size,
         channels: int = 128,
         multipliers: Sequence[int] = (1, 2, 2, 2),
         blocks: int = 2,

@@ -1,10 +1,11 @@
-"""The diffusion transformer (DiT) of Peebles & Xie 2023, for square images or latents of one size."""
+"""The diffusion transformer (DiT) of Peebles & Xie 2023, for images or latents of one size."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sde_diffusion.core.errors import UserError
+from sde_diffusion.core.sizes import Size, sides
 from sde_diffusion.nets.blocks import attended
 from sde_diffusion.nets.embedding import Conditioning, positional
 from sde_diffusion.nets.initialisation import xavier
@@ -13,15 +14,17 @@ FEATURES = 256  # of a step, for every width
 INITIAL_STD = 0.02  # of the weights that embed step and class
 
 
-def position_table(grid: int, width: int) -> Tensor:
+def position_table(rows: int, columns: int, width: int) -> Tensor:
     """The fixed embedding of each patch of a grid: that of its column, then that of its row.
 
     [sin(w_i q), cos(w_i q), sin(w_i r), cos(w_i r)] for row r and column q, with w_i = 10000^(-4 i / width),
-    i = 0..width/4 - 1. Shape: [grid^2, width], rows of the grid one after another, in float64.
+    i = 0..width/4 - 1. Shape: [rows columns, width], rows of the grid one after another, in float64.
     Source: Peebles & Xie 2023, section 3.2; the column before the row is the order of its published code.
     """
-    axis = positional(torch.arange(grid, dtype=torch.float64, device="cpu"), width // 2)
-    return torch.cat([axis.repeat(grid, 1), axis.repeat_interleave(grid, dim=0)], dim=1)
+    down, across = (
+        positional(torch.arange(count, dtype=torch.float64, device="cpu"), width // 2) for count in (rows, columns)
+    )
+    return torch.cat([across.repeat(rows, 1), down.repeat_interleave(columns, dim=0)], dim=1)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -86,9 +89,9 @@ class DiT(nn.Module):
     defaults are DiT-S/2; (width, depth, heads) = (768, 12, 12), (1024, 24, 16) and (1152, 28, 16) make B, L
     and XL. c_noise is a step, of about 0..1000. The paper has no dropout; here it acts in each block's MLP.
 
-    Shapes: x [B, in_channels, S, S] with S = image_size, c_noise [B], labels int64 [B] (num_classes, or None
-    for all, means "no class") -> [B, out_channels, S, S], with out_channels = in_channels unless given.
-    Raises UserError for a patch that does not divide the image_size, heads that do not divide the width, a
+    Shapes: x [B, in_channels, H, W] with image_size = H = W or (H, W), c_noise [B], labels int64 [B] (num_classes, or
+    None for all, means "no class") -> [B, out_channels, H, W], with out_channels = in_channels unless given.
+    Raises UserError for a patch that does not divide both sides, heads that do not divide the width, a
     width that is not a multiple of 4, and in forward for x, c_noise or labels of another shape.
     Source: Peebles & Xie 2023, section 3; the initialisation is that of its published code.
     """
@@ -99,7 +102,7 @@ class DiT(nn.Module):
         self,
         *,
         in_channels: int,
-        image_size: int,
+        image_size: Size,
         out_channels: int | None = None,
         patch: int = 2,
         width: int = 384,
@@ -110,7 +113,7 @@ class DiT(nn.Module):
         num_classes: int = 0,
     ) -> None:
         super().__init__()
-        require_divisor("patch", patch, "image_size", image_size)
+        require_divisor("patch", patch, "image_size", *sides(image_size))
         require_divisor("heads", heads, "width", width)
         if width % 4:
             below = max(width // 4, 1) * 4
@@ -118,8 +121,9 @@ class DiT(nn.Module):
                 f"width={width} cannot hold a sine and a cosine of row and column; "
                 f"valid are the multiples of 4, such as {below} and {below + 4}"
             )
-        self.shape = (in_channels, image_size, image_size)
-        self.patch, self.grid = patch, image_size // patch
+        height, across = sides(image_size)
+        self.shape = (in_channels, height, across)
+        self.patch, self.grid = patch, (height // patch, across // patch)
         out_channels = in_channels if out_channels is None else out_channels
 
         self.conditioning = Conditioning(FEATURES, width, cosine_first=True, num_classes=num_classes)
@@ -129,7 +133,7 @@ class DiT(nn.Module):
 
         self.stem = xavier(nn.Linear(in_channels * patch**2, width))
         # Computed on the CPU, which has float64 on any machine, then put where torch.device wants it.
-        positions = position_table(self.grid, width).to(torch.get_default_device(), torch.get_default_dtype())
+        positions = position_table(*self.grid, width).to(torch.get_default_device(), torch.get_default_dtype())
         self.register_buffer("positions", positions, persistent=False)
         self.blocks = nn.ModuleList(
             Block(width, heads=heads, hidden=int(mlp_ratio * width), dropout=dropout) for _ in range(depth)
@@ -148,13 +152,13 @@ class DiT(nn.Module):
             h = block(h, c)
         shift, scale = self.modulation(c)[:, None].chunk(2, dim=2)
         h = self.out(modulate(self.norm(h), shift, scale))  # [B, N, patch patch out_channels], as published
-        h = h.view(len(x), self.grid, self.grid, self.patch, self.patch, -1).permute(0, 5, 1, 3, 2, 4)
+        h = h.view(len(x), *self.grid, self.patch, self.patch, -1).permute(0, 5, 1, 3, 2, 4)
         return h.reshape(len(x), -1, *self.shape[1:])
 
 
-def require_divisor(part: str, value: int, whole: str, total: int) -> None:
-    """Raise UserError, with the valid values, unless `value` divides `total`."""
-    valid = [divisor for divisor in range(1, total + 1) if total % divisor == 0]
+def require_divisor(part: str, value: int, whole: str, *totals: int) -> None:
+    """Raise UserError, with the valid values, unless `value` divides each of the totals."""
+    valid = [divisor for divisor in range(1, min(totals) + 1) if not any(total % divisor for total in totals)]
     if value not in valid:
-        names = ", ".join(map(str, valid))
-        raise UserError(f"{part}={value} does not divide {whole}={total}; valid values of {part}: {names}")
+        names, given = ", ".join(map(str, valid)), totals if len(set(totals)) > 1 else totals[0]
+        raise UserError(f"{part}={value} does not divide {whole}={given}; valid values of {part}: {names}")

@@ -7,6 +7,7 @@ input. The "deep" versions have eight blocks a level instead of four.
 
 from collections.abc import Sequence
 
+from sde_diffusion.core.sizes import Size
 from sde_diffusion.nets.backbone import Backbone, Design, at_resolutions
 from sde_diffusion.nets.embedding import Conditioning
 from sde_diffusion.nets.resample import BINOMIAL
@@ -30,7 +31,7 @@ class SongUNet(Backbone):
         *,
         in_channels: int,
         out_channels: int | None = None,
-        image_size: int,
+        image_size: Size,
         channels: int = 128,
         multipliers: Sequence[int] = (2, 2, 2),
         blocks: int = 4,
@@ -94,7 +95,7 @@ class DDPMpp(SongUNet):
         *,
         in_channels: int,
         out_channels: int | None = None,
-        image_size: int,
+        image_size: Size,
         channels: int = 128,
         multipliers: Sequence[int] = (1, 2, 2, 2),
         blocks: int = 4,
@@ -128,7 +129,7 @@ class NCSNpp(SongUNet):
         *,
         in_channels: int,
         out_channels: int | None = None,
-        image_size: int,
+        image_size: Size,
         channels: int = 128,
         multipliers: Sequence[int] = (1, 2, 2, 2),
         blocks: int = 4,

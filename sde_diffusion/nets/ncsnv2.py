@@ -1,4 +1,4 @@
-"""NCSNv2 (Song & Ermon 2020): a RefineNet that is not told the noise level, for square images up to 256 pixels.
+"""NCSNv2 (Song & Ermon 2020): a RefineNet that is not told the noise level, for images of up to 256 pixels a side.
 
 A way down of dilated residual blocks, then a way up (Lin et al. 2017) that refines the coarsest features with those
 of each finer level. Details that the papers leave open follow the published code: yang-song/score_sde_pytorch,
@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sde_diffusion.core.errors import UserError
+from sde_diffusion.core.sizes import Size, nearest_multiples, said, sides
 
-# Widths of the levels in units of `channels`, by the largest image size. The first level keeps the size, the last
-# two dilate their convolutions by 2 and 4 instead of halving it, and all between halve it.
+# Widths of the levels in units of `channels`, by the longest side of an image. The first level keeps the size, the
+# last two dilate their convolutions by 2 and 4 instead of halving it, and all between halve it.
 MULTIPLIERS = {95: (1, 2, 2, 2), 128: (1, 2, 2, 4, 4), 256: (1, 2, 2, 2, 4, 4)}
 EPSILON = 1e-5
 
@@ -158,35 +159,35 @@ class NCSNv2(nn.Module):
     """A RefineNet of x alone, which predicts sigma times the score at a noise level sigma it is not told.
 
     The score is net(x) / sigma (technique 3 of the paper), a division that belongs to the caller. The number of
-    levels follows from the image size: 4 below 96 pixels, 5 up to 128, 6 up to 256, of which 1, 2 and 3 halve it.
-    The defaults are the paper's for CIFAR-10.
+    levels follows from the image's longer side: 4 below 96 pixels, 5 up to 128, 6 up to 256, of which 1, 2 and 3 halve
+    it. The defaults are the paper's for CIFAR-10.
 
-    Shapes: x [B, in_channels, S, S], centred on zero, c_noise of any shape (ignored) -> [B, out_channels, S, S], with
-    out_channels = in_channels unless given.
+    Shapes: x [B, in_channels, H, W], centred on zero, with image_size = H = W or (H, W), c_noise of any shape (ignored)
+    -> [B, out_channels, H, W], with out_channels = in_channels unless given.
     Raises UserError for a size above 256 or that does not halve so often (into 2 pixels or more), for fewer than 2
     channels, and in forward for x of another shape or for class labels.
     Source: Song & Ermon 2020, section 3.3 and appendix B.
     """
 
     def __init__(
-        self, *, in_channels: int, image_size: int, out_channels: int | None = None, channels: int = 128
+        self, *, in_channels: int, image_size: Size, out_channels: int | None = None, channels: int = 128
     ) -> None:
         super().__init__()
         if channels < 2:
             raise UserError(f"channels={channels} is too few for InstanceNorm++; it needs at least 2")
         largest = max(MULTIPLIERS)
-        if image_size > largest:
-            raise UserError(f"image_size={image_size} is too large for NCSNv2; it takes at most {largest}")
-        multipliers = next(m for bound, m in MULTIPLIERS.items() if image_size <= bound)
+        longer = max(sides(image_size))
+        if longer > largest:
+            raise UserError(f"image_size={said(image_size)} is too large for NCSNv2; it takes at most {largest}")
+        multipliers = next(m for bound, m in MULTIPLIERS.items() if longer <= bound)
         halvings = len(multipliers) - 3
-        factor = 2**halvings
-        if image_size < 2 * factor or image_size % factor:
-            below = max(image_size // factor, 2) * factor
+        valid = nearest_multiples(image_size, 2**halvings, least=2)
+        if valid:
             raise UserError(
-                f"image_size={image_size} does not halve {halvings} times into 2 whole pixels or more; "
-                f"the nearest valid sizes are {below} and {below + factor}"
+                f"image_size={said(image_size)} does not halve {halvings} times into 2 whole pixels or more; "
+                f"the nearest valid sizes are {valid}"
             )
-        self.shape = (in_channels, image_size, image_size)
+        self.shape = (in_channels, *sides(image_size))
         self.stem = conv3x3(in_channels, channels)
         self.levels, self.refines = nn.ModuleList(), nn.ModuleList()  # from the top down, and from the bottom up
         widths = [channels, *(channels * multiple for multiple in multipliers)]

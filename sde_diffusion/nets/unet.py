@@ -1,7 +1,8 @@
-"""The toolkit's own U-Net: that of Ho et al. 2020 (DDPM), for square images of any size and channel count."""
+"""The toolkit's own U-Net: that of Ho et al. 2020 (DDPM), for images of any size and channel count."""
 
 from collections.abc import Sequence
 
+from sde_diffusion.core.sizes import Size
 from sde_diffusion.nets.backbone import Backbone, Design, at_resolutions
 from sde_diffusion.nets.embedding import Conditioning
 
@@ -9,13 +10,13 @@ from sde_diffusion.nets.embedding import Conditioning
 class UNet(Backbone):
     """A convolutional network of (x, c_noise, class) whose output starts at exactly zero.
 
-    Level l works at image_size / 2^l with channels * multipliers[l] channels and `blocks` residual blocks on
-    the way down, one more on the way up. Self-attention follows each block at the attention resolutions
-    (those that no level has are ignored) and sits in the middle. Skips are concatenated. With in_channels=3,
-    image_size=32 and dropout=0.1 the defaults are DDPM's for CIFAR-10.
+    Level l works at image_size / 2^l, pixels a side of a square or (height, width), with channels * multipliers[l]
+    channels and `blocks` residual blocks on the way down, one more on the way up. Self-attention follows each block at
+    the attention resolutions (pixels of the shorter side; those that no level has are ignored) and sits in the middle.
+    Skips are concatenated. With in_channels=3, image_size=32 and dropout=0.1 the defaults are DDPM's for CIFAR-10.
 
-    Shapes: x [B, in_channels, S, S], c_noise [B], labels int64 [B] (num_classes, or None for all, means "no
-    class") -> [B, out_channels, S, S] in channels_last, with out_channels = in_channels unless given.
+    Shapes: x [B, in_channels, H, W], c_noise [B], labels int64 [B] (num_classes, or None for all, means "no
+    class") -> [B, out_channels, H, W] in channels_last, with out_channels = in_channels unless given.
     Raises UserError for a size that the levels do not divide, heads that do not divide the channels, an
     unknown embedding, and in forward for x, c_noise or labels of another shape.
     Source: Ho et al. 2020, appendix B.
@@ -26,7 +27,7 @@ class UNet(Backbone):
         *,
         in_channels: int,
         out_channels: int | None = None,
-        image_size: int,
+        image_size: Size,
         channels: int = 128,
         multipliers: Sequence[int] = (1, 2, 2, 2),
         blocks: int = 2,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
+from sde_diffusion.core.sizes import Size
 from sde_diffusion.nets.backbone import Backbone, Design, heads_of
 from sde_diffusion.nets.blocks import GroupNorm
 from sde_diffusion.nets.embedding import Conditioning
@@ -27,7 +28,7 @@ class UNet2D(Backbone):
         *,
         in_channels: int,
         out_channels: int | None = None,
-        image_size: int,
+        image_size: Size,
         channels: Sequence[int] = (128, 256, 256, 256),
         blocks: int = 2,
         attention: Sequence[bool] = (False, True, False, False),

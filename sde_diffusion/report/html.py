@@ -191,12 +191,15 @@ def sprites(film: Trajectory) -> dict[str, Any]:
 
 
 def shape_of(picture: NDArray[np.uint8]) -> dict[str, Any]:
-    """The size of a strip [..., h, w, C], its number of square tiles (1 if they are not), and how it is enlarged."""
-    height, width = picture.shape[-3:-1]
+    """The size of a strip [..., h, w, C], its number of square tiles that the page sets apart, and how it is enlarged.
+
+    Tiles that are not square, or between which there are clear pixels, are left as they are: 1.
+    """
+    height, width, channels = picture.shape[-3:]
     return {
         "height": height,
         "width": width,
-        "tiles": width // height if width % height == 0 else 1,
+        "tiles": width // height if channels == 3 and width % height == 0 else 1,
         "pixelated": height <= SMALL,
     }
 

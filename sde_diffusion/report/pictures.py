@@ -38,9 +38,9 @@ def tiles(images: Picture, columns: int = 0) -> Picture:
     if images.shape[-1] == 1:
         images = np.repeat(images, 3, axis=-1)
     shown = [_enlarged(image) for image in images]
-    columns = columns or math.ceil(math.sqrt(len(shown)))
-    rows = math.ceil(len(shown) / columns)
     height, width = shown[0].shape[:2]
+    columns = columns or min(len(shown), math.ceil(math.sqrt(len(shown) * height / width)))
+    rows = math.ceil(len(shown) / columns)
     sheet = np.full((rows * (height + BORDER) + BORDER, columns * (width + BORDER) + BORDER, 3), PAPER, dtype=np.uint8)
     for index, image in enumerate(shown):
         top = BORDER + index // columns * (height + BORDER)

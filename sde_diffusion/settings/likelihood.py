@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from sde_diffusion.core.errors import UserError, nearest
 from sde_diffusion.core.settings import Section, at_least, one_of, optional, positive, setting
+from sde_diffusion.core.sizes import whole_or_size
 from sde_diffusion.data import DEQUANTIZERS, Dequantizer
 from sde_diffusion.likelihood.decoder import CDFS
 from sde_diffusion.likelihood.flow import DIVERGENCES, PROBES
@@ -24,8 +25,11 @@ class LikelihoodSettings(Section):
     figures: tuple[str, ...] = setting(("ode", "elbo"), 'the flow, the discrete bound, "vlb": the continuous bound')
     split: str = setting("test", 'or "train"', one_of("split", {"train": 0, "test": 0}))
     folder: str = setting("", "a folder of images in place of a split")
-    image_size: int = setting(
-        0, "pixels a side, to which the pictures of the folder are cut; 0 keeps their own", optional("their own size")
+    image_size: int | tuple[int, int] = setting(
+        0,
+        "the size of the folder's pictures, as data.image_size, by data.fit; 0 keeps their own",
+        whole_or_size("their own"),
+        also=tuple,
     )
     num_samples: int = setting(0, "0 for all", optional("all samples"))
     batch_size: int = setting(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 import torch
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 from torch import nn
 
 from sde_diffusion.core.errors import UserError, choose
@@ -64,7 +64,7 @@ class Settings(Section):
 
     def config(self) -> ConfigDict:
         """A configuration of these values, whose keys are locked."""
-        return ConfigDict(self.values()).lock()
+        return ConfigDict(_referenced(self)).lock()
 
     def plain(self) -> dict[str, Any]:
         """All values as JSON has them."""
@@ -155,6 +155,19 @@ class Settings(Section):
             class_conditional=bool(spec.options.get("num_classes")),
         )
         return replace(self, process=process, model=model)
+
+
+def _referenced(section: Section) -> dict[str, Any]:
+    """A section's values for a configuration, which holds each to the type of its default but where it has another."""
+    found = {}
+    for own in fields(section):
+        value = getattr(section, own.name)
+        if isinstance(value, Section):
+            value = _referenced(value)
+        elif own.metadata.get("also"):
+            value = FieldReference(value, field_type=object)
+        found[own.name] = value
+    return found
 
 
 def fresh_network(spec: NetworkSpec, seed: int) -> nn.Module:

@@ -29,8 +29,9 @@ from torch import Tensor
 
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.data import DataOptions, Dataset, DataTransform, Source, Splits, batches, load_splits, mapped
+from sde_diffusion.data.cut import Cut
 from sde_diffusion.data.dataset import Batch
-from sde_diffusion.data.pictures import Cut, Tally
+from sde_diffusion.data.pictures import Tally
 
 COUNT, CLASSES = 47, ("a", "b", "c")
 STORAGES = ("memory", "mapped", "streaming")

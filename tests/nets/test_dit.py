@@ -56,11 +56,11 @@ def test_sizes_of_the_paper_give_its_parameter_counts(millions: int, width: int,
 
 
 def test_position_table_equals_its_formula() -> None:
-    grid, width = 3, 8
-    table = position_table(grid, width)
-    assert table.shape == (9, 8) and table.dtype == torch.float64
+    rows, columns, width = 3, 5, 8
+    table = position_table(rows, columns, width)
+    assert table.shape == (15, 8) and table.dtype == torch.float64
     for n, token in enumerate(table.tolist()):
-        row, column = divmod(n, grid)
+        row, column = divmod(n, columns)
         expected = []
         for place in (column, row):
             angles = [place / 10000 ** (4 * i / width) for i in range(width // 4)]
@@ -129,7 +129,7 @@ def test_first_and_last_layer_equal_their_formula(out_channels: int | None, patc
     """Without blocks each patch of the output is an affine map of norm(W patch of x + its position)."""
     net = DiT(in_channels=2, out_channels=out_channels, image_size=8, patch=patch, width=16, depth=0, heads=1)
     perturbed(net)
-    x, label, positions = randn(3, 2, 8, 8), TestDiT.label, position_table(8 // patch, 16).float().double()
+    x, label, positions = randn(3, 2, 8, 8), TestDiT.label, position_table(8 // patch, 8 // patch, 16).float().double()
     shift, scale = (net.conditioning(label, None, 3) @ net.modulation.weight.T + net.modulation.bias).split(16, dim=1)
     expected = torch.empty(3, out_channels or 2, 8, 8, dtype=torch.float64)
     for n, position in enumerate(positions):
@@ -164,6 +164,10 @@ def test_no_block_copies_and_attention_takes_its_fast_path() -> None:
     ("options", "named"),
     [
         ({"patch": 5}, "patch=5 does not divide image_size=12; valid values of patch: 1, 2, 3, 4, 6, 12"),
+        (
+            {"patch": 3, "image_size": (12, 8)},
+            r"patch=3 does not divide image_size=\(12, 8\); valid values of patch: 1, 2, 4",
+        ),
         ({"patch": 0}, "patch=0"),
         ({"heads": 5}, "heads=5 does not divide width=8; valid values of heads: 1, 2, 4, 8"),
         ({"width": 6}, "width=6.*multiples of 4, such as 4 and 8"),
@@ -172,7 +176,7 @@ def test_no_block_copies_and_attention_takes_its_fast_path() -> None:
 )
 def test_sizes_that_do_not_divide_are_refused(options: dict[str, int], named: str) -> None:
     with pytest.raises(UserError, match=named):
-        DiT(in_channels=1, image_size=12, **{"patch": 2, "width": 8, "heads": 2} | options)
+        DiT(in_channels=1, **{"image_size": 12, "patch": 2, "width": 8, "heads": 2} | options)
 
 
 def of_diffusers(theirs: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -59,6 +59,21 @@ def test_exact_trace_is_the_true_density(dims: int, process: str) -> None:
     assert float(gap.abs().max()) < BOUND, gap
 
 
+def test_a_rectangle_of_pixels_has_the_density_of_its_numbers() -> None:
+    """A mixture of pictures of 4 x 6 pixels, and the same as vectors of 24 numbers."""
+    flat, sde = WIDE[64], REACHING["VPSDE"]
+    means, stds = (value[:, :24] for value in (flat.means, flat.stds))
+    pictures, vectors = (
+        sd.GaussianMixture(means.reshape(-1, *shape), stds.reshape(-1, *shape), flat.weights)
+        for shape in ((1, 4, 6), (24,))
+    )
+    x = pictures.sample(6, generator=generator(1))
+    out = sd.log_likelihood(pictures.denoiser(), x, sde, **TIGHT)
+    torch.testing.assert_close(bits(out.nats, 24), bits(pictures.log_prob(x), 24), rtol=0, atol=BOUND)
+    same = sd.log_likelihood(vectors.denoiser(), x.flatten(1), sde, **TIGHT)
+    torch.testing.assert_close(out.nats, same.nats, rtol=0, atol=1e-9)
+
+
 def marginal_gap(out: sd.LogLikelihood, x: Tensor, mixture: sd.GaussianMixture, sde: sd.SDE) -> float:
     """The most, in bits/dim, by which log p_1(latent) + integral differs from log p_{t_min}(x).
 

@@ -74,6 +74,6 @@ def test_bad_options_are_explained():
         load_splits("toy2d", DataOptions(shape="moon"))
     with pytest.raises(UserError, match="not resized"):
         load_splits("digits", DataOptions(image_size=16))
-    with pytest.raises(UserError, match="not -1"):
+    with pytest.raises(UserError, match="got -1"):
         load_splits("digits", DataOptions(image_size=-1))
     assert set(DATASETS) == {"digits", "mnist5k", "toy2d", "cifar10", "folder", "huggingface"}

@@ -11,6 +11,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
 from sde_diffusion.core.errors import UserError, choose, nearest
+from sde_diffusion.core.sizes import Size, sides
 
 S = TypeVar("S", bound="Section")
 Check = Callable[[str, Any], object]
@@ -126,6 +127,16 @@ def optional(zero: str) -> Check:
     def check(key: str, value: Any) -> None:
         if value < 0:
             raise UserError(f"{key} must be 0 ({zero}) or more, got {value}")
+
+    return check
+
+
+def whole_or_size(zero: str) -> Check:
+    """A size, or 0; zero: what 0 means."""
+
+    def check(key: str, value: Size) -> None:
+        if value != 0:
+            sides(value, f"{key}, unless it is 0 ({zero}),")
 
     return check
 

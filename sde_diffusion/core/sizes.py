@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sde_diffusion.core.errors import UserError
-from sde_diffusion.core.settings import Check
 
 Size = int | Sequence[int]
 """Pixels a side of a square, or (height, width), which JSON has as a list."""
@@ -31,16 +30,6 @@ def said(size: Size) -> str:
     """The size as it is written in a configuration: 32, or (24, 32)."""
     height, width = sides(size)
     return str(height) if height == width else f"({height}, {width})"
-
-
-def whole_or_size(zero: str) -> Check:
-    """A size, or 0; zero: what 0 means."""
-
-    def check(key: str, value: Size) -> None:
-        if value != 0:
-            sides(value, f"{key}, unless it is 0 ({zero}),")
-
-    return check
 
 
 def nearest_multiples(size: Size, factor: int, least: int = 1) -> str:

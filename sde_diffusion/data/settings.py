@@ -8,8 +8,7 @@ from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from sde_diffusion.core.errors import UserError
-from sde_diffusion.core.settings import Section, at_least, one_of, optional, setting
-from sde_diffusion.core.sizes import whole_or_size
+from sde_diffusion.core.settings import Section, at_least, one_of, optional, setting, whole_or_size
 from sde_diffusion.data import DATASETS, MEANS, DataOptions, Source, Splits, Stream, batches, load_splits
 from sde_diffusion.data.cut import FITS
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sde_diffusion.core.errors import UserError, nearest
-from sde_diffusion.core.settings import Section, at_least, one_of, optional, positive, setting
-from sde_diffusion.core.sizes import whole_or_size
+from sde_diffusion.core.settings import Section, at_least, one_of, optional, positive, setting, whole_or_size
 from sde_diffusion.data import DEQUANTIZERS, Dequantizer
 from sde_diffusion.likelihood.decoder import CDFS
 from sde_diffusion.likelihood.flow import DIVERGENCES, PROBES

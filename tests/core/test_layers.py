@@ -33,12 +33,12 @@ ROOMS = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
 SHOP_WINDOW = "sde_diffusion"
 """The package's __init__, which shows what all layers have, and is imported by those above them only."""
 PURE: dict[str, tuple[str, ...]] = {
-    "sde_diffusion.nets": ("sde_diffusion.core.errors", "sde_diffusion.nets"),
+    "sde_diffusion.nets": ("sde_diffusion.core.errors", "sde_diffusion.core.sizes", "sde_diffusion.nets"),
     "sde_diffusion.report": ("sde_diffusion.core.errors", "sde_diffusion.core.packages", "sde_diffusion.report"),
     "sde_diffusion.core.errors": (),
+    "sde_diffusion.core.sizes": ("sde_diffusion.core.errors",),
 }
-"""Packages that may import nothing else of ours: networks know no process, reports draw what they are
-given."""
+"""What may import nothing else of ours: networks know no process, and reports draw what they are given."""
 
 
 def sources() -> dict[str, Path]:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from sde_diffusion.core.errors import UserError
-from sde_diffusion.core.sizes import nearest_multiples, said, sides, size_of, whole_or_size
+from sde_diffusion.core.settings import whole_or_size
+from sde_diffusion.core.sizes import nearest_multiples, said, sides, size_of
 
 
 @pytest.mark.parametrize(

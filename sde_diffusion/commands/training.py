@@ -45,6 +45,8 @@ def train(settings: Settings, folder: Path, engine: Engine) -> None:
         if resumed and not resumed.optimizer:
             raise UserError(f"{folder} holds an imported network, which is sampled and evaluated, not trained on")
         splits = splits or settings.splits()
+        for line in splits.inventory.told() if splits.inventory else ():
+            print(line)
         spec = settings.spec(splits.train)
         transform = DataTransform.fit(splits.train, settings.data.subtract_mean)
         engine.on_main(partial(write_json, folder / "config.json", settings.plain()))

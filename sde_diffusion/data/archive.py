@@ -9,18 +9,20 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from sde_diffusion.core.errors import UserError
+from sde_diffusion.data.places import in_order, passed_over
 
 MOST_BYTES = 256 << 20  # of one picture, unpacked
 MOST_RATIO = 1000  # unpacked to packed; deflate itself ends at 1032, which pictures never reach
 
 MEMBER = np.dtype([("start", "i8"), ("packed", "i8"), ("size", "i8"), ("crc", "u4"), ("deflated", "?")])
+SLACK = 4096  # bytes that are enough for a block's table of codes, which comes before its content
 HEADER = struct.Struct("<4s22xHH")  # of a member: its signature, and the lengths of its name and of what follows that
 
 
@@ -28,46 +30,61 @@ HEADER = struct.Struct("<4s22xHH")  # of a member: its signature, and the length
 class Archive:
     """A zip archive as a folder. Raises UserError for one that is damaged, encrypted, or made to do harm.
 
-    base: the folder that all members are in, where it is one, as in most archives of a folder.
+    base: the folder that all members are in, where it is one, as in most archives of a folder; names begin below it.
     """
 
     root: Path
-    listing: Mapping[str, Sequence[str]]
-    members: Mapping[str, zipfile.ZipInfo]
+    names: Sequence[str]
+    folders: Sequence[str]
+    hidden: Sequence[str]
     base: str
+    members: Mapping[str, zipfile.ZipInfo]
 
     @classmethod
-    def at(cls, root: Path, suffixes: Collection[str]) -> Archive:
-        """The archive in a file, of which the members with these suffixes are read."""
+    def at(cls, root: Path) -> Archive:
+        """The archive in a file."""
         try:
             with zipfile.ZipFile(root) as file:
-                members = [info for info in file.infolist() if not info.is_dir()]
+                members = file.infolist()
         # NotImplementedError: zip's own versions; ValueError and struct.error: numbers that make no sense.
         except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
             raise UserError(f"{root} is not a readable zip archive ({error}).") from error
-        listing: dict[str, list[str]] = {"": []}
         for info in members:
-            wrong = _wrong(info, PurePosixPath(info.filename).suffix.lower() in suffixes)
-            if wrong:
+            if wrong := _misplaced(info):
                 raise UserError(f"{root} is refused: its member {info.orig_filename!r} {wrong}.")
-            folder, _, name = info.filename.rpartition("/")
-            for above in (folder, *map(str, PurePosixPath(folder).parents)):
-                listing.setdefault("" if above == "." else above, [])
-            listing[folder].append(name)
-        tops = {path.partition("/")[0] for path in listing} - {"", "__MACOSX"}
-        base = tops.pop() if len(tops) == 1 and not listing[""] else ""
-        return cls(root, listing, {info.filename: info for info in members}, "" if base == "train" else base)
+        over = {info.filename: _passed_over(info.filename) for info in members}
+        names = [name for name in over if not over[name]]
+        tops = {name.partition("/")[0] for name in names}
+        inside = len(tops) == 1 and "/" in names[0] and tops != {"train"}
+        base = f"{tops.pop()}/" if inside else ""
+        below = [name.removeprefix(base) for name in names]
+        folders = {above for name in below for above in _above(name)}
+        return cls(
+            root,
+            in_order([name for name in below if name and not name.endswith("/")]),
+            in_order(list(folders)),
+            in_order(list(set(over.values()) - {""})),
+            base,
+            {info.filename.removeprefix(base): info for info in members},
+        )
 
     @property
     def title(self) -> str:
         return self.root.stem
 
-    def said(self, path: str) -> str:
-        """A path in the archive as a person knows it."""
-        return str(self.root / path)
+    def said(self, name: str) -> str:
+        return str(self.root / self.base / name)
+
+    def read(self, name: str, most: int | None = None) -> bytes:
+        return self.pictures([name]).read(0, most)
 
     def pictures(self, names: Sequence[str]) -> Members:
-        return Members(self.root, names, [self.members[name] for name in names])
+        """Those of these names. Raises UserError for one that is packed in a way that is not read."""
+        members = [self.members[name] for name in names]
+        for info in members:
+            if wrong := _unread(info):
+                raise UserError(f"{self.root} is refused: its member {info.orig_filename!r} {wrong}.")
+        return Members(self.root, [info.filename for info in members], members)
 
 
 class Members:
@@ -95,6 +112,10 @@ class Members:
 
     def open(self, index: int) -> io.BytesIO:
         """Its bytes, unpacked. Raises ValueError where they are not those that the archive declares."""
+        return io.BytesIO(self.read(index))
+
+    def read(self, index: int, most: int | None = None) -> bytes:
+        """The bytes of a member, or the first `most` of them, which are not checked. Raises ValueError as `open`."""
         start, packed, size, crc, deflated = self.members[index].tolist()
         with self.root.open("rb") as file:
             file.seek(start)
@@ -102,19 +123,37 @@ class Members:
             if signature != b"PK\x03\x04":
                 raise ValueError("the archive is damaged: there is no member where one is declared")
             file.seek(name + extra, os.SEEK_CUR)
-            content = file.read(packed)
+            content = file.read(packed if most is None else min(packed, 2 * most + SLACK))
+        limit = size + 1 if most is None else most
         if deflated:
-            content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, size + 1)
+            content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, limit)
+        if most is not None:
+            return content[:most]
         if len(content) != size:
             more = "more" if len(content) > size else "less"
             raise ValueError(f"it unpacks to {more} than the {size:,} bytes that the archive declares")
         if zlib.crc32(content) != crc:
             raise ValueError("its checksum is not the one that the archive declares")
-        return io.BytesIO(content)
+        return content
 
 
-def _wrong(info: zipfile.ZipInfo, read: bool) -> str | None:
-    """What speaks against a member, in words; its size and packing only where it will be read."""
+def _passed_over(name: str) -> str:
+    """The outermost of a member and its folders that is passed over; "" for none."""
+    parts = PurePosixPath(name).parts
+    first = next((number for number, part in enumerate(parts) if passed_over(part)), len(parts))
+    inside = "/" if first + 1 < len(parts) or name.endswith("/") else ""
+    return "/".join(parts[: first + 1]) + inside if first < len(parts) else ""
+
+
+def _above(name: str) -> Iterator[str]:
+    """The folders that a member is in; a folder's own name ends in "/"."""
+    while "/" in name:
+        name = name.rpartition("/")[0]
+        yield name
+
+
+def _misplaced(info: zipfile.ZipInfo) -> str | None:
+    """What speaks against the name of a member, in words."""
     name = info.orig_filename
     if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in name.split("/"):
         return "has a path that leads out of the archive"
@@ -122,8 +161,11 @@ def _wrong(info: zipfile.ZipInfo, read: bool) -> str | None:
         return "has a backslash or a null character in its name"
     if stat.S_ISLNK(info.external_attr >> 16):
         return "is a symbolic link"
-    if not read:
-        return None
+    return None
+
+
+def _unread(info: zipfile.ZipInfo) -> str | None:
+    """What speaks against reading a member, in words."""
     if info.flag_bits & 1:
         return "is encrypted"
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

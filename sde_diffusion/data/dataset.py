@@ -14,6 +14,7 @@ from torch import Tensor
 from sde_diffusion.core.conditions import Conditions, rows_of
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.noise import seeded
+from sde_diffusion.data.inventory import Inventory
 from sde_diffusion.data.pictures import Failure
 
 Batch = tuple[Tensor, Conditions]
@@ -200,10 +201,11 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Splits:
-    """What is trained on, and what is held out."""
+    """What is trained on, and what is held out. inventory: of the files, where the set is a person's own."""
 
     train: Source
     test: Dataset
+    inventory: Inventory | None = None
 
 
 class Selectable(Protocol):

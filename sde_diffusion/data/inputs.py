@@ -12,8 +12,10 @@ from torch import Tensor
 
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.data.cut import Cut
-from sde_diffusion.data.folder import SUFFIXES, Files, load_whole
+from sde_diffusion.data.folder import load_whole
+from sde_diffusion.data.formats import ending, endings
 from sde_diffusion.data.pictures import Unreadable, decode, pixels
+from sde_diffusion.data.places import Files
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +51,8 @@ def load_inputs(path: str, shape: Sequence[int], fit: str = "crop") -> Inputs:
         found, names = load_whole(str(place), cut, (channels, height, width))
         classes = () if found.labels is None else tuple(found.classes[int(label)] for label in found.labels)
         return Inputs(found.samples, tuple(names), classes)
-    if place.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{place} is no picture ({', '.join(sorted(SUFFIXES))}), folder or .npz file")
+    if ending(place.name) not in endings():
+        raise UserError(f"{place} is no picture ({', '.join(sorted(endings()))}), folder or .npz file")
     try:
         picture = cut.fitted(decode(Files(place.parent, [place.name]), 0))
     except Unreadable as error:

@@ -13,12 +13,11 @@ import numpy as np
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.packages import extra
 from sde_diffusion.data.cut import Cut
+from sde_diffusion.data.formats import tried
 
 if TYPE_CHECKING:
     from PIL import Image
 
-# No others: some of Pillow's decoders run programs (EPS starts Ghostscript).
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 NAMED = 5  # pictures named in a sentence
 FEW = 1000  # pictures to be read before the share of broken ones means anything
 
@@ -155,7 +154,7 @@ def _opened(pictures: Pictures, index: int) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             # Small files that unpack to billions of pixels; Pillow itself stops at twice as many.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            file = Image.open(pictures.open(index), formats=FORMATS)
+            file = Image.open(pictures.open(index), formats=tried(name))
         with file:
             if file.mode.startswith(("I", "F")):
                 raise Unreadable(name, "it has more than 8 bits a channel; convert it to 8 bits")

@@ -1,0 +1,68 @@
+"""Classes as the names of folders: the first folder below a part of a set."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.core.errors import UserError
+from sde_diffusion.data.listing import Part
+from sde_diffusion.data.places import Place
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the pictures of each part show. parts: int64 [N] each, or None without classes; classes: their names.
+
+    files: the files that say so, which are no pictures.
+    """
+
+    parts: tuple[Tensor | None, ...]
+    classes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+
+    def counts(self) -> dict[str, int]:
+        """The number of pictures of each class in all parts."""
+        found = Counter(label for part in self.parts if part is not None for label in part.tolist())
+        return {name: found[index] for index, name in enumerate(self.classes)}
+
+
+def class_folders(place: Place, parts: Sequence[Part]) -> Labels:
+    """The class of each picture is the first of its folders below its part; without folders there are no classes.
+
+    Raises UserError for parts with other classes, for pictures beside class folders, and for a folder without any.
+    """
+    classes = [_classes(place, part) for part in parts]
+    for part, own in zip(parts[1:], classes[1:]):
+        if own != classes[0]:
+            raise UserError(
+                f"{place.said(part.base)} and {place.said(parts[0].base)} must hold the same class folders: "
+                f"{', '.join(classes[0]) or 'none'}."
+            )
+    if not classes[0]:
+        return Labels((None,) * len(parts))
+    number = {name: index for index, name in enumerate(classes[0])}
+    shown = [[number[part.below(name).partition("/")[0]] for name in part.names] for part in parts]
+    return Labels(tuple(map(torch.tensor, shown)), classes[0])
+
+
+def _classes(place: Place, part: Part) -> tuple[str, ...]:
+    below = [part.below(name) for name in part.names]
+    loose = [name for name in below if "/" not in name]
+    inside = {part.below(folder) for folder in place.folders if not part.base or folder.startswith(f"{part.base}/")}
+    folders = sorted(name for name in inside if "/" not in name)
+    if loose and folders:
+        raise UserError(
+            f"{place.said(part.base)} holds both pictures ({loose[0]}) and folders ({folders[0]}): "
+            "put every picture into a class folder, or none."
+        )
+    filled = {name.partition("/")[0] for name in below}
+    for name in folders:
+        if name not in filled:
+            path = f"{part.base}/{name}" if part.base else name
+            raise UserError(f"{place.said(path)} holds no pictures: fill this class folder, or remove it.")
+    return tuple(folders)

@@ -6,12 +6,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from sde_diffusion.data import Splits
 from sde_diffusion.pipelines.likelihood import report_likelihood
 from sde_diffusion.pipelines.run_folder import trained_network
 from sde_diffusion.report.table import table
 from sde_diffusion.runtime.engine import Engine
 from sde_diffusion.runtime.progress import progress
 from sde_diffusion.settings.root import Settings
+from sde_diffusion.storage.checkpoint import Checkpoint
 from sde_diffusion.storage.results import set_result
 from sde_diffusion.storage.trained import AVERAGES, denoiser_of, save_average
 from sde_diffusion.training.averages import reconstruct, snapshot_index
@@ -22,12 +24,17 @@ from sde_diffusion.training.settings import power_name
 def evaluate(settings: Settings, folder: Path, engine: Engine) -> None:
     """The held-out loss of raw and averaged weights, by noise level, and held-out bits/dim."""
     settings, trained = trained_network(settings, folder, engine)
-    splits = settings.splits()
+    evaluate_on(settings, folder, engine, trained, settings.splits())
+
+
+def evaluate_on(settings: Settings, folder: Path, engine: Engine, trained: Checkpoint, splits: Splits) -> None:
+    """The same of a network and data that have been read."""
+    held_out = splits.held_out("--mode evaluate", "of other samples --mode likelihood gives the bits/dim")
     task = settings.task(trained.transform, trained.spec, trained.spec.model_process)
     found: dict[str, HeldOut] = {}
     with progress(len(trained.weights), "set", "evaluate", visible=engine.main) as bar:
         for name in trained.weights:
-            found[name] = held_out_loss(task, denoiser_of(trained, name, engine.device), splits.test, engine)
+            found[name] = held_out_loss(task, denoiser_of(trained, name, engine.device), held_out, engine)
             bar.update()
     result = {
         "held_out_loss": {name: losses.mean for name, losses in found.items()},
@@ -54,12 +61,20 @@ def post_hoc(settings: Settings, folder: Path, engine: Engine) -> None:
         weights, residual = reconstruct(folder, length, step, stored)
         engine.on_main(partial(save_average, folder, name, step, weights))
         made = replace(trained, weights={name: weights})
-        loss = held_out_loss(task, denoiser_of(made, name, engine.device), splits.test, engine)
-        rows.append({"length": length, "weights": name, "held_out_loss": loss.mean, "residual": residual})
+        denoiser, test = denoiser_of(made, name, engine.device), splits.test
+        loss = None if test is None else held_out_loss(task, denoiser, test, engine).mean
+        rows.append({"length": length, "weights": name, "held_out_loss": loss, "residual": residual})
     result = {"step": step, "averages": rows}
     engine.on_main(lambda: set_result(folder, "ema", result))
     shown = [
-        {**row, "held_out_loss": f"{row['held_out_loss']:.5f}", "residual": f"{row['residual']:.1e}"} for row in rows
+        {
+            **row,
+            "held_out_loss": "-" if row["held_out_loss"] is None else f"{row['held_out_loss']:.5f}",
+            "residual": f"{row['residual']:.1e}",
+        }
+        for row in rows
     ]
+    if splits.test is None:
+        print(f"of {splits.train.title} nothing is held out, so that these averages have no held-out loss")
     print(table(shown))
     print(f"wrote them to {folder / AVERAGES}: --config.sampling.weights={rows[0]['weights']} takes one")

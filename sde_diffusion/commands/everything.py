@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sde_diffusion.commands.compare import compare
-from sde_diffusion.commands.evaluation import evaluate
+from sde_diffusion.commands.evaluation import evaluate_on
 from sde_diffusion.commands.training import train
 from sde_diffusion.core.packages import require
 from sde_diffusion.pipelines.run_folder import trained_network
@@ -31,9 +31,15 @@ def everything(settings: Settings, folder: Path, engine: Engine) -> None:
     settings, trained = trained_network(settings, folder, engine)
     rows = [sample_into(folder, settings, engine, trained, *entry) for entry in gallery]
     print(table(rows))
-    evaluate(settings, folder, engine)
+    splits = settings.splits()
+    if splits.test is not None:
+        evaluate_on(settings, folder, engine, trained, splits)
+    else:
+        print(f"nothing is held out of {splits.train.title}, of which the network could be evaluated")
     print(f"wrote samples_<sampler>.png, .npz and .json, and results.json, to {folder}")
     if settings.compare.samplers and settings.data.storage == "streaming":
         print("a stream has no comparison: its real samples are not all at hand; --mode compare tells what can be done")
+    elif splits.test is None and settings.compare.split == "test":
+        print("nothing is held out for a comparison; --mode compare --config.compare.split=train makes one")
     elif settings.compare.samplers:
         compare(settings, folder, engine)

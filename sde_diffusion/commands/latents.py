@@ -33,7 +33,7 @@ def latents(settings: Settings, folder: Path, engine: Engine) -> None:
     if not engine.main:
         return
     own, transform = settings.latents, trained.transform
-    held_out, denoiser = settings.splits().test, network_of(settings, trained, engine.device)
+    held_out, denoiser = settings.splits().held_out("--mode latents"), network_of(settings, trained, engine.device)
     index = pairs_of(held_out, own.pairs, settings.model.class_conditional)
     conditions = rows_of(held_out.conditions, index[0])
     model = ConditionedDenoiser(denoiser, **taken_by(denoiser, conditions))

@@ -76,6 +76,11 @@ def begin(
         trainer.resume(resumed)
     # Of a session that went further, perhaps in another way.
     engine.on_main(lambda: drop_snapshots(folder, trainer.step))
+    if splits.test is None:
+        print(
+            f"nothing is held out of {splits.train.title}: there are no held-out losses, and no bits/dim of samples "
+            "that the network has not seen"
+        )
     net.train()
     parameters = sum(p.numel() for p in net.parameters())
     print(

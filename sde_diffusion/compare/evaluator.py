@@ -181,9 +181,10 @@ def plain_scores(scores: Mapping[str, Score]) -> dict[str, Any]:
 
 
 def split_of(settings: Settings, splits: Splits) -> Source:
-    """The split that figures compare with."""
-    found: Source = getattr(splits, settings.compare.split)
-    return found
+    """The split that figures compare with. Raises UserError where there is none."""
+    if settings.compare.split == "test":
+        return splits.held_out("compare.split='test'", "choose compare.split='train'")
+    return splits.train
 
 
 def real_split(settings: Settings, source: Source) -> Dataset:

@@ -44,7 +44,7 @@ class DataOptions:
     source: where cifar10 comes from ("auto", "parquet", "huggingface", "binary").
     name: name on the Hugging Face hub. shape, size, seed: the figure, the number of training points
     (0 for the default) and the seed of toy2d.
-    storage, held_out, corrupt_limit, shuffle_window: as in `Reading`, which calls the last one window.
+    storage, split, held_out, corrupt_limit, shuffle_window: as in `Reading`, which calls the last one window.
     crop, min_crop, fit: as in `Cut`. Raises UserError for values that no set can be read with.
     """
 
@@ -56,6 +56,7 @@ class DataOptions:
     size: int = 0
     seed: int = 0
     storage: str = "auto"
+    split: str = "auto"
     held_out: int = 0
     corrupt_limit: float = 0.01
     shuffle_window: int = 4096
@@ -70,17 +71,18 @@ class DataOptions:
     def reading(self, image_size: Size) -> Reading:
         """How pictures are read."""
         cut = Cut(image_size, self.crop, self.min_crop, self.fit)
-        return Reading(self.storage, cut, self.held_out, self.corrupt_limit, self.shuffle_window)
+        return Reading(self.storage, cut, self.held_out, self.corrupt_limit, self.shuffle_window, self.split)
 
 
-def _in_memory(splits: Splits, options: DataOptions) -> Splits:
-    return options.reading(options.image_size or 1).only_memory(splits)
+def _in_memory(load: Callable[[Reading], Splits], options: DataOptions) -> Splits:
+    reading = options.reading(options.image_size or 1)
+    return reading.only_memory(load(reading))
 
 
 DATASETS: dict[str, Callable[[DataOptions], Splits]] = {
-    "digits": lambda o: _in_memory(small.digits(), o),
-    "mnist5k": lambda o: _in_memory(small.mnist5k(), o),
-    "toy2d": lambda o: _in_memory(toy2d.load(o.shape, o.size or toy2d.DEFAULT_SIZE, o.seed), o),
+    "digits": lambda o: _in_memory(small.digits, o),
+    "mnist5k": lambda o: _in_memory(small.mnist5k, o),
+    "toy2d": lambda o: _in_memory(lambda _: toy2d.load(o.shape, o.size or toy2d.DEFAULT_SIZE, o.seed), o),
     "cifar10": lambda o: cifar10.load(o.root, o.source, o.name, o.reading(cifar10.SIDE if o.crop == "random" else 0)),
     "folder": lambda o: folder.load(o.root, o.reading(o.image_size)),
     "huggingface": lambda o: arrow.huggingface(o.name, o.reading(o.image_size)),

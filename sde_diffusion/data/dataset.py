@@ -201,11 +201,26 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Splits:
-    """What is trained on, and what is held out. inventory: of the files, where the set is a person's own."""
+    """What is trained on, and what is held out.
+
+    test: None where nothing is held out; inventory: of the files, where the set is a person's own.
+    """
 
     train: Source
-    test: Dataset
+    test: Dataset | None
     inventory: Inventory | None = None
+
+    def held_out(self, wanted: str, remedy: str = "") -> Dataset:
+        """What is held out. wanted: what needs it, in words; remedy: what else can be done.
+
+        Raises UserError where nothing is held out.
+        """
+        if self.test is None:
+            raise UserError(
+                f"{wanted} needs samples that are held out, and of {self.train.title} none are: "
+                f"{remedy}{', or ' if remedy else ''}train with data.split='auto' and more samples."
+            )
+        return self.test
 
 
 class Selectable(Protocol):
@@ -245,18 +260,37 @@ def stratified(data: Selectable, count: int) -> Tensor:
     return order[spaced].sort().values
 
 
-def hold_out(whole: T, count: int = 0) -> tuple[T, T]:
+def hold_out(whole: T, count: int = 0) -> tuple[T, T | None]:
     """What is left, and the `count` samples held out (0: a tenth, at most 10,000), each class in proportion.
 
-    Raises UserError unless both parts get at least one sample.
+    No class loses its last sample: one stays, and others are held out in its place. None where nothing can be held out,
+    as of a single sample. Raises UserError for as many samples as there are, or more.
     """
+    if len(whole) == 1:
+        return whole, None
     count = count or min(max(1, len(whole) // 10), MOST_HELD_OUT)
     if not 0 < count < len(whole):
         raise UserError(f"{whole.title}: cannot hold {count} of {len(whole)} samples out.")
+    free = torch.ones(len(whole), dtype=torch.bool)
     held = stratified(whole, count)
+    while len(lost := _last_ones(whole.labels, held)):
+        free[lost] = False
+        rest = free.nonzero()[:, 0]
+        if not len(rest):
+            return whole, None
+        held = rest[stratified(whole.select(rest), min(count, len(rest)))]
     left = torch.ones(len(whole), dtype=torch.bool)
     left[held] = False
     return whole.select(left.nonzero()[:, 0]), whole.select(held)
+
+
+def _last_ones(labels: Tensor | None, held: Tensor) -> Tensor:
+    """Of each class that would be held out as a whole the first sample, int64 [classes]."""
+    if labels is None:
+        return held[:0]
+    gone = labels[held].bincount(minlength=int(labels.max()) + 1) == labels.bincount()
+    first = [held[labels[held] == label][0] for label in (gone & (labels.bincount() > 0)).nonzero()[:, 0]]
+    return torch.stack(first) if first else held[:0]
 
 
 def shortened(test: T, count: int) -> T:

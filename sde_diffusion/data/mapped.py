@@ -22,6 +22,7 @@ from sde_diffusion.data.dataset import (
     Plan,
     Source,
     Splits,
+    T,
     check_labels,
     hold_out,
     shortened,
@@ -30,6 +31,7 @@ from sde_diffusion.data.pictures import FEW, Failure, Pictures, Tally, Unreadabl
 
 MEMORY_LIMIT = 2 << 30  # bytes of decoded pictures that are kept without being asked to
 PATIENCE = 100  # broken pictures in a row
+SPLITS = ("auto", "none")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Reading:
     storage: "memory" (decoded once), "mapped" (decoded as they are read), "streaming" (read from one end to the
     other), or "auto": memory for up to 2 GiB of decoded pictures, but for random crops. cut: what is taken of each.
     held_out: how many of the samples that are held out are kept; 0 for all.
+    split: "auto" holds out what the set has for it, or a part of it; "none" holds nothing out.
     corrupt_limit: the share of broken pictures that is borne. window: rows of a stream that change places.
     Raises UserError for another storage and for numbers that make none.
     """
@@ -48,9 +51,11 @@ class Reading:
     held_out: int = 0
     corrupt_limit: float = 0.01
     window: int = 4096
+    split: str = "auto"
 
     def __post_init__(self) -> None:
         choose("storage", self.storage, dict.fromkeys(("auto", "memory", "mapped", "streaming")))
+        choose("data.split", self.split, dict.fromkeys(SPLITS))
         for need, value, met in (
             ("held_out >= 0", self.held_out, self.held_out >= 0),
             ("shuffle_window >= 1", self.window, self.window >= 1),
@@ -81,7 +86,15 @@ class Reading:
             raise UserError(f"{here} resized: leave the fit at 'crop', not {self.cut.fit!r}.")
         if self.storage not in ("auto", "memory"):
             raise UserError(f"{here} {self.storage}: leave the storage at 'auto'.")
-        return Splits(splits.train, shortened(splits.test, self.held_out))
+        return Splits(splits.train, self.kept_of(splits.test))
+
+    def parted(self, whole: T, count: int = 0) -> tuple[T, T | None]:
+        """What is trained on, and what is held out of a set without such a part, as `hold_out` does it."""
+        return (whole, None) if self.split == "none" else hold_out(whole, count)
+
+    def kept_of(self, test: T | None) -> T | None:
+        """What is kept of the held-out part of a set."""
+        return None if test is None or self.split == "none" else shortened(test, self.held_out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,18 +210,18 @@ def kept(train: Mapped, test: Mapped | None, reading: Reading) -> Splits:
     Warns of broken pictures. Raises UserError for too many of them, and for too much to be held out.
     """
     if test is None:  # what is trained on does not depend on how many of the others are kept
-        train, test = hold_out(train)
-    test = shortened(test, reading.held_out)
-    most = MEMORY_LIMIT // math.prod(train.shape)
-    if len(test) > most and reading.storage != "memory":
-        raise UserError(too_many(train.title, len(test), most))
-    held, failures = test.in_memory()
-    tally = Tally(train.title, reading.corrupt_limit, min(FEW, len(train) + len(test)))
+        train, test = reading.parted(train)
+    test = reading.kept_of(test)
+    count, most = 0 if test is None else len(test), MEMORY_LIMIT // math.prod(train.shape)
+    if count > most and reading.storage != "memory":
+        raise UserError(too_many(train.title, count, most))
+    held, failures = (None, []) if test is None else test.in_memory()
+    tally = Tally(train.title, reading.corrupt_limit, min(FEW, len(train) + count))
     if not reading.in_memory(len(train), train.shape):
-        tally.add(len(test), failures, "left out")
+        tally.add(count, failures, "left out")
         return Splits(replace(train, left_out=tuple(tally.names)), held)
     whole, more = train.in_memory()
-    tally.add(len(train) + len(test), more + failures, "left out")
+    tally.add(len(train) + count, more + failures, "left out")
     return Splits(replace(whole, left_out=tuple(tally.names)), held)
 
 

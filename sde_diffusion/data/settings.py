@@ -11,6 +11,7 @@ from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.settings import Section, at_least, one_of, optional, setting, whole_or_size
 from sde_diffusion.data import DATASETS, MEANS, DataOptions, Source, Splits, Stream, batches, load_splits
 from sde_diffusion.data.cut import FITS
+from sde_diffusion.data.mapped import SPLITS
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class DataSettings(Section):
         "none", '"all": the mean of the training set; "class": of each class', one_of("mean to subtract", MEANS)
     )
     storage: str = setting("auto", '"memory", "mapped" or "streaming"; "auto" takes memory for sets below 2 GiB')
+    split: str = setting(
+        "auto",
+        '"auto" holds out what the set has for it, or a tenth; "none" trains on all of it',
+        one_of("split", dict.fromkeys(SPLITS)),
+    )
     held_out: int = setting(0, "samples that are held out at most; 0 for all there are", optional("all"))
     crop: str = setting("centre", 'or "random", from pictures that are decoded as they are read')
     min_crop: float = setting(0.8, '"random": smallest side of the crop, as a share of the largest crop\'s')

@@ -182,12 +182,13 @@ def streamed(parts: Mapping[str, Any], title: str, reading: Reading) -> Splits:
     held, failures = Mapped(rows, every, labels, classes, title, shape, reading.cut, 0.0).in_memory()
     tally = Tally(title, reading.corrupt_limit, FEW)
     tally.add(len(every), failures, "left out")
-    skipped = {} if others else {chunk.shard: chunk.row + len(chunk.table) for chunk in chunks}
+    own = () if others or reading.split == "none" else chunks
+    skipped = {chunk.shard: chunk.row + len(chunk.table) for chunk in own}
     limit, broken = reading.corrupt_limit, tuple(tally.names)
     stream = Streamed(train, skipped, column, classes, title, shape, reading.window, reading.cut, limit, broken)
     if next(stream._chunks(0, Place()), None) is None:
         raise UserError(f"{title} has no more than {len(rows):,} pictures, which are held out: choose 'mapped'.")
-    return Splits(stream, held)
+    return Splits(stream, held if reading.split == "auto" else None)
 
 
 def chunks_of(data: Any, shard: int, turn: int, size: int, skipped: int, title: str) -> Iterator[Chunk]:

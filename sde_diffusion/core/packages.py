@@ -22,6 +22,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "cli": ("absl", "ml_collections"),
     "fid": ("torch_fidelity",),
     "lpips": ("torchvision",),
+    "wandb": ("wandb", "accelerate"),
+    "mlflow": ("mlflow", "sqlalchemy", "alembic", "accelerate"),
 }
 """The extras of the package and the libraries that each of them installs; pyproject.toml has their versions."""
 

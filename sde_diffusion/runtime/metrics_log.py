@@ -10,10 +10,9 @@ import json
 import math
 import os
 import threading
-import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from io import FileIO
 from pathlib import Path
@@ -216,41 +215,3 @@ class Board:
         self._writer = None
         told = f"TensorBoard is switched off, and the work goes on: {self.folder} cannot be written ({error.strerror})"
         warnings.warn(told, stacklevel=4)
-
-
-# --- both -------------------------------------------------------------------------------------------------------
-
-
-class Journal:
-    """What a training tells, kept nowhere: the journal of a process that does not write."""
-
-    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Numbers of a step, by name."""
-
-    def image(self, name: str, image: np.ndarray[Any, Any], step: int) -> None:
-        """A picture [H, W, C]."""
-
-
-class WrittenJournal(Journal):
-    """Numbers in both, in JSON with the seconds since 1970; pictures in TensorBoard alone."""
-
-    def __init__(self, log: MetricsLog, board: Board) -> None:
-        self._log, self._board = log, board
-
-    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        self._log.write(step, time=round(time.time(), 3), **values)
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
-
-    def image(self, name: str, image: np.ndarray[Any, Any], step: int) -> None:
-        self._board.add_image(name, image, step)
-
-
-@contextmanager
-def journal(folder: Path | None, step: int, visible: bool = True) -> Iterator[Journal]:
-    """The journal of a training that goes on after `step` updates; an empty one without a folder, or not visible."""
-    if folder is None or not visible:
-        yield Journal()
-        return
-    with MetricsLog(folder / "metrics.jsonl", step) as log, Board(folder / "tensorboard", purge_step=step + 1) as board:
-        yield WrittenJournal(log, board)

@@ -14,7 +14,7 @@ from torch import nn
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.core.process import SDE
 from sde_diffusion.core.processes import process_state
-from sde_diffusion.core.settings import Section, part, setting
+from sde_diffusion.core.settings import Section, one_of, part, setting
 from sde_diffusion.data import Augmentation, DataTransform, Source, Splits
 from sde_diffusion.data.settings import DataSettings
 from sde_diffusion.denoisers.network import NetworkSpec
@@ -22,6 +22,7 @@ from sde_diffusion.denoisers.settings import ModelSettings, OracleSettings, Proc
 from sde_diffusion.importers.settings import ImportingSettings
 from sde_diffusion.nets.building import build_network
 from sde_diffusion.runtime.engine import Engine
+from sde_diffusion.runtime.tracking import NONE, TRACKERS
 from sde_diffusion.settings.comparison import CompareSettings
 from sde_diffusion.settings.figures import FIGURES, Evaluation, NamedFigure
 from sde_diffusion.settings.likelihood import LatentsSettings, LikelihoodSettings
@@ -44,6 +45,11 @@ class Settings(Section):
     device: str = setting("auto", '"cpu", "cuda", "cuda:1", ...; "auto" takes a GPU where there is one')
     deterministic: bool = setting(False, "the same bits again on a GPU too, by torch.use_deterministic_algorithms")
     compile: str = setting("", 'torch.compile\'s backend for the network, such as "inductor"; "" for none')
+    tracking: str = setting(
+        NONE,
+        '"wandb" or "mlflow": where trainings are tracked beside TensorBoard',
+        one_of("tracker", TRACKERS, {NONE: None}),
+    )
     data: DataSettings = part(DataSettings)
     process: ProcessSettings = part(ProcessSettings)
     model: ModelSettings = part(ModelSettings)

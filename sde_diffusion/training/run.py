@@ -1,6 +1,6 @@
 """A training from its first step, or from a checkpoint, to its last: the loop over the steps, and what it writes.
 
-    checkpoints/  ema_snapshots/  metrics.jsonl  tensorboard/
+    checkpoints/  ema_snapshots/  metrics.jsonl  tensorboard/  previews/  tracking.json
 
 A run without a folder writes nothing. The loop itself is `Run.train`; an update is the trainer's, a loss the task's.
 """
@@ -25,8 +25,9 @@ from sde_diffusion.data import Dataset, Stream
 from sde_diffusion.data.dataset import Batch
 from sde_diffusion.denoisers.network import NetworkDenoiser
 from sde_diffusion.runtime.engine import Engine, everyones
-from sde_diffusion.runtime.metrics_log import Journal, journal
+from sde_diffusion.runtime.journal import Journal, journal
 from sde_diffusion.runtime.progress import Phases, Progress, memory, progress
+from sde_diffusion.runtime.tracking import NONE
 from sde_diffusion.storage.checkpoint import Checkpoint, newest_whole, save_checkpoint
 from sde_diffusion.training.averages import save_snapshot
 from sde_diffusion.training.guard import Preempted, Signals, listening
@@ -46,6 +47,7 @@ class Run:
 
     batches: of the training data; test: what held-out losses are of, None for none; folder: None to write nothing.
     about: what a checkpoint says of the data and the settings: title, classes, config. preview: a picture of samples.
+    tracking: a key of TRACKERS, or "none".
     on_result: is given what the training came to, before the last checkpoint, with which it counts as done.
     """
 
@@ -57,6 +59,7 @@ class Run:
     folder: Path | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
     preview: Callable[[Trainer], np.ndarray] | None = None
+    tracking: str = NONE
     on_result: Callable[[Mapping[str, Any]], object] = lambda result: None
     seconds_before: float = 0.0
     phases: Phases = field(default_factory=Phases)
@@ -88,7 +91,7 @@ class Run:
         with (
             torch.random.fork_rng([engine.device] if engine.device.type == "cuda" else []),
             self.batches(rows, first, position) as stream,
-            journal(self.folder, first, visible=engine.main) as log,
+            self.journal(first) as log,
             progress(settings.steps, "step", "train", done=first, leave=True, visible=engine.main) as bar,
             listening() as signals,
         ):
@@ -110,6 +113,11 @@ class Run:
                     self.on_result(result)
                 self.store(outcome, stream, signals)
         return result
+
+    def journal(self, step: int) -> AbstractContextManager[Journal]:
+        """Where numbers and pictures are kept, from `step` on; in the main process only."""
+        keep, config = self.settings.keep_previews, self.about.get("config", {})
+        return journal(self.folder, step, self.engine.main, keep, self.tracking, config)
 
     def show(self, outcome: Outcome, log: Journal, bar: Progress) -> None:
         """Losses, speeds and samples, at the steps at which they are wanted."""

@@ -72,7 +72,10 @@ class TrainingSettings(Section):
     log_every: int = setting(50, "steps", at_least(1))
     evaluate_every: int = setting(1000, "steps between held-out losses", at_least(1))
     held_out_batches: int = setting(8, "batches of a held-out loss", at_least(1))
-    sample_every: int = setting(0, "steps between sample grids in TensorBoard; 0 for none", optional("none"))
+    sample_every: int = setting(
+        0, "steps between pictures of samples, in previews/, TensorBoard and the tracker; 0 for none", optional("none")
+    )
+    keep_previews: int = setting(100, "newest pictures kept in previews/; 0 for none", optional("none"))
     checkpoint_every: int = setting(1000, "steps", at_least(1))
     keep_checkpoints: int = setting(2, "newest ones kept", at_least(1))
     milestone_every: int = setting(0, "steps between checkpoints that are kept for ever; 0 for none", optional("none"))

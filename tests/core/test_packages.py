@@ -21,7 +21,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CORE = {"torch", "torchdiffeq", "scipy", "numpy", "safetensors"}
 MODULES = {
     **{"scikit-learn": "sklearn", "pillow": "PIL", "vl-convert-python": "vl_convert", "absl-py": "absl"},
-    **{"ml-collections": "ml_collections", "torch-fidelity": "torch_fidelity"},
+    **{"ml-collections": "ml_collections", "torch-fidelity": "torch_fidelity", "mlflow-skinny": "mlflow"},
 }
 """What is imported, where it is not called as it is installed."""
 OWN_COMMANDS = ("settings", "pipelines", "compare", "commands", "configs")

@@ -19,7 +19,9 @@ from its right; all but the flips leave the centre of the picture where it is, u
 do not tell all: (w, r) and (-w, r + pi) have the same two numbers 5 and 6, while one lengthens what the other shortens.
 With p = 0 nothing is done, not even x-flips (theirs is a fair coin, tossed with probability min(1, 10^8 p)).
 
-Flips permute pixels. Everything else is one affine map: with positions q from the centre in pixels, right and down,
+Flips permute pixels. Everything else is one affine map, after which a rectangle has the size that it had: what is
+turned fills it with the picture and its reflections, whatever the angle. With positions q from the centre in pixels,
+right and down,
 
     y(q) = x(A (q - t)),    A = R(a) K^-1 / s,    R(a) = [[cos a, -sin a], [sin a, cos a]],
     K^-1 = cosh(b) I - sinh(b) [[cos 2r, -sin 2r], [-sin 2r, -cos 2r]],    b = log k,

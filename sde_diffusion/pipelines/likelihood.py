@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ import torch
 
 from sde_diffusion.core.errors import NotFinite, UserError
 from sde_diffusion.core.processes import process_state
+from sde_diffusion.core.sizes import said
 from sde_diffusion.data import Dataset, Source, Splits, load_pictures
 from sde_diffusion.denoisers.network import NetworkDenoiser
 from sde_diffusion.denoisers.wrappers import ConditionedDenoiser
@@ -77,9 +79,10 @@ def evaluated_data(settings: Settings, trained: Checkpoint, splits: Splits | Non
             f"{levels or 'continuous vectors'}: bits/dim would not be about the same data"
         )
     if dataset.shape != trained.spec.shape:
+        size = f"={shlex.quote(said(trained.spec.shape[1:]))}" if len(trained.spec.shape) == 3 else ""
         raise UserError(
             f"{dataset.title} has samples of shape {list(dataset.shape)}, and the network takes "
-            f"{list(trained.spec.shape)}; --config.likelihood.image_size cuts the pictures of a folder to a size"
+            f"{list(trained.spec.shape)}; --config.likelihood.image_size{size} makes the pictures of a folder fit"
         )
     return Evaluated(_in_classes_of(trained, dataset), name, files)
 

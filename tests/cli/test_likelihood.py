@@ -651,11 +651,11 @@ def test_images_of_another_size(warm: Warm, pictured: tuple[Path, Path, tuple[st
 def test_images_are_cut_to_the_size_as_the_refusal_says(
     warm: Warm, pictured: tuple[Path, Path, tuple[str, ...]]
 ) -> None:
-    """The flag that the refusal of images of another size names is one that makes them fit."""
+    """The flag that the refusal of images of another size writes is one that makes them fit."""
     folder, place, flags = pictured
     large = (*flags, "--mode", "likelihood", f"--config.likelihood.folder={place / 'large'}")
-    (flag,) = re.findall(r"--config\.[\w.]*image_size", warm.refused(*large))
-    warm.run(*large, f"{flag}=8", "--config.likelihood.figures=elbo")
+    (flag,) = re.findall(r"--config\.[\w.]*image_size=\S+", warm.refused(*large))
+    warm.run(*large, flag, "--config.likelihood.figures=elbo")
     assert len(rows_of(folder, name_of(folder, "large"))) == 3
 
 

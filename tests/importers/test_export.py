@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
+from sde_diffusion.core.sizes import sides
 from sde_diffusion.nets import NETWORKS
 from sde_diffusion.nets.building import build_network
 
@@ -44,10 +45,11 @@ def randn(*shape: int, seed: int) -> Tensor:
 
 def random_denoiser(network: str, options: dict[str, Any], **home: Any) -> sd.NetworkDenoiser:
     options = {**SMALL, **options}
+    size = sides(options["image_size"])
     learned = options.get("out_channels", 3) == 6
     home = {"label": "index", "variance": "learned_range" if learned else "fixed"} | home
     process = home.pop("process", sd.DiscreteVP.linear(1000))
-    spec = sd.NetworkSpec(process, shape=(3, 16, 16), network=network, options=options, **home)
+    spec = sd.NetworkSpec(process, shape=(3, *size), network=network, options=options, **home)
     net = build_network(spec.network, spec.options)
     for seed, parameter in enumerate(net.parameters()):
         scale = 0.1 if parameter.ndim < 2 else (parameter[0].numel()) ** -0.5
@@ -157,6 +159,24 @@ def test_there_and_back_again(tmp_path: Path) -> None:
         again(x, kernel, labels=labels), denoiser(x, kernel, labels=labels), rtol=1e-5, atol=1e-5
     )
     assert again.spec.variance == denoiser.spec.variance == "learned_range"
+
+
+def test_a_network_of_rectangles_there_and_back_again(tmp_path: Path) -> None:
+    """diffusers' own pipeline draws pictures of its size, and the size comes back."""
+    from diffusers import DDPMPipeline
+
+    denoiser = random_denoiser("ddpm", {**EQUAL["ddpm"][1], "image_size": (8, 16)})
+    sd.export_diffusers(denoiser, tmp_path / "out")
+    pipeline = DDPMPipeline.from_pretrained(tmp_path / "out")
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline(num_inference_steps=1, output_type="np").images.shape == (1, 8, 16, 3)
+    again = sd.import_checkpoint(tmp_path / "out", "diffusers")
+    assert again.spec.shape == (3, 8, 16) and again.spec.options["image_size"] == [8, 16]
+    x, label = randn(2, 3, 8, 16, seed=3), torch.tensor([3.0, 400.0])
+    torch.testing.assert_close(again.net(x, label), denoiser.net(x, label), rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        found = pipeline.unet(x, label).sample
+    torch.testing.assert_close(found, denoiser.net(x, label), rtol=0, atol=2e-5 * float(found.abs().max()))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ import os
 import shutil
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import IO, Any
 from sde_diffusion.core.errors import UserError
 
 LOCK = ".lock"
+FLUSHES = 16  # files that wait for the disk at the same time
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {*_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
@@ -72,15 +74,55 @@ def flush_folder(folder: Path) -> None:
 
 def write_aside(path: Path, data: bytes) -> None:
     """Write a file whole or not at all. Raises UserError for a full disk, or a folder that may not be written."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with written(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write_flushed(aside, data)
+    aside = _aside(path)
+    try:
+        with written(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        _write_flushed(aside, data, path)
+        with written(path):
             os.replace(aside, path)
-        finally:
+            flush_folder(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_together(folder: Path, files: Iterable[tuple[str, bytes]]) -> None:
+    """Write files (name, content) of one folder, each whole or not at all, and flush them as one batch.
+
+    Those that are flushed at the same time wait for the disk together, while the next ones are made: a thousand small
+    files take a twentieth of the time that they take one after another. Raises UserError as `write_aside` does.
+    """
+    asides: dict[Path, Path] = {}
+    try:
+        with ThreadPoolExecutor(FLUSHES) as pool:
+            begun = []
+            for name, data in files:
+                path = folder / name
+                if not asides:
+                    with written(path):
+                        folder.mkdir(parents=True, exist_ok=True)
+                asides[aside := _aside(path)] = path
+                begun.append(pool.submit(_write_flushed, aside, data, path))
+            for job in begun:
+                job.result()
+        for aside, path in asides.items():
+            with written(path):
+                os.replace(aside, path)
+        with written(folder):
+            flush_folder(folder)
+        asides.clear()
+    finally:
+        for aside in asides:
             aside.unlink(missing_ok=True)
-        flush_folder(path.parent)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def _write_flushed(aside: Path, data: bytes, path: Path) -> None:
+    with written(path):
+        write_flushed(aside, data)
 
 
 def sha256_of(path: Path) -> str:

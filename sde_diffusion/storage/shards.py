@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.core.packages import extra
-from sde_diffusion.storage.files import flush_folder, sha256_of, write_aside, written
+from sde_diffusion.storage.files import flush_folder, sha256_of, write_aside, write_together, written
 from sde_diffusion.storage.records import digest
 
 Array = NDArray[Any]
@@ -198,11 +198,16 @@ class Shards:
             raise UserError(
                 f"the samples of {indices} are to be stored as images or samples, with or without labels; got {given}"
             )
-        files = {}
-        for part in self._format.encode(indices, kinds[0], np.ascontiguousarray(arrays[kinds[0]])):
-            write_aside(self._files / part.name, part.content)
-            sha256 = hashlib.sha256(part.content).hexdigest()
-            files[part.name] = {"sha256": sha256, "first": part.first, "last": part.last}
+        files: dict[str, dict[str, Any]] = {}
+
+        def noted(parts: Iterable[Part]) -> Iterator[tuple[str, bytes]]:
+            for part in parts:
+                sha256 = hashlib.sha256(part.content).hexdigest()
+                files[part.name] = {"sha256": sha256, "first": part.first, "last": part.last}
+                yield part.name, part.content
+
+        encoded = self._format.encode(indices, kinds[0], np.ascontiguousarray(arrays[kinds[0]]))
+        write_together(self._files, noted(encoded))
         told = None if labels is None else [int(label) for label in labels]
         mark = Mark(indices[0], indices[-1], kinds[0], files, told, dict(notes or {}))
         write_aside(self._marks / _span(indices, "json"), mark.to_json())

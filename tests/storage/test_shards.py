@@ -23,9 +23,10 @@ import pytest
 from PIL import Image
 
 from sde_diffusion.core.errors import UserError
+from sde_diffusion.storage import files
 from sde_diffusion.storage import shards as module
 from sde_diffusion.storage.shards import FORMATS, Shards
-from tests.faults import deaths, recorded
+from tests.faults import AtOnce, deaths, recorded
 from tests.runtime.test_metrics_log import fill, small_disk
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -351,8 +352,9 @@ def test_every_byte_of_a_mark_counts(tmp_path: Path) -> None:
 
 
 @every_format
-def test_a_kill_at_any_change_of_the_disk(tmp_path: Path, fmt: str) -> None:
+def test_a_kill_at_any_change_of_the_disk(tmp_path: Path, fmt: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards written and finished, killed at each change once: all samples once, the same bytes, none left behind."""
+    monkeypatch.setattr(files, "ThreadPoolExecutor", AtOnce)
     count, size = 3, 2
     run = tmp_path / "run"
     *left, end = deaths(run, lambda: sample(run, fmt, size, count), tmp_path / "left")
@@ -377,16 +379,18 @@ def test_samples_are_on_the_disk_before_they_have_their_name(
     name with no samples, or a mark of samples that are not there.
     """
 
-    def aside(name: str, place: str) -> list[str]:
-        hidden = f".{name}.{os.getpid()}"
-        return [f"flush {hidden}", f"{hidden} -> {name}", f"flush {place}"]
+    def aside(place: str, *names: str) -> list[str]:
+        hidden = [f".{name}.{os.getpid()}" for name in names]
+        renamed = [f"{old} -> {new}" for old, new in zip(hidden, names)]
+        return [*(f"flush {name}" for name in hidden), *renamed, f"flush {place}"]
 
     folder, span = tmp_path / "run", "00000000-00000001"
     shards = Shards(folder, "ddim", PROTOCOL, fmt)
+    names = ["000000.png", "000001.png"] if fmt == "png" else [f"{span}.{fmt}"]
     with recorded(monkeypatch) as stored:
         shards.write(range(2), drawn(range(2)))
-    files = ["000000.png", "000001.png"] if fmt == "png" else [f"{span}.{fmt}"]
-    assert stored == [step for name in files for step in aside(name, "files")] + aside(f"{span}.json", "marks")
+    stored[: len(names)] = sorted(stored[: len(names)])  # which are flushed at the same time
+    assert stored == aside("files", *names) + aside("marks", f"{span}.json")
     with recorded(monkeypatch) as finished:
         shards.finish(2, MANIFEST)
     work, manifest = shards.work.name, "samples_ddim.json"
@@ -394,7 +398,7 @@ def test_samples_are_on_the_disk_before_they_have_their_name(
     moved = ["files -> samples_ddim", "flush run"]
     assert finished == [
         *(npz if fmt == "npz" else moved),
-        *aside(manifest, work),
+        *aside(work, manifest),
         f"{manifest} -> {manifest}",
         f"{work} -> {work}.finished",
         "flush run",

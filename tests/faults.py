@@ -18,6 +18,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISREG
@@ -101,11 +102,11 @@ class Disk:
             found = os.fstat(descriptor)
             if self.due(torn=True):
                 if S_ISREG(found.st_mode):
-                    whole = self.flushed.get(descriptor, 0)
+                    whole = self.flushed.get(found.st_ino, 0)
                     os.ftruncate(descriptor, whole + (found.st_size - whole) // 2)
                 die()
             flush(descriptor)
-            self.flushed[descriptor] = found.st_size
+            self.flushed[found.st_ino] = found.st_size
 
         return call
 
@@ -116,10 +117,23 @@ class Disk:
             if self.due():
                 die()
             file = open_file(path, mode, *arguments, **options)
-            self.flushed[file.fileno()] = os.fstat(file.fileno()).st_size
+            found = os.fstat(file.fileno())
+            self.flushed[found.st_ino] = found.st_size
             return Written(file, self)
 
         return call
+
+
+class AtOnce(Executor):
+    """In the place of a pool of threads: all is done by the main thread, whose changes are counted."""
+
+    def __init__(self, threads: int) -> None:
+        assert threads > 1
+
+    def submit(self, action: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(action(*arguments, **options))
+        return done
 
 
 class Deaths(Disk):
@@ -161,6 +175,35 @@ class Deaths(Disk):
                 ours = os.open(copy / path[len(self.folder) + 1 :], fcntl.fcntl(theirs, fcntl.F_GETFL) & access)
                 os.lseek(ours, os.lseek(theirs, 0, os.SEEK_CUR), os.SEEK_SET)
                 os.dup2(ours, theirs)
+
+
+class Reads:
+    """The bytes of a folder's files that this process reads, as [name, first, stop]; of files that Python opens."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+        self.ranges: list[tuple[str, int, int]] = []
+
+    def install(self) -> None:
+        """From now on, and for good: this is for processes that were forked to be counted."""
+        ranges, open_file = self.ranges, builtins.open
+
+        class Counted(io.FileIO):
+            def read(self, size: int = -1, /) -> bytes:
+                start = self.tell()
+                data = super().read(size)
+                ranges.append((Path(str(self.name)).name, start, start + len(data)))
+                return data
+
+            def readinto(self, *_: object) -> NoReturn:
+                raise AssertionError("bytes that are not counted")
+
+        def call(path: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+            if mode == "rb" and not isinstance(path, int) and os.fsdecode(path).startswith(self.folder):
+                return Counted(path, "rb")
+            return open_file(path, mode, *arguments, **options)
+
+        builtins.open = io.open = call  # type: ignore[assignment]
 
 
 def forked(action: Callable[[], object]) -> int:

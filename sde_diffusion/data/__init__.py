@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.core.sizes import Size, said, sides
-from sde_diffusion.data import arrow, cifar10, folder, small, toy2d
+from sde_diffusion.data import arrow, cifar10, folder, small, toy2d, webdataset
 from sde_diffusion.data.augment import Augmentation
 from sde_diffusion.data.cut import Cut
 from sde_diffusion.data.dataset import Dataset, Source, Splits
@@ -39,12 +39,12 @@ __all__ = [
 class DataOptions:
     """What a data set may be told; each reads only what concerns it.
 
-    root: folder of the data (cifar10, folder), or a zip archive of it (folder). image_size: a side of a square in
-    pixels, or (height, width); 0 for the set's own.
+    root: folder of the data (cifar10, folder, webdataset), a zip archive of it (folder), or names of archives
+    (webdataset). image_size: a side of a square in pixels, or (height, width); 0 for the set's own.
     source: where cifar10 comes from ("auto", "parquet", "huggingface", "binary").
     name: name on the Hugging Face hub. shape, size, seed: the figure, the number of training points
     (0 for the default) and the seed of toy2d.
-    storage, split, held_out, corrupt_limit, shuffle_window: as in `Reading`, which calls the last one window.
+    storage, split, held_out, corrupt_limit, shuffle_window, lanes: as in `Reading`, which calls shuffle_window window.
     crop, min_crop, fit: as in `Cut`. Raises UserError for values that no set can be read with.
     """
 
@@ -60,6 +60,7 @@ class DataOptions:
     held_out: int = 0
     corrupt_limit: float = 0.01
     shuffle_window: int = 4096
+    lanes: int = 32
     crop: str = "centre"
     min_crop: float = 0.8
     fit: str = "crop"
@@ -71,7 +72,8 @@ class DataOptions:
     def reading(self, image_size: Size) -> Reading:
         """How pictures are read."""
         cut = Cut(image_size, self.crop, self.min_crop, self.fit)
-        return Reading(self.storage, cut, self.held_out, self.corrupt_limit, self.shuffle_window, self.split)
+        limit, window = self.corrupt_limit, self.shuffle_window
+        return Reading(self.storage, cut, self.held_out, limit, window, self.split, self.lanes)
 
 
 def _in_memory(load: Callable[[Reading], Splits], options: DataOptions) -> Splits:
@@ -85,6 +87,7 @@ DATASETS: dict[str, Callable[[DataOptions], Splits]] = {
     "toy2d": lambda o: _in_memory(lambda _: toy2d.load(o.shape, o.size or toy2d.DEFAULT_SIZE, o.seed), o),
     "cifar10": lambda o: cifar10.load(o.root, o.source, o.name, o.reading(cifar10.SIDE if o.crop == "random" else 0)),
     "folder": lambda o: folder.load(o.root, o.reading(o.image_size)),
+    "webdataset": lambda o: webdataset.load(o.root, o.reading(o.image_size)),
     "huggingface": lambda o: arrow.huggingface(o.name, o.reading(o.image_size)),
 }
 

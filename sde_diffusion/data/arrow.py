@@ -2,7 +2,7 @@
 
 Both are Arrow tables: a column of encoded images (struct of bytes and path) and one of labels. In memory, pyarrow reads
 the files itself; mapped, the `datasets` library copies them once into its cache, from which the system maps what is
-read; streaming, it reads them from one end to the other.
+read; streaming, files on disk are read by row groups (row_groups.py), and those of the hub by that library.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from torch import Tensor
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.packages import extra
 from sde_diffusion.data.dataset import Splits
+from sde_diffusion.data.lanes import in_lanes
 from sde_diffusion.data.mapped import Mapped, Reading, kept
 from sde_diffusion.data.pictures import common_shape
+from sde_diffusion.data.row_groups import RowGroups
 from sde_diffusion.data.streamed import streamed
 from sde_diffusion.data.tables import Rows, declared_classes, first_line, label_column, rows_of
 
@@ -51,7 +53,9 @@ def parquet(root: Path, title: str, reading: Reading) -> Splits:
     """root/train-*.parquet and root/test-*.parquet. Raises UserError where one is missing or damaged."""
     files = parquet_files(root)
     try:
-        if reading.streams or not _small(files, title, reading):
+        if reading.streams:
+            return in_lanes(RowGroups.of(files["train"], title), RowGroups.of(files["test"], title), reading)
+        if not _small(files, title, reading):
             with extra("data"):
                 import datasets
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
@@ -70,13 +70,35 @@ class Plan:
         return torch.where(turned[:, None, None, None], samples.flip(-1), samples)
 
 
+class Share(NamedTuple):
+    """What one of several readers makes of a plan: every `stride`-th batch, from start_step + first on."""
+
+    plan: Plan
+    first: int = 0
+    stride: int = 1
+
+
+def in_turn(plan: Plan, readers: int) -> list[Share]:
+    """Readers that make whole batches, one after the other."""
+    return [Share(plan, reader, readers) for reader in range(readers)]
+
+
 class Made(NamedTuple):
     """The part of a batch; where a stream goes on after it; the pictures met on the way that cannot be read."""
 
     samples: Tensor
     conditions: Conditions
-    state: dict[str, int]
+    state: dict[str, Any]
     failures: tuple[Failure, ...]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Made]) -> Made:
+        """Parts of a batch, in the order of its rows, as one."""
+        if len(parts) == 1:
+            return parts[0]
+        conditions = {name: torch.cat([part.conditions[name] for part in parts]) for name in parts[0].conditions}
+        failures = tuple(failure for part in parts for failure in part.failures)
+        return cls(torch.cat([part.samples for part in parts]), conditions, parts[-1].state, failures)
 
 
 class Source(Protocol):
@@ -114,6 +136,9 @@ class Source(Protocol):
     @property
     def decodes(self) -> bool:
         """Whether reading is work that other processes can take over."""
+
+    def divided(self, plan: Plan, readers: int) -> list[Share]:
+        """What each of at most so many readers makes: whole batches in turn, or of every batch its part, in order."""
 
     def made(self, plan: Plan, first: int, stride: int) -> Iterator[Made]:
         """Batches start_step + first, start_step + first + stride, ... without end."""
@@ -192,6 +217,9 @@ class Dataset:
 
     def read(self, indices: Tensor) -> Batch:
         return self.samples[indices], rows_of(self.conditions, indices)
+
+    def divided(self, plan: Plan, readers: int) -> list[Share]:
+        return in_turn(plan, readers)
 
     def made(self, plan: Plan, first: int, stride: int) -> Iterator[Made]:
         for step, picked in plan.picks(len(self), first, stride):

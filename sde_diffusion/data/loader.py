@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from sde_diffusion.core.errors import UserError
-from sde_diffusion.data.dataset import Batch, Made, Plan, Source
+from sde_diffusion.data.dataset import Batch, Made, Plan, Share, Source
 from sde_diffusion.data.pictures import FEW, Tally
 
 WATCH = 1.0  # seconds between a worker's looks for its trainer
@@ -68,9 +68,11 @@ class Stream(Iterator[Batch]):
         least = FEW if source.size is None else min(FEW, source.size)
         good = plan.start_step * len(range(plan.batch_size)[plan.part])
         self._tally = Tally(source.title, source.corrupt_limit, least, good, plan.state)
-        self._workers = workers if source.decodes else 0
-        share = _Share(source, plan)
-        self._alive = [_by_workers(share, workers, prefetch) if self._workers else iter(share)]
+        shares = source.divided(plan, workers if workers and source.decodes else 1)
+        self._workers = len(shares) if source.decodes and workers else 0
+        self._parts = len(shares) if shares[0].stride == 1 else 1
+        work = _Work(source, shares)
+        self._alive = [_by_workers(work, self._workers, prefetch) if self._workers else iter(work)]
         # At the interpreter's exit too, and before multiprocessing waits for workers that nobody has told to end.
         atexit.register(self._alive.clear)
         self.close = weakref.finalize(self, _end, self._alive)
@@ -89,7 +91,7 @@ class Stream(Iterator[Batch]):
         if not self._alive:
             raise UserError(f"the stream of {self._tally.title} was closed.")
         try:
-            made = next(self._alive[0])
+            parts = [next(self._alive[0]) for _ in range(self._parts)]
         # A lost worker is told of as a RuntimeError, or takes with it the memory of a batch that it had made.
         except (RuntimeError, OSError, EOFError) as error:
             if not self._workers or "in DataLoader worker process" in str(error):  # as the worker's own errors are
@@ -98,32 +100,35 @@ class Stream(Iterator[Batch]):
                 f"a worker that reads {self._tally.title} ended ({str(error).partition(chr(10))[0]}); with "
                 "data.workers=0 there are none"
             ) from error
-        if isinstance(made, UserError):
-            raise made
+        good = list[Made]()
+        for part in parts:
+            if isinstance(part, UserError):
+                raise part
+            good.append(part)
+        made = Made.joined(good)
         self._tally.add(len(made.samples) + len(made.failures), made.failures, "replaced by the next")
         self._place = made.state
         return made.samples, made.conditions
 
 
 @dataclass(eq=False)
-class _Share(IterableDataset[Made | UserError]):
-    """What one process makes of the batches: all of them, or as the k-th of K workers every K-th."""
+class _Work(IterableDataset[Made | UserError]):
+    """What this process makes, or each of its workers its own share."""
 
     source: Source
-    plan: Plan
+    shares: Sequence[Share]
 
     def __iter__(self) -> Iterator[Made | UserError]:
         worker = get_worker_info()
-        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         try:
-            yield from self.source.made(self.plan, first, stride)
+            yield from self.source.made(*self.shares[worker.id if worker else 0])
         except UserError as error:  # a worker's exceptions would arrive with their traceback as text
             yield error
 
 
-def _by_workers(share: _Share, workers: int, prefetch: int) -> Iterator[Made | UserError]:
+def _by_workers(work: _Work, workers: int, prefetch: int) -> Iterator[Made | UserError]:
     loader = DataLoader(
-        share,
+        work,
         batch_size=None,
         num_workers=workers,
         prefetch_factor=prefetch,

@@ -20,11 +20,13 @@ from sde_diffusion.data.dataset import (
     Dataset,
     Made,
     Plan,
+    Share,
     Source,
     Splits,
     T,
     check_labels,
     hold_out,
+    in_turn,
     shortened,
 )
 from sde_diffusion.data.pictures import FEW, Failure, Pictures, Tally, Unreadable, decode, listed, pixels
@@ -43,6 +45,7 @@ class Reading:
     held_out: how many of the samples that are held out are kept; 0 for all.
     split: "auto" holds out what the set has for it, or a part of it; "none" holds nothing out.
     corrupt_limit: the share of broken pictures that is borne. window: rows of a stream that change places.
+    lanes: of a stream, at most.
     Raises UserError for another storage and for numbers that make none.
     """
 
@@ -52,6 +55,7 @@ class Reading:
     corrupt_limit: float = 0.01
     window: int = 4096
     split: str = "auto"
+    lanes: int = 32
 
     def __post_init__(self) -> None:
         choose("storage", self.storage, dict.fromkeys(("auto", "memory", "mapped", "streaming")))
@@ -59,6 +63,7 @@ class Reading:
         for need, value, met in (
             ("held_out >= 0", self.held_out, self.held_out >= 0),
             ("shuffle_window >= 1", self.window, self.window >= 1),
+            ("lanes >= 1", self.lanes, self.lanes >= 1),
             ("corrupt_limit in [0, 1)", self.corrupt_limit, 0.0 <= self.corrupt_limit < 1.0),
         ):
             if not met:
@@ -146,6 +151,9 @@ class Mapped:
         """The samples at `indices` (int64 [M]), as they are evaluated, and their conditions."""
         made = gathered([(self, index) for index in indices.tolist()], None, self)
         return made.samples, made.conditions
+
+    def divided(self, plan: Plan, readers: int) -> list[Share]:
+        return in_turn(plan, readers)
 
     def made(self, plan: Plan, first: int, stride: int) -> Iterator[Made]:
         for step, picked in plan.picks(len(self), first, stride):

@@ -21,9 +21,11 @@ class DataSettings(Section):
     key: ClassVar[str] = "data"
 
     dataset: str = setting(
-        "digits", "digits, mnist5k, toy2d, cifar10, folder or huggingface", one_of("data set", DATASETS)
+        "digits", "digits, mnist5k, toy2d, cifar10, folder, webdataset or huggingface", one_of("data set", DATASETS)
     )
-    root: str = setting("", "folder of the data (cifar10, folder)")
+    root: str = setting(
+        "", "folder of the data (cifar10, folder, webdataset); or archives, DIR/train-{000..009}.tar (webdataset)"
+    )
     source: str = setting("auto", 'cifar10: "parquet", "huggingface" or "binary"; "auto" looks at the root')
     name: str = setting("", "name of a data set on the Hugging Face hub")
     image_size: int | tuple[int, int] = setting(
@@ -56,6 +58,7 @@ class DataSettings(Section):
     workers: int = setting(0, "processes that decode pictures (mapped, streaming)", optional("none"))
     prefetch: int = setting(2, "batches that each of them is ahead", at_least(1))
     shuffle_window: int = setting(4096, "streaming: pictures that are shuffled among one another", at_least(1))
+    lanes: int = setting(32, "streaming: lanes of a batch at most, by which processes share files", at_least(1))
     corrupt_limit: float = setting(0.01, "share of unreadable pictures beyond which reading stops")
     dequantize: bool = setting(False, "train on dequantised grey levels, the density that bits/dim is about")
 

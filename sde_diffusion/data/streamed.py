@@ -1,4 +1,6 @@
-"""Pictures that stream by, from shards on disk or on the hub, in an order that any number of processes can resume."""
+"""Pictures that stream by from the hub, in an order that any number of processes can resume.
+
+Each of them reads all: what is on the disk is divided among them (lanes.py)."""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ from sde_diffusion.data.dataset import (
     Batch,
     Made,
     Plan,
+    Share,
     Splits,
+    in_turn,
 )
 from sde_diffusion.data.mapped import MEMORY_LIMIT, Mapped, Reading, gathered, too_many
 from sde_diffusion.data.pictures import FEW, Tally, common_shape
@@ -76,6 +80,9 @@ class Streamed:
         raise UserError(
             f"{self.title} streams by, and its samples have no numbers: choose the storage 'mapped' to read any of them"
         )
+
+    def divided(self, plan: Plan, readers: int) -> list[Share]:
+        return in_turn(plan, readers)
 
     def made(self, plan: Plan, first: int, stride: int) -> Iterator[Made]:
         known = {name: plan.state[name] for name in Place._fields if name in plan.state}

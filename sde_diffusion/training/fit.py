@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from sde_diffusion.core.conditions import Conditions
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.data import Dataset, DataTransform, Source, Stream, batches
-from sde_diffusion.data.dataset import Batch, Made, Plan
+from sde_diffusion.data.dataset import Batch, Made, Plan, Share, in_turn
 from sde_diffusion.denoisers.network import NetworkDenoiser, NetworkSpec
 from sde_diffusion.runtime.engine import Engine
 from sde_diffusion.storage.checkpoint import checkpoint_files, read_checkpoint
@@ -140,6 +140,9 @@ class Loaded:
 
     def read(self, indices: Tensor) -> Batch:
         raise UserError("the samples of a DataLoader have no numbers")
+
+    def divided(self, plan: Plan, readers: int) -> list[Share]:
+        return in_turn(plan, readers)
 
     def made(self, plan: Plan, first: int, stride: int) -> Iterator[Made]:
         while True:

@@ -6,8 +6,10 @@ import io
 import json
 import math
 import shutil
+import tarfile
 import time
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +173,53 @@ def test_kills_of_a_training_whose_data_workers_read(
     assert same(tmp_path / "whole", folder)
     assert (outcome(folder)[1] != {}) == (storage == "streaming")
     assert not survivors(warm)
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """128 pictures in eight archives in the WebDataset layout, and 8 held out."""
+    root = tmp_path_factory.mktemp("archives")
+    for part, first, count in (*((f"train-{n}", 16 * n, 16) for n in range(8)), ("test-0", 500, 8)):
+        with tarfile.open(root / f"{part}.tar", "w") as archive:
+            for index in range(first, first + count):
+                for name, content in (("png", picture(index, 16, 16)), ("cls", str(index % 2).encode())):
+                    info = tarfile.TarInfo(f"{index:03}.{name}")
+                    info.size = len(content)
+                    archive.addfile(info, io.BytesIO(content))
+    return root
+
+
+def test_archives_are_read_once_by_two_processes_and_after_a_kill(warm: Warm, archives: Path, tmp_path: Path) -> None:
+    """An epoch of 16 steps: two processes read every byte of the pictures once between them, and train as one.
+
+    One that is killed goes on with the pictures of an unbroken training.
+    """
+    data: dict[str, Any] = {"dataset": "webdataset", "root": archives, "storage": "streaming"}
+    for name in ("whole", "killed", "two"):
+        (tmp_path / name).mkdir()
+    same_masks = "--config.model.dropout=0.0"  # of dropout, which each process draws for itself
+    warm.run(*training(tmp_path / "whole", 16, **data), same_masks)
+    killed = (*training(tmp_path / "killed", 16, workers=2, **data), same_masks)
+    assert warm.killed(40, tmp_path / "killed", *killed)
+    assert 0 < reached(tmp_path / "killed") < 16
+    assert "in another order" not in warm.run(*killed)
+    assert same(tmp_path / "whole", tmp_path / "killed")
+
+    flags = (*training(tmp_path / "two", 16, **data), same_masks)
+    warm.run(*flags, processes=2, reads=(archives, tmp_path))
+    shares = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    read = Counter((name, byte) for share in shares for name, first, stop in share for byte in range(first, stop))
+    for path in archives.glob("train-*.tar"):
+        with tarfile.open(path) as archive:
+            pictures = [member for member in archive if member.name.endswith(".png")]
+        # Before and behind these are headers, which each process lists as it begins.
+        places = range(pictures[0].offset_data, pictures[-1].offset_data + pictures[-1].size)
+        assert {read[path.name, byte] for byte in places} == {1}
+    (mine, here), (theirs, there) = outcome(tmp_path / "whole"), outcome(tmp_path / "two")
+    assert here == there
+    keys = [key for key in mine if key.startswith("weights_raw")]
+    one, two = (np.concatenate([found[key].ravel() for key in keys]) for found in (mine, theirs))
+    assert np.linalg.norm(one - two) < 1e-4 * np.linalg.norm(one)
 
 
 @pytest.fixture(scope="module")

@@ -56,12 +56,14 @@ class Warm:
         code, text = json.loads(self.process.stdout.readline())
         return code, text
 
-    def run(self, *flags: object, code: int = 0, processes: int = 1) -> str:
+    def run(self, *flags: object, code: int = 0, processes: int = 1, reads: tuple[Path, Path] | None = None) -> str:
         """What a command line prints; it must end with the exit code.
 
         processes: as many of them, with the environment that torchrun gives, in which all must end so.
+        reads: a folder, and another to which each process writes what it has read of it (tests/faults.py), RANK.json.
         """
-        found, text = self.ask(flags, processes=processes)
+        counted = {"reads": list(map(str, reads))} if reads else {}
+        found, text = self.ask(flags, processes=processes, **counted)
         if found != code or "Traceback" in text:
             pytest.fail(f"exit code {found} where {code} was expected:\n{text}")
         return text
@@ -130,7 +132,14 @@ def forked(out: IO[bytes], request: dict[str, Any], rank: int, port: int, script
             from tests.faults import Disk
 
             Disk(Path(request["folder"]), request["number"]).install()
+        if "reads" in request:
+            from tests.faults import Reads
+
+            reads, place = Reads(Path(request["reads"][0])), Path(request["reads"][1]) / f"{rank}.json"
+            reads.install()
         code = command(request["flags"])
+        if "reads" in request:
+            place.write_text(json.dumps(reads.ranges))
         if not scripts.exists() and html.vega.cache_info().currsize:
             from sde_diffusion.storage.files import write_aside
 

@@ -28,13 +28,23 @@ from scipy.stats import kstest
 from torch import Tensor
 
 from sde_diffusion.core.errors import UserError
-from sde_diffusion.data import DataOptions, Dataset, DataTransform, Source, Splits, batches, load_splits, mapped
+from sde_diffusion.data import (
+    DataOptions,
+    Dataset,
+    DataTransform,
+    Source,
+    Splits,
+    batches,
+    load_splits,
+    mapped,
+    streamed,
+)
 from sde_diffusion.data.cut import Cut
 from sde_diffusion.data.dataset import Batch
 from sde_diffusion.data.pictures import Tally
 
 COUNT, CLASSES = 47, ("a", "b", "c")
-STORAGES = ("memory", "mapped", "streaming")
+STORAGES = ("memory", "mapped", "hub")
 BROKEN = b"\x89PNG\r\n\x1a\n and no more"
 
 
@@ -82,8 +92,16 @@ def root(tmp_path: Path) -> Path:
 
 
 def load(root: Path, storage: str, **options: Any) -> Splits:
+    """A set in one of its storages; "hub": as what streams from the hub (what does from the disk: test_lanes.py)."""
     # Windows that begin amid the shards, which have 16, 16 and 15 rows.
     options = {"shuffle_window": 11} | options
+    if storage == "hub":
+        import datasets
+
+        files = {part: sorted(map(str, root.glob(f"{part}-*.parquet"))) for part in ("train", "test")}
+        parts = dict(datasets.load_dataset("parquet", data_files=files, streaming=True))
+        reading = DataOptions(storage="streaming", **options).reading(32 if options.get("crop") == "random" else 0)
+        return streamed.streamed(parts, "CIFAR-10", reading)
     return load_splits("cifar10", DataOptions(root=str(root), source="parquet", storage=storage, **options))
 
 
@@ -147,7 +165,7 @@ def test_every_sample_is_used_once_an_epoch_with_its_own_label(root: Path, stora
 
 def test_a_stream_changes_the_order_of_shards_and_of_rows(root: Path) -> None:
     """A window of a shard's size holds a whole one, in an order of its own; any shard may come first in an epoch."""
-    train = load(root, "streaming", shuffle_window=16).train
+    train = load(root, "hub", shuffle_window=16).train
     order = numbers(torch.cat([samples for samples, _ in take(train, 47)]))
     epochs = np.array(order[: 9 * COUNT]).reshape(9, COUNT)
     assert len(set(epochs[:, 0] // 16)) == 3
@@ -195,7 +213,7 @@ def test_resuming_gives_the_batches_of_an_unbroken_run(root: Path, storage: str,
     for step in range(15):
         if step in ((1, 9) if workers == 1 else (0, 1, 4, 5, 9, 14)):
             state = json.loads(json.dumps(stream.state))
-            assert bool(state) == (storage == "streaming" and step > 0)
+            assert bool(state) == (storage == "hub" and step > 0)
             for kept in (state, None):
                 assert same(unbroken[step : step + 4], take(train, 4, start_step=step, state=kept, workers=workers))
         assert same([next(stream)], [unbroken[step]])
@@ -203,9 +221,7 @@ def test_resuming_gives_the_batches_of_an_unbroken_run(root: Path, storage: str,
 
 def test_a_stream_resumes_without_reading_what_went_before(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At most one shard's rows are passed over; without the state, all rows before are."""
-    from sde_diffusion.data import streamed
-
-    train = load(root, "streaming").train
+    train = load(root, "hub").train
     stream = batches(train, 10, seed=3)
     for _ in range(23):
         next(stream)
@@ -226,7 +242,7 @@ def test_a_stream_resumes_without_reading_what_went_before(root: Path, monkeypat
 
 
 def test_a_state_of_another_step_is_refused(root: Path) -> None:
-    train = load(root, "streaming").train
+    train = load(root, "hub").train
     stream = batches(train, 10, seed=3)
     next(stream)
     with pytest.raises(UserError, match=r"state of CIFAR-10 is that of step 1, not of 2\."):
@@ -359,7 +375,7 @@ def test_in_memory_broken_pictures_are_left_out(damaged: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("storage", ["mapped", "streaming"])
+@pytest.mark.parametrize("storage", ["mapped", "hub"])
 def test_broken_pictures_are_replaced_by_the_next_and_named_once(damaged: Path, storage: str, workers: int) -> None:
     with pytest.warns(UserWarning, match="1 of 20 pictures cannot be read and are left out"):
         train = load(damaged, storage, corrupt_limit=0.2).train
@@ -371,7 +387,7 @@ def test_broken_pictures_are_replaced_by_the_next_and_named_once(damaged: Path, 
         found = numbers(torch.cat([samples for samples, _ in epoch]))
         assert not {40, 41} & set(found) and set(found) == set(range(200)) - {40, 41}
         assert [int(label) for _, told in epoch for label in told["labels"]] == [number % 3 for number in found]
-    places = ["row 5", "row 40", "row 41"] if storage == "streaming" else ["image 40", "image 41", "image 5"]
+    places = ["row 5", "row 40", "row 41"] if storage == "hub" else ["image 40", "image 41", "image 5"]
     assert sorted(name.split(", ")[-1].removesuffix(" of shard 0") for name in stream.corrupt) == sorted(places)
     assert all("replaced by the next" in str(warning.message) for warning in told)
     assert sum(str(warning.message).count("(it is no picture") for warning in told) == 2
@@ -384,11 +400,11 @@ def test_a_mapped_replacement_is_the_next_picture(damaged: Path) -> None:
     assert numbers(samples) == [39, 42, 42] and told["labels"].tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("storage", ["mapped", "streaming"])
+@pytest.mark.parametrize("storage", ["mapped", "hub"])
 def test_too_many_broken_pictures_end_the_training(damaged: Path, storage: str) -> None:
     write_shards(damaged, contents({5} | set(range(50, 60))))
     with pytest.warns(UserWarning):
-        train = load(damaged, storage, corrupt_limit=0.005 if storage == "streaming" else 0.03).train
+        train = load(damaged, storage, corrupt_limit=0.005 if storage == "hub" else 0.03).train
     stream = batches(train, 20, seed=0, workers=1)
     message = r"[0-9]+ of [0-9]+ pictures cannot be read, and no more than .* \(data\.corrupt_limit\)"
     with warnings.catch_warnings(), pytest.raises(UserError, match=message) as caught:
@@ -496,7 +512,7 @@ def test_sets_in_memory_are_not_read_in_another_way(storage: str) -> None:
 def test_held_out_samples_are_shortened_with_every_class(root: Path) -> None:
     for storage in ("memory", "mapped"):
         assert load(root, storage, held_out=6).test.labels.bincount().tolist() == [2, 2, 2]
-    assert numbers(load(root, "streaming", held_out=6).test.samples) == [1000, 1001, 1002, 1003, 1004, 1005]
+    assert numbers(load(root, "hub", held_out=6).test.samples) == [1000, 1001, 1002, 1003, 1004, 1005]
     assert len(load_splits("digits", DataOptions(held_out=50)).test) == 50
     with pytest.raises(UserError, match="held_out >= 0"):
         load(root, "mapped", held_out=-1)
@@ -505,8 +521,6 @@ def test_held_out_samples_are_shortened_with_every_class(root: Path) -> None:
 def test_a_stream_without_a_test_part_skips_what_is_held_out(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its first 20 rows are those of shard 0 and the first four of shard 1; how many are kept of them is no matter."""
     import datasets
-
-    from sde_diffusion.data import streamed
 
     monkeypatch.setattr(streamed, "SKIPPED", 20)
 
@@ -530,13 +544,13 @@ def test_means_of_mapped_sets_are_those_in_memory(root: Path) -> None:
         fitted = [DataTransform.fit(load(root, storage).train, mean).mean for storage in ("memory", "mapped")]
         assert torch.equal(*fitted)
     with pytest.raises(UserError, match="streams by"):
-        DataTransform.fit(load(root, "streaming").train, "all")
+        DataTransform.fit(load(root, "hub").train, "all")
     with pytest.raises(UserError, match="no numbers"):
-        load(root, "streaming").train.read(torch.arange(2))
+        load(root, "hub").train.read(torch.arange(2))
 
 
 def test_a_damaged_shard_is_explained(root: Path) -> None:
-    train = load(root, "streaming").train
+    train = load(root, "hub").train
     shard = root / "train-00001-of-00003.parquet"
     shard.write_bytes(shard.read_bytes()[:300] + bytes(200))
     with pytest.raises(UserError, match=r"CIFAR-10: shard 1 cannot be read on from row 0"):

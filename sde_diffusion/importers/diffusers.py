@@ -279,19 +279,33 @@ def _flow_home(given: Settings) -> Settings:
     return {"process": RectifiedFlow(), "prediction": "velocity", "label": "thousand_time"}
 
 
-def _flow_sampling(given: Settings) -> Settings:
-    """How a flow-matching scheduler samples, as keys of `sampling`."""
-    return {"sampler": "euler", "grid": "uniform", "shift": float(given.get("shift", 1.0))}
-
-
-def _no_sampling(given: Settings) -> Settings:
-    return {}
-
-
-_HOMES: dict[str, tuple[Callable[[Settings], Settings], Callable[[Settings], Settings]]] = {
-    "FlowMatchEulerDiscreteScheduler": (_flow_home, _flow_sampling),
+_FLOW_SAMPLERS = {"FlowMatchEulerDiscreteScheduler": "euler", "FlowMatchHeunDiscreteScheduler": "heun"}
+"""Schedulers of flow matching alone -> their sampler here."""
+_SOLVERS = {
+    "DEISMultistepScheduler": "deis",
+    "DPMSolverMultistepScheduler": "dpmpp_2m",
+    "DPMSolverSinglestepScheduler": "dpmpp_2s",
+    "UniPCMultistepScheduler": "unipc",
 }
-"""Schedulers without a table of betas -> the home of their network, and how they sample."""
+"""Schedulers that solve the flow of rectified flow where use_flow_sigmas is set -> their sampler here."""
+
+
+def _scheduler_home(given: Settings) -> tuple[Settings, Settings]:
+    """The home of a scheduler's network, and how it samples, as keys of `sampling`."""
+    name = str(given.get("_class_name"))
+    if name in _FLOW_SAMPLERS:
+        return _flow_home(given), _flow_sampling(_FLOW_SAMPLERS[name], given.get("shift", 1.0))
+    if not given.get("use_flow_sigmas"):
+        return _table_home(given), {}
+    only("diffusers", "the scheduler with use_flow_sigmas", name, list(_SOLVERS))
+    only("diffusers", "prediction_type with use_flow_sigmas", given.get("prediction_type"), ["flow_prediction"])
+    read = {key: given[key] for key in ("num_train_timesteps", *_UNSHIFTED) if key in given}
+    return _flow_home(read), _flow_sampling(_SOLVERS[name], given.get("flow_shift", 1.0))
+
+
+def _flow_sampling(sampler: str, shift: float) -> Settings:
+    return {"sampler": sampler, "grid": "uniform", "shift": float(shift)}
+
 
 # --- the folder -----------------------------------------------------------------------------------------------
 
@@ -328,10 +342,10 @@ def read(path: Path, config: Settings | None) -> Foreign:
             f"{path} holds no scheduler/scheduler_config.json, which tells the noise levels of the training"
         )
     only("diffusers", "_class_name", network.get("_class_name", "UNet2DModel"), ["UNet2DModel"])
-    home, sampling = _HOMES.get(str(scheduler.get("_class_name")), (_table_home, _no_sampling))
+    home, sampling = _scheduler_home(scheduler)
     options, centred = _options(network)
     spec = NetworkSpec(
-        **home(scheduler),
+        **home,
         input_scale="centre" if centred else "none",
         data_range=(0.0, 1.0) if centred else (-1.0, 1.0),
         shape=(options["in_channels"], *sides(options["image_size"])),
@@ -348,4 +362,4 @@ def read(path: Path, config: Settings | None) -> Foreign:
     assert isinstance(net, Backbone)
     weights = _weights(path)
     former = any(key.endswith(".query.weight") for key in weights)
-    return Foreign(spec, net, unet_rules(net, former), weights, sampling=sampling(scheduler))
+    return Foreign(spec, net, unet_rules(net, former), weights, sampling=sampling)

@@ -859,15 +859,42 @@ def test_what_flow_matching_has_no_equal_of_is_refused(key: str, value: Any, say
     assert says in refused(folder, "diffusers")
 
 
-def test_the_shift_of_a_scheduler_is_kept(tmp_path: Path) -> None:
-    """With the run, for the command line: sampling by `euler` on its grid."""
+SOLVED = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0, "beta_schedule": "linear"}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "sampler"),
+    [
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, "euler"),
+        ({"_class_name": "FlowMatchHeunDiscreteScheduler", "shift": 3.0}, "heun"),
+        ({"_class_name": "UniPCMultistepScheduler", **SOLVED}, "unipc"),
+        ({"_class_name": "DPMSolverMultistepScheduler", **SOLVED}, "dpmpp_2m"),
+    ],
+)
+def test_the_shift_of_a_scheduler_is_kept(scheduler: dict[str, Any], sampler: str, tmp_path: Path) -> None:
+    """With the run, for the command line: sampling by its sampler on its grid."""
     folder = diffusers_folder(tmp_path / "net", "diffusers_unet2d_ddpm_family")
     (place,) = folder.rglob("scheduler_config.json")
-    place.write_text(json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}))
+    place.write_text(json.dumps(scheduler))
     denoiser = sd.import_checkpoint(folder, "diffusers", folder=tmp_path / "run")
     assert isinstance(denoiser.spec.process, sd.RectifiedFlow) and denoiser.spec.prediction == "velocity"
     sampling = read_checkpoint(tmp_path / "run").config["sampling"]
-    assert sampling == {"sampler": "euler", "grid": "uniform", "shift": 3.0}
+    assert sampling == {"sampler": sampler, "grid": "uniform", "shift": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"prediction_type": "epsilon"}, "prediction_type with use_flow_sigmas = 'epsilon' is not supported"),
+        ({"_class_name": "PNDMScheduler"}, "the scheduler with use_flow_sigmas = 'PNDMScheduler' is not supported"),
+        ({"shift_terminal": 0.1}, "its steps are not those of one shift"),
+    ],
+)
+def test_a_solver_of_flow_matching_is_no_solver_of_a_table(changed: dict[str, Any], says: str, tmp_path: Path) -> None:
+    folder = diffusers_folder(tmp_path / "net", "diffusers_unet2d_ddpm_family")
+    (place,) = folder.rglob("scheduler_config.json")
+    place.write_text(json.dumps({"_class_name": "UniPCMultistepScheduler", **SOLVED, **changed}))
+    assert says in refused(folder, "diffusers")
 
 
 def test_a_table_with_zero_terminal_snr(tmp_path: Path) -> None:

@@ -201,6 +201,12 @@ def in_turn(rows: Sequence[str], processes: Sequence[str]) -> list[tuple[str, in
     return [(row, 12 if at == turn else 2, process) for turn, row in turns for at, process in enumerate(processes)]
 
 
+def at_two(rows: Sequence[str], processes: Sequence[str]) -> list[tuple[str, int, str]]:
+    """(row, dims, process): every row under two of the processes in turn, in 12 dimensions and in 2."""
+    turns = enumerate(rows)
+    return [(row, dims, processes[(at + dims) % len(processes)]) for at, row in turns for dims in (12, 2)]
+
+
 def run(row: str, denoiser: Denoise, *arguments: Any, **named: Any) -> sd.Sample:
     """`sd.sample` with the sampler and the options of a row."""
     return sd.sample(denoiser, *arguments, sampler=row.split()[0], **{**ROWS[row].options, **named})

@@ -36,7 +36,18 @@ from torch import Tensor
 
 import sde_diffusion as sd
 from sde_diffusion.core.grid import Node
-from tests.proofs.cases import MIXTURES, PROCESSES, ROWS, generator, in_turn, quick_denoiser, run, slope
+from tests.proofs.cases import (
+    MIXTURES,
+    PROCESSES,
+    ROWS,
+    SAMPLERS,
+    at_two,
+    generator,
+    in_turn,
+    quick_denoiser,
+    run,
+    slope,
+)
 
 STEPS = {1: (100, 200, 400), 2: (50, 100, 200), 3: (200, 400, 800), 4: (200, 400, 800)}
 """Order -> numbers of steps at which it is seen for every process."""
@@ -112,7 +123,14 @@ def errors(row: str, process: str, dims: int, start: dict[tuple[str, int], tuple
     return found
 
 
-@pytest.mark.parametrize(("row", "dims", "process"), in_turn(DETERMINISTIC, list(GRIDS)))
+def every_and_at_two(rows: list[str]) -> list[tuple[str, int, str]]:
+    """Samplers under every process; under other options at two of them in turn."""
+    processes = list(GRIDS)
+    own = [row for row in rows if row in SAMPLERS]
+    return in_turn(own, processes) + at_two([row for row in rows if row not in SAMPLERS], processes)
+
+
+@pytest.mark.parametrize(("row", "dims", "process"), every_and_at_two(DETERMINISTIC))
 def test_order(row: str, dims: int, process: str, start: dict[tuple[str, int], tuple[Tensor, Tensor]]) -> None:
     order = ROWS[row].order
     assert order is not None
@@ -187,7 +205,7 @@ def law_of(row: str, process: str, steps: int, gaussian: sd.GaussianMixture) -> 
 GAUSSIANS = {dims: sd.GaussianMixture(mixture.means[:1], mixture.stds[:1], [1.0]) for dims, mixture in MIXTURES.items()}
 
 
-@pytest.mark.parametrize(("row", "dims", "process"), in_turn(STOCHASTIC, list(GRIDS)))
+@pytest.mark.parametrize(("row", "dims", "process"), every_and_at_two(STOCHASTIC))
 def test_weak_order_on_a_gaussian(row: str, dims: int, process: str) -> None:
     gaussian, sizes = GAUSSIANS[dims], (100, 400)
     last = grid_of(process, 2).nodes[-1].kernel

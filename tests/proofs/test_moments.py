@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import sde_diffusion as sd
-from tests.proofs.cases import MIXTURES, PROCESSES, ROWS, SAMPLERS, SDES, generator, in_turn, quick_denoiser, run
+from tests.proofs.cases import MIXTURES, PROCESSES, ROWS, SAMPLERS, SDES, at_two, generator, quick_denoiser, run
 
 SAMPLES = {2: 3000, 12: 1500}
 
@@ -105,7 +105,7 @@ ALSO = ("ito beyond", "heun churn", "dpmpp_2s eta=1", "ddpm beta")
 """Rows besides those of SAMPLERS whose noise is another."""
 
 
-@pytest.mark.parametrize(("row", "dims", "process"), in_turn([*SAMPLERS, *ALSO], SDES))
+@pytest.mark.parametrize(("row", "dims", "process"), at_two([*SAMPLERS, *ALSO], SDES))
 def test_mean_and_covariance(row: str, dims: int, process: str) -> None:
     """Four standard errors of each mean coordinate and of the trace, five of each of up to 78 covariances."""
     mixture, claims = MIXTURES[dims], ROWS[row]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import sde_diffusion as sd
-from tests.proofs.cases import ROWS, generator, quick_denoiser, run
+from tests.proofs.cases import ROWS, SAMPLERS, VARIANTS, generator, quick_denoiser, run
 from tests.proofs.test_moments import deviation
 
 MIXTURE = sd.GaussianMixture(
@@ -140,8 +140,12 @@ WAYS: dict[tuple[str, str], tuple[sd.SDE, str]] = {
 MOMENTS = [way for way in WAYS if way[0] != "ve eps" and way[1] != "under RectifiedFlow"]
 
 
-@pytest.mark.parametrize(("home", "where"), WAYS)
-@pytest.mark.parametrize("row", [row for row in ROWS if row != "adaptive_sde"])
+EVERYWHERE = [(row, *way) for row in SAMPLERS if row != "adaptive_sde" for way in WAYS]
+OPTIONS_IN_TURN = [(row, *list(WAYS)[(i + shift) % len(WAYS)]) for i, row in enumerate(VARIANTS) for shift in (0, 3, 7)]
+"""Samplers under other options at three ways in turn: the sampler is seen at all of them above."""
+
+
+@pytest.mark.parametrize(("row", "home", "where"), EVERYWHERE + OPTIONS_IN_TURN)
 def test_a_network_samples_as_the_mixture_itself(row: str, home: str, where: str) -> None:
     """From the same x and noise, to 1e-6, whatever the sampler: nothing is lost on the way through its clock."""
     sde, kind = WAYS[home, where]

@@ -1,7 +1,7 @@
 """Data: stored samples, their map to model space, and the sets that can be loaded by name."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.core.sizes import Size, said, sides
@@ -13,6 +13,7 @@ from sde_diffusion.data.dequantize import DEQUANTIZERS, Dequantized, Dequantizer
 from sde_diffusion.data.loader import Stream, batches
 from sde_diffusion.data.mapped import Reading
 from sde_diffusion.data.transform import MEANS, DataTransform
+from sde_diffusion.data.watching import Watch, unwatched
 
 __all__ = [
     "DATASETS",
@@ -44,8 +45,9 @@ class DataOptions:
     source: where cifar10 comes from ("auto", "parquet", "huggingface", "binary").
     name: name on the Hugging Face hub. shape, size, seed: the figure, the number of training points
     (0 for the default) and the seed of toy2d.
-    storage, split, held_out, corrupt_limit, shuffle_window, lanes: as in `Reading`, which calls shuffle_window window.
-    crop, min_crop, fit: as in `Cut`. Raises UserError for values that no set can be read with.
+    storage, split, held_out, corrupt_limit, shuffle_window, lanes, cache, watch: as in `Reading`, which calls
+    shuffle_window window. crop, min_crop, fit, draft: as in `Cut`.
+    Raises UserError for values that no set can be read with.
     """
 
     root: str = ""
@@ -61,9 +63,12 @@ class DataOptions:
     corrupt_limit: float = 0.01
     shuffle_window: int = 4096
     lanes: int = 32
+    cache: bool = True
+    draft: bool = False
     crop: str = "centre"
     min_crop: float = 0.8
     fit: str = "crop"
+    watch: Watch = field(default=unwatched, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # Any size will do, so that random crops are refused for the memory and not for a size that the set may give.
@@ -71,9 +76,9 @@ class DataOptions:
 
     def reading(self, image_size: Size) -> Reading:
         """How pictures are read."""
-        cut = Cut(image_size, self.crop, self.min_crop, self.fit)
+        cut = Cut(image_size, self.crop, self.min_crop, self.fit, draft=self.draft)
         limit, window = self.corrupt_limit, self.shuffle_window
-        return Reading(self.storage, cut, self.held_out, limit, window, self.split, self.lanes)
+        return Reading(self.storage, cut, self.held_out, limit, window, self.split, self.lanes, self.cache, self.watch)
 
 
 def _in_memory(load: Callable[[Reading], Splits], options: DataOptions) -> Splits:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from sde_diffusion.core.errors import UserError
-from sde_diffusion.data.places import in_order, passed_over
+from sde_diffusion.data.places import in_order, passed_over, stamps
 
 MOST_BYTES = 256 << 20  # of one picture, unpacked
 MOST_RATIO = 1000  # unpacked to packed; deflate itself ends at 1032, which pictures never reach
@@ -109,6 +109,9 @@ class Members:
 
     def name(self, index: int) -> str:
         return str(self.root / os.fsdecode(self.names[index]))
+
+    def fingerprint(self) -> tuple[str, str]:
+        return str(self.root.resolve()), stamps([self.root])
 
     def open(self, index: int) -> io.BytesIO:
         """Its bytes, unpacked. Raises ValueError where they are not those that the archive declares."""

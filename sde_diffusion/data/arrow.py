@@ -20,9 +20,10 @@ from sde_diffusion.data.dataset import Splits
 from sde_diffusion.data.lanes import in_lanes
 from sde_diffusion.data.mapped import Mapped, Reading, kept
 from sde_diffusion.data.pictures import common_shape
+from sde_diffusion.data.places import stamps
 from sde_diffusion.data.row_groups import RowGroups
 from sde_diffusion.data.streamed import streamed
-from sde_diffusion.data.tables import Rows, declared_classes, first_line, label_column, rows_of
+from sde_diffusion.data.tables import FILES, Rows, declared_classes, first_line, label_column, rows_of
 
 HELD_OUT = ("test", "validation", "valid", "val")
 
@@ -157,4 +158,6 @@ def _read(files: Sequence[Path]) -> Any:
         import pyarrow
         import pyarrow.parquet
 
-    return pyarrow.concat_tables([pyarrow.parquet.read_table(file) for file in files])
+    table = pyarrow.concat_tables([pyarrow.parquet.read_table(file) for file in files])
+    known = f"{files[0].resolve()}|{stamps(files)}".encode()
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), FILES: known})

@@ -238,6 +238,9 @@ class Window:
     def name(self, index: int) -> str:
         return self.rows[index].name
 
+    def fingerprint(self) -> tuple[str, str]:
+        return "", ""
+
     def open(self, index: int) -> Path | BytesIO:
         content = self.rows[index].content
         return BytesIO(content) if isinstance(content, bytes) else content

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from importlib.metadata import version
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,6 +16,7 @@ from torch import Tensor
 
 from sde_diffusion.core.conditions import Conditions
 from sde_diffusion.core.errors import UserError, choose
+from sde_diffusion.data import cache
 from sde_diffusion.data.cut import Cut
 from sde_diffusion.data.dataset import (
     CROP_STREAM,
@@ -30,10 +34,22 @@ from sde_diffusion.data.dataset import (
     shortened,
 )
 from sde_diffusion.data.pictures import FEW, Failure, Pictures, Tally, Unreadable, decode, listed, pixels
+from sde_diffusion.data.watching import Watch, unwatched
 
 MEMORY_LIMIT = 2 << 30  # bytes of decoded pictures that are kept without being asked to
 PATIENCE = 100  # broken pictures in a row
 SPLITS = ("auto", "none")
+TURN = 32  # pictures that a thread decodes at a time
+FORMAT = 1  # to be raised when pictures are decoded in another way
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """How a part of a set is decoded once and for all: its name, whether the cache keeps it, and who is shown."""
+
+    part: str = "train"
+    cache: bool = True
+    watch: Watch = unwatched
 
 
 @dataclass(frozen=True)
@@ -45,7 +61,8 @@ class Reading:
     held_out: how many of the samples that are held out are kept; 0 for all.
     split: "auto" holds out what the set has for it, or a part of it; "none" holds nothing out.
     corrupt_limit: the share of broken pictures that is borne. window: rows of a stream that change places.
-    lanes: of a stream, at most.
+    lanes: of a stream, at most. cache: whether what is decoded once is kept for the next time. watch: who is shown how
+    far it is.
     Raises UserError for another storage and for numbers that make none.
     """
 
@@ -56,6 +73,8 @@ class Reading:
     window: int = 4096
     split: str = "auto"
     lanes: int = 32
+    cache: bool = True
+    watch: Watch = field(default=unwatched, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         choose("storage", self.storage, dict.fromkeys(("auto", "memory", "mapped", "streaming")))
@@ -72,6 +91,10 @@ class Reading:
             raise UserError(
                 "random crops are made as pictures are decoded: choose the storage 'mapped' or 'streaming'."
             )
+
+    def keeping(self, part: str) -> Keeping:
+        """How a part of the set, of this name, is decoded once and for all."""
+        return Keeping(part, self.cache, self.watch)
 
     @property
     def streams(self) -> bool:
@@ -161,23 +184,55 @@ class Mapped:
             found = gathered([(self, index) for index in picked.tolist()], draws, self)
             yield found._replace(samples=plan.mirrored(found.samples, step))
 
-    def in_memory(self) -> tuple[Dataset, list[Failure]]:
-        """All that can be read, decoded, and what cannot. Raises UserError where nothing can be read."""
-        samples = torch.empty(len(self), *self.shape, dtype=torch.uint8)
-        good, failures = torch.ones(len(self), dtype=torch.bool), []
-        array = samples.numpy()
-        for index in range(len(self)):
-            try:
-                array[index] = self._decoded(index, None)
-            except Unreadable as error:
-                good[index] = False
-                failures.append(error.failure)
-        if not good.any():
-            raise UserError(f"{self.title}: no picture can be read: {listed(failures)}.")
-        labels = self.labels
-        if failures:  # a copy of the samples, which is not made without need
-            samples, labels = samples[good], None if labels is None else labels[good]
+    def in_memory(self, keeping: Keeping | None = None) -> tuple[Dataset, list[Failure]]:
+        """All that can be read, decoded, and what cannot. Raises UserError where nothing can be read.
+
+        keeping: where decoded pictures are kept for the next time, and who is shown how far it is.
+        """
+        keeping = keeping or Keeping(cache=False)
+        where, what = self.pictures.fingerprint() if keeping.cache and len(self) >= cache.LEAST else ("", "")
+        if where:
+            # What Pillow makes of a file may change from version to version.
+            made_of = cache.digest(what, self.rows.tolist(), version("pillow"), FORMAT)
+            name = cache.digest(where, keeping.part, self.shape, self.cut)
+            array, about = cache.recalled(self.title, name, made_of, lambda: self._whole(keeping.watch))
+        else:
+            array, about = self._whole(keeping.watch)
+        samples, labels, failed = torch.from_numpy(array), self.labels, about["failed"]
+        if failed and labels is not None:
+            good = torch.ones(len(self), dtype=torch.bool)
+            good[[index for index, _, _ in failed]] = False
+            labels = labels[good]
+        failures = [(name, reason) for _, name, reason in failed]
         return Dataset(samples, labels, self.levels, self.classes, self.title), failures
+
+    def _whole(self, watch: Watch) -> tuple[np.ndarray, dict[str, Any]]:
+        """The pictures that can be read, uint8 [N, C, H, W], decoded by as many threads as there are CPUs; the others.
+
+        Pillow leaves Python to the other threads while it unpacks and resizes.
+        """
+        samples = np.empty((len(self), *self.shape), np.uint8)
+
+        def decoded(indices: range) -> list[tuple[int, str, str]]:
+            failed = []
+            for index in indices:
+                try:
+                    samples[index] = self._decoded(index, None)
+                except Unreadable as error:
+                    failed.append((index, *error.failure))
+            return failed
+
+        parts = [range(first, min(first + TURN, len(self))) for first in range(0, len(self), TURN)]
+        failed = list[tuple[int, str, str]]()
+        with watch(len(self), self.title) as counter, ThreadPoolExecutor(usable_cpus()) as pool:
+            for part, found in zip(parts, pool.map(decoded, parts)):
+                failed += found
+                counter.update(len(part))
+        if len(failed) == len(self):
+            raise UserError(f"{self.title}: no picture can be read: {listed([(n, why) for _, n, why in failed])}.")
+        if failed:  # a copy of the samples, which is not made without need
+            samples = np.delete(samples, [index for index, _, _ in failed], axis=0)
+        return samples, {"failed": failed}
 
     def readable(self, index: int, draw: Sequence[float] | None) -> tuple[np.ndarray, int, list[Failure]]:
         """Sample `index` or the next that can be read, uint8 [C, H, W]; which one it is; those that cannot.
@@ -195,9 +250,14 @@ class Mapped:
 
     def _decoded(self, index: int, draw: Sequence[float] | None) -> np.ndarray:
         row = int(self.rows[index])
-        image = decode(self.pictures, row)
+        image = decode(self.pictures, row, self.cut.least)
         cut = self.cut.fitted(image) if draw is None else self.cut.at(image, draw)
         return pixels(cut, self.shape, self.pictures.name(row))
+
+
+def usable_cpus() -> int:
+    """How many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gathered(picked: Sequence[tuple[Mapped, int]], draws: Tensor | None, source: Source) -> Made:
@@ -223,12 +283,12 @@ def kept(train: Mapped, test: Mapped | None, reading: Reading) -> Splits:
     count, most = 0 if test is None else len(test), MEMORY_LIMIT // math.prod(train.shape)
     if count > most and reading.storage != "memory":
         raise UserError(too_many(train.title, count, most))
-    held, failures = (None, []) if test is None else test.in_memory()
+    held, failures = (None, []) if test is None else test.in_memory(reading.keeping("held out"))
     tally = Tally(train.title, reading.corrupt_limit, min(FEW, len(train) + count))
     if not reading.in_memory(len(train), train.shape):
         tally.add(count, failures, "left out")
         return Splits(replace(train, left_out=tuple(tally.names)), held)
-    whole, more = train.in_memory()
+    whole, more = train.in_memory(reading.keeping("train"))
     tally.add(len(train) + count, more + failures, "left out")
     return Splits(replace(whole, left_out=tuple(tally.names)), held)
 

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 NAMED = 5  # pictures named in a sentence
+_OPENING = Lock()  # filters of warnings are those of all threads
 FEW = 1000  # pictures to be read before the share of broken ones means anything
 
 Failure = tuple[str, str]
@@ -44,13 +46,21 @@ class Pictures(Protocol):
     def open(self, index: int) -> Path | IO[bytes]:
         """Where its bytes are. May raise OSError and ValueError."""
 
+    def fingerprint(self) -> tuple[str, str]:
+        """Where the pictures lie, and a digest of what tells their files from changed ones; "" where nobody knows."""
 
-def decode(pictures: Pictures, index: int) -> Image.Image:
-    """One picture, upright, of mode "L" (grey) or "RGB". Raises Unreadable, also for more than 8 bits a channel."""
+
+def decode(pictures: Pictures, index: int, least: int = 0) -> Image.Image:
+    """One picture, upright, of mode "L" (grey) or "RGB". Raises Unreadable, also for more than 8 bits a channel.
+
+    least: a JPEG picture may be unpacked at a smaller size, whose shorter side has so many pixels; 0: it may not.
+    """
     with extra("data"):
         from PIL import ImageOps
 
     with _opened(pictures, index) as file:
+        if least:
+            file.draft(None, (least, least))  # of all formats, JPEG alone can
         # Cameras store a turned picture as it was shot, with a note of how to turn it.
         image: Image.Image = ImageOps.exif_transpose(file)
         return image if image.mode in ("L", "RGB") else image.convert("RGB")
@@ -151,7 +161,7 @@ def _opened(pictures: Pictures, index: int) -> Iterator[Image.Image]:
 
     name = pictures.name(index)
     try:
-        with warnings.catch_warnings():
+        with _OPENING, warnings.catch_warnings():
             # Small files that unpack to billions of pixels; Pillow itself stops at twice as many.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             file = Image.open(pictures.open(index), formats=tried(name))

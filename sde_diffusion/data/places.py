@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,18 @@ def in_order(names: Sequence[str]) -> list[str]:
     return sorted(names, key=lambda name: name.split("/"))
 
 
+def stamps(files: Sequence[Path]) -> str:
+    """A digest of the names, sizes and times of files."""
+    found = hashlib.sha256()
+    for file in files:
+        try:
+            known = file.stat()
+            found.update(repr((os.fspath(file), known.st_size, known.st_mtime_ns)).encode())
+        except OSError as error:
+            found.update(repr((os.fspath(file), error.errno)).encode())
+    return found.hexdigest()
+
+
 class Files:
     """Pictures in files below a root. Their names are bytes in one block, which workers share without copying."""
 
@@ -68,6 +81,9 @@ class Files:
 
     def open(self, index: int) -> Path:
         return self.root / os.fsdecode(self.names[index])
+
+    def fingerprint(self) -> tuple[str, str]:
+        return str(self.root.resolve()), stamps([self.open(index) for index in range(len(self))])
 
 
 @dataclass(frozen=True)

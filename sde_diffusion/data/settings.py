@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 from sde_diffusion.core.errors import UserError
@@ -12,6 +12,7 @@ from sde_diffusion.core.settings import Section, at_least, one_of, optional, set
 from sde_diffusion.data import DATASETS, MEANS, DataOptions, Source, Splits, Stream, batches, load_splits
 from sde_diffusion.data.cut import FITS
 from sde_diffusion.data.mapped import SPLITS
+from sde_diffusion.data.watching import Watch, unwatched
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class DataSettings(Section):
     crop: str = setting("centre", 'or "random", from pictures that are decoded as they are read')
     min_crop: float = setting(0.8, '"random": smallest side of the crop, as a share of the largest crop\'s')
     workers: int = setting(0, "processes that decode pictures (mapped, streaming)", optional("none"))
+    cache: bool = setting(True, "keep what is decoded once in the user's cache folder (2,000 pictures or more)")
+    draft: bool = setting(False, "unpack large JPEG pictures at a smaller size: faster, and not quite the same pixels")
     prefetch: int = setting(2, "batches that each of them is ahead", at_least(1))
     shuffle_window: int = setting(4096, "streaming: pictures that are shuffled among one another", at_least(1))
     lanes: int = setting(32, "streaming: lanes of a batch at most, by which processes share files", at_least(1))
@@ -67,9 +70,12 @@ class DataSettings(Section):
         names = {f.name for f in fields(DataOptions)} & {f.name for f in fields(self)}
         return DataOptions(**{name: getattr(self, name) for name in names}, seed=seed)
 
-    def splits(self, seed: int) -> Splits:
-        """The training and the held-out set. Raises UserError as their loader does."""
-        splits = load_splits(self.dataset, self.options(seed))
+    def splits(self, seed: int, watch: Watch = unwatched) -> Splits:
+        """The training and the held-out set. Raises UserError as their loader does.
+
+        watch: is shown how many pictures are decoded.
+        """
+        splits = load_splits(self.dataset, replace(self.options(seed), watch=watch))
         if self.flip and splits.train.levels is None:
             raise UserError(f"data.flip: {splits.train.title} holds vectors, which cannot be flipped left to right")
         return splits

@@ -12,6 +12,7 @@ from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.packages import extra
 
 IMAGE_COLUMNS = ("img", "image", "images", "pixel_values")
+FILES = b"sde_diffusion.files"  # in the metadata of a table: where its files lie, "|", and their digest
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
 
 
@@ -28,6 +29,10 @@ class Rows:
 
     def name(self, index: int) -> str:
         return f"{self.title}, image {index}"
+
+    def fingerprint(self) -> tuple[str, str]:
+        where, _, what = (self.table.schema.metadata or {}).get(FILES, b"").decode().rpartition("|")
+        return where, what
 
     def open(self, index: int) -> Path | io.BytesIO:
         row = self.table.column(self.column)[index].as_py()

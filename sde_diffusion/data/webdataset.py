@@ -31,6 +31,7 @@ from sde_diffusion.data.lanes import Encoded, Span, in_lanes
 from sde_diffusion.data.listing import HELD_OUT
 from sde_diffusion.data.mapped import Mapped, Reading, kept
 from sde_diffusion.data.pictures import common_shape
+from sde_diffusion.data.places import stamps
 from sde_diffusion.data.tables import LABEL_COLUMNS
 
 PIECE = 64  # pictures that are read one after another
@@ -56,6 +57,9 @@ class Archives:
 
     def name(self, index: int) -> str:
         return f"{self.files[self.table['shard'][index]]}/{self.names[index].decode()}"
+
+    def fingerprint(self) -> tuple[str, str]:
+        return str(self.files[0].resolve()), stamps(self.files)
 
     def open(self, index: int) -> BytesIO:
         shard, start, size, _ = self.table[index].tolist()

@@ -22,6 +22,8 @@ from sde_diffusion.denoisers.settings import ModelSettings, OracleSettings, Proc
 from sde_diffusion.importers.settings import ImportingSettings
 from sde_diffusion.nets.building import build_network
 from sde_diffusion.runtime.engine import Engine
+from sde_diffusion.runtime.progress import Progress, progress
+from sde_diffusion.runtime.ranks import process_number
 from sde_diffusion.runtime.tracking import NONE, TRACKERS
 from sde_diffusion.settings.comparison import CompareSettings
 from sde_diffusion.settings.figures import FIGURES, Evaluation, NamedFigure
@@ -108,7 +110,7 @@ class Settings(Section):
 
     def splits(self) -> Splits:
         """The training and the held-out set."""
-        return self.data.splits(self.seed)
+        return self.data.splits(self.seed, _shown)
 
     def spec(self, source: Source) -> NetworkSpec:
         """The network's description for a set of data. Raises UserError where the two do not go together."""
@@ -181,3 +183,8 @@ def fresh_network(spec: NetworkSpec, seed: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return build_network(spec.network, spec.options)
+
+
+def _shown(pictures: int, title: str) -> Progress:
+    """How many pictures of a set are decoded, as the first process shows it."""
+    return progress(pictures, "picture", f"reading {title}", visible=process_number() == 0)

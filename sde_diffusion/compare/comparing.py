@@ -69,7 +69,7 @@ def row_of_run(run: Run, values: Mapping[str, Any], failed: str = "") -> dict[st
 
 def warned(settings: Settings, source: Source, evaluator: Evaluator) -> list[str]:
     """What a reader must know before comparing these figures with others."""
-    found = []
+    found = list(evaluator.cannot)
     for count, what in (
         (settings.sampling.num_samples, "samples a cell"),
         (len(evaluator.real.values), "real samples"),
@@ -147,6 +147,8 @@ def compared(settings: Settings, folder: Path, engine: Engine) -> None:
         def prepare() -> None:
             held.enter_context(FolderLock(place, "compared"))
             evaluators.append(evaluator(settings, models[0], splits, engine.device))
+            for sentence in evaluators[0].cannot:
+                print(sentence)
 
         engine.on_main(prepare)
         for variant in models:

@@ -32,6 +32,7 @@ from sde_diffusion.metrics.references import reference
 from sde_diffusion.metrics.scores import Judging, Score, scored
 from sde_diffusion.pipelines.batch import samples_of, stored
 from sde_diffusion.pipelines.sampling import in_words
+from sde_diffusion.report.front import SIGN
 from sde_diffusion.settings.root import Settings
 from sde_diffusion.storage.files import write_aside
 from sde_diffusion.storage.records import digest
@@ -58,6 +59,8 @@ FLOW = {
     "scale": "log",
     "source": "rms over the first samples, in model units, to the probability flow solved to compare.flow_rtol",
 }
+STAND_IN = "kid"
+"""The metric that decides where the first one cannot judge so few samples: two are enough for it."""
 LOGARITHMIC = ("frechet", "sliced_wasserstein", "energy", *MOMENTS)
 
 
@@ -71,6 +74,8 @@ class Evaluator:
     truth: GaussianMixture | None
     judging: Judging
     protocol: Mapping[str, Any]
+    cannot: tuple[str, ...] = ()
+    """What cannot be judged of so few samples, and what decides instead, in sentences."""
 
     def scores(self, samples: np.ndarray, classes: tuple[int, ...] = ()) -> dict[str, Score]:
         """The figures of samples as they are stored; classes: those that they were drawn for."""
@@ -115,6 +120,8 @@ def evaluator(settings: Settings, variant: Variant, splits: Splits, device: torc
     if not own.metrics and found.logits is None:
         names = tuple(name for name in names if METRICS[name].needs != "logits")
     judging = Judging(bootstraps=own.bootstraps, seed=settings.seed)
+    counts = settings.sampling.num_samples, len(real)
+    names, cannot = able_first(names, counts, chosen.dims, judging, decided=variant.truth is not None)
     protocol = {
         "metrics": list(names),
         "numerics": NUMERICS,
@@ -135,7 +142,23 @@ def evaluator(settings: Settings, variant: Variant, splits: Splits, device: torc
         "flow": {"samples": own.flow_samples, "rtol": own.flow_rtol},
         "versions": {name: version(name) for name in ("torchmetrics", "scipy")},
     }
-    return Evaluator(names, chosen, found, variant.truth, judging, protocol)
+    return Evaluator(names, chosen, found, variant.truth, judging, protocol, cannot)
+
+
+def able_first(
+    names: tuple[str, ...], counts: tuple[int, int], dims: int, judging: Judging, decided: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The metrics, those first that can judge so many samples and real ones; and a sentence for each that cannot.
+
+    Where the one that decides cannot, STAND_IN does, unless what decides is another matter (decided).
+    """
+    why = {name: METRICS[name].too_few(*counts, dims, judging) for name in names}
+    cannot = [name for name in names if why[name]]
+    first = next((name for name in names if METRICS[name].better in SIGN), "")
+    replaced = first in cannot and not decided
+    able = [*([STAND_IN] if replaced else []), *(name for name in names if name not in cannot)]
+    instead = {first: f"; the {METRICS[STAND_IN].title} decides instead"} if replaced else {}
+    return tuple(dict.fromkeys([*able, *cannot])), tuple(why[name] + instead.get(name, "") for name in cannot)
 
 
 def cache_folder(settings: Settings) -> Path:

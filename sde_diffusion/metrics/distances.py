@@ -65,16 +65,13 @@ class _Given(nn.Module):
 
 
 def frechet(samples: Features, real: Features, judging: Judging) -> Score:
-    """The Frechet distance. Raises UserError for sets of no more than d samples, whose covariance is singular.
+    """The Frechet distance of sets of more than d samples: the covariance of fewer is singular.
 
     Each of its resamples costs the eigenvalues of a d x d matrix: there are 100 of them up to 545 features, 14 for 1024
     and 10 for the 2048 of the Inception network (5 s each).
     """
     x, y = samples.values, real.values
     dims = x.shape[1]
-    for what, rows in (("samples", x), ("real samples", y)):
-        if len(rows) <= dims:
-            raise UserError(f"{len(rows)} {what} have no covariance of {dims} features: {dims + 1} are needed")
     metric = torchmetrics("image.fid").FrechetInceptionDistance(_Given(dims), reset_real_features=False, **ALONE)
     metric.update(y, real=True)
 
@@ -87,15 +84,13 @@ def frechet(samples: Features, real: Features, judging: Judging) -> Score:
 
 
 def kid(samples: Features, real: Features, judging: Judging) -> Score:
-    """The kernel distance, over subsets of equal size m. Raises UserError for a single sample.
+    """The kernel distance, over subsets of equal size m, of two samples at least.
 
     The subsets' own noise is what torchmetrics finds; that of the samples is the bootstrap's of one subset's without
     bias, in which a sample makes no pair with its copies, times sqrt(m / N).
     """
     x, y = samples.values, real.values
     size = min(len(x), len(y), judging.subset_size)
-    if size < 2:
-        raise UserError("a kernel distance without bias needs two samples and two real ones")
     module = torchmetrics("image.kid")
     subsets = min(judging.subsets, max(LEAST, math.ceil(max(len(x), len(y)) / size)))  # by then each sample is in one
     with contained(judging.seed):
@@ -162,6 +157,10 @@ def energy(samples: Features, real: Features, judging: Judging) -> Score:
     return scored(values[0].item(), spread(values[1:]), 0.0)
 
 
+Least = Callable[[int, Judging], tuple[int, int]]
+"""(number of features, how figures are found) -> the fewest samples, and real ones, that a metric can judge."""
+
+
 @dataclass(frozen=True)
 class Metric:
     """A measure of samples against real ones.
@@ -175,18 +174,41 @@ class Metric:
     better: str
     source: str
     needs: str = "features"
+    least: Least = lambda dims, judging: (1, 1)
+
+    def too_few(self, samples: int, real: int, dims: int, judging: Judging) -> str:
+        """Why it cannot judge so many samples by so many real ones, of `dims` features; "" where it can."""
+        for what, count, least in zip(("samples", "real samples"), (samples, real), self.least(dims, judging)):
+            if count < least:
+                return f"{count:,} {what} are too few for the {self.title} by {dims:,} features: {least:,} are needed"
+        return ""
+
+
+def _covariance(dims: int, judging: Judging) -> tuple[int, int]:
+    """A covariance of full rank."""
+    return dims + 1, dims + 1
+
+
+def _pairs(dims: int, judging: Judging) -> tuple[int, int]:
+    """A pair of each kind."""
+    return 2, 2
+
+
+def _neighbours(dims: int, judging: Judging) -> tuple[int, int]:
+    """So many neighbours of each, in half of the samples too."""
+    return 2 * judging.neighbours + 2, judging.neighbours + 1
 
 
 _KYNKAANNIEMI, _NAEEM = "Kynkäänniemi et al. 2019", "Naeem et al. 2020"
 
 METRICS: dict[str, Metric] = {
-    "frechet": Metric(frechet, "Fréchet distance", "lower", "Heusel et al. 2017"),
-    "kid": Metric(kid, "kernel distance", "lower", "Bińkowski et al. 2018"),
+    "frechet": Metric(frechet, "Fréchet distance", "lower", "Heusel et al. 2017", least=_covariance),
+    "kid": Metric(kid, "kernel distance", "lower", "Bińkowski et al. 2018", least=_pairs),
     "inception_score": Metric(inception_score, "Inception Score", "higher", "Salimans et al. 2016", "logits"),
-    "precision": Metric(neighbours.precision, "precision", "higher", _KYNKAANNIEMI),
-    "recall": Metric(neighbours.recall, "recall", "higher", _KYNKAANNIEMI),
-    "density": Metric(neighbours.density, "density", "higher", _NAEEM),
-    "coverage": Metric(neighbours.coverage, "coverage", "higher", _NAEEM),
+    "precision": Metric(neighbours.precision, "precision", "higher", _KYNKAANNIEMI, least=_neighbours),
+    "recall": Metric(neighbours.recall, "recall", "higher", _KYNKAANNIEMI, least=_neighbours),
+    "density": Metric(neighbours.density, "density", "higher", _NAEEM, least=_neighbours),
+    "coverage": Metric(neighbours.coverage, "coverage", "higher", _NAEEM, least=_neighbours),
     "sliced_wasserstein": Metric(sliced_wasserstein, "sliced Wasserstein distance", "lower", "Bonneel et al. 2015"),
     "energy": Metric(energy, "energy distance", "lower", "Székely & Rizzo 2013"),
     "nearest": Metric(neighbours.nearest, "distance to the nearest real sample", "real", "after Meehan et al. 2020"),
@@ -208,13 +230,13 @@ def judge(names: Iterable[str], samples: Features, real: Features, judging: Judg
 
 def _score(metric: Metric, samples: Features, real: Features, judging: Judging) -> Score:
     try:
-        _check(metric, samples, real)
+        _check(metric, samples, real, judging)
         return metric.compute(samples, real, judging)
     except UserError as error:
         return Score(None, reason=str(error))
 
 
-def _check(metric: Metric, samples: Features, real: Features) -> None:
+def _check(metric: Metric, samples: Features, real: Features, judging: Judging) -> None:
     if metric.needs == "logits" and samples.logits is None:
         raise UserError(f"the {metric.title} needs class probabilities, which these features come without")
     if samples.values.shape[1:] != real.values.shape[1:]:
@@ -225,3 +247,6 @@ def _check(metric: Metric, samples: Features, real: Features) -> None:
         bad = len(found.values) - int(found.values.isfinite().all(1).sum())
         if bad:
             raise UserError(f"{bad} of {len(found.values)} {what} have features that are not finite")
+    reason = metric.too_few(*(len(found.values) for found in (samples, real)), samples.values.shape[1], judging)
+    if reason:
+        raise UserError(reason)

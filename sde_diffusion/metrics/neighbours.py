@@ -79,9 +79,6 @@ class Balls:
 def neighbourhoods(samples: Features, real: Features, judging: Judging) -> Balls:
     """Who is in whose ball, for all samples and for random halves of them."""
     x, y, k = samples.values, real.values, judging.neighbours
-    for what, points, least in (("samples", x, 2 * k + 2), ("real samples", y, k + 1)):
-        if len(points) < least:
-            raise UserError(f"{len(points)} {what} are too few for {k} neighbours: {least} are needed")
     halves = judging.halves(len(x), 50 * len(x) * (len(x) + len(y)))
     parts = torch.cat([torch.ones(1, len(x), dtype=torch.bool), halves])
     reach, y_reach = ((1 + ROUNDING) * found for found in (radii_among(x, parts, k), radii(y, k)))

@@ -94,8 +94,9 @@ def measured(report: Report) -> list[str]:
 
 
 def primary(report: Report) -> str | None:
-    """The first metric of quality that ranks, by which samplers are recommended."""
-    return next((metric for metric in report["metrics"] if metric != AGREEMENT and ranks(report, metric)), None)
+    """The metric by which samplers are recommended: the first of quality that ranks, and has a value if any has."""
+    ranking = [metric for metric in report["metrics"] if metric != AGREEMENT and ranks(report, metric)]
+    return next((metric for metric in ranking if metric in measured(report)), ranking[0] if ranking else None)
 
 
 def ranks(report: Report, metric: str) -> bool:

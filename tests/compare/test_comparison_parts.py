@@ -12,16 +12,18 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 import sde_diffusion as sd
-from sde_diffusion.compare.evaluator import evaluator, flow_distance
+from sde_diffusion.compare.evaluator import able_first, evaluator, flow_distance
 from sde_diffusion.compare.runs import write_trajectory
 from sde_diffusion.compare.variants import oracle_variant
 from sde_diffusion.data import DataTransform
 from sde_diffusion.denoisers.wrappers import Seen
 from sde_diffusion.metrics.classifier import RECIPE
+from sde_diffusion.metrics.scores import Judging
 from sde_diffusion.pipelines.sampling import Drawn, Model, draw, network_model
 from sde_diffusion.settings.root import Settings
 
 settings_of = Settings.from_config
+FEW = "64 samples are too few for the Fréchet distance by 64 features: 65 are needed"
 
 
 def config_of(name: str) -> ConfigDict:
@@ -77,6 +79,30 @@ def test_a_film_shows_x_in_units_of_its_spread(tmp_path: Path) -> None:
             np.testing.assert_allclose(shown, x.numpy() * sigma / np.sqrt(1.0 + sigma**2), rtol=1e-5)
         np.testing.assert_allclose(film["x0_hat"][2], 0.2, rtol=1e-6)
         assert film["captions"][1].startswith("evaluation 4 of 7, log-SNR")
+
+
+@pytest.mark.parametrize(
+    ("count", "asked", "names", "said"),
+    [
+        (65, ("frechet", "kid", "recall"), ("frechet", "kid", "recall"), ()),
+        (
+            64,
+            ("frechet", "kid", "recall"),
+            ("kid", "recall", "frechet"),
+            (f"{FEW}; the kernel distance decides instead",),
+        ),
+        (64, ("frechet",), ("kid", "frechet"), (f"{FEW}; the kernel distance decides instead",)),
+        (64, ("recall", "frechet"), ("recall", "frechet"), (FEW,)),
+        (64, ("nearest", "frechet"), ("kid", "nearest", "frechet"), (f"{FEW}; the kernel distance decides instead",)),
+    ],
+)
+def test_what_cannot_judge_so_few_gives_way(
+    count: int, asked: tuple[str, ...], names: tuple[str, ...], said: tuple[str, ...]
+) -> None:
+    """At one sample above the number of features, and below; `nearest` ranks nothing, so that it decides nothing."""
+    assert able_first(asked, (count, 1000), 64, Judging(), decided=False) == (names, said)
+    if asked[0] == "frechet" and count == 64:  # of a closed form the error of the moments decides
+        assert able_first(asked, (count, 1000), 64, Judging(), decided=True)[1] == (FEW,)
 
 
 def test_a_classifier_knows_nothing_of_the_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

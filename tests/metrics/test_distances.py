@@ -229,11 +229,26 @@ def bad(features: Features) -> Features:
 @pytest.mark.parametrize(
     ("name", "samples", "real", "reason"),
     [
-        ("frechet", normal(4, 4), normal(9, 4), r"4 samples have no covariance of 4 features: 5 are needed"),
-        ("frechet", normal(9, 4), normal(3, 4), r"3 real samples have no covariance of 4 features: 5 are needed"),
-        ("kid", normal(1, 4), normal(9, 4), r"needs two samples and two real ones"),
-        ("recall", normal(11, 2), normal(20, 2), r"11 samples are too few for 5 neighbours: 12 are needed"),
-        ("coverage", normal(20, 2), normal(5, 2), r"5 real samples are too few for 5 neighbours: 6 are needed"),
+        (
+            "frechet",
+            normal(4, 4),
+            normal(9, 4),
+            r"4 samples are too few for the Fréchet distance by 4 features: 5 are needed",
+        ),
+        ("frechet", normal(9, 4), normal(3, 4), r"3 real samples are too few for the Fréchet .*: 5 are needed"),
+        (
+            "kid",
+            normal(1, 4),
+            normal(9, 4),
+            r"1 samples are too few for the kernel distance by 4 features: 2 are needed",
+        ),
+        ("recall", normal(11, 2), normal(20, 2), r"11 samples are too few for the recall by 2 features: 12 are needed"),
+        (
+            "coverage",
+            normal(20, 2),
+            normal(5, 2),
+            r"5 real samples are too few for the coverage by 2 features: 6 are needed",
+        ),
         (
             "inception_score",
             normal(9, 2),
@@ -253,6 +268,15 @@ def test_what_cannot_be_measured_has_a_reason(name: str, samples: Features, real
     score = judge([name, "copies"], samples, real, QUICK)[name]
     assert (score.value, score.low, score.high) == (None, None, None)
     assert re.search(reason, score.reason), score.reason
+
+
+@pytest.mark.parametrize(("name", "least"), [("frechet", 4), ("kid", 2), ("precision", 12), ("density", 12)])
+def test_so_many_samples_are_enough_and_one_less_is_not(name: str, least: int) -> None:
+    """What the numbers alone foretell is what happens: a covariance of 3 features has full rank with 4 samples."""
+    for count in (least - 1, least):
+        reason = METRICS[name].too_few(count, 50, 3, QUICK)
+        score = judge([name], normal(count, 3), normal(50, 3), QUICK)[name]
+        assert (score.reason, score.value is None) == (reason, count < least) and bool(reason) == (count < least)
 
 
 @pytest.mark.parametrize("name", METRICS)

@@ -95,6 +95,17 @@ def test_nothing_better_for_more() -> None:
     assert [row["sentence"] for row in found["budgets"]] == ["Within 10 evaluations: a, 1.00."]
 
 
+def test_a_metric_without_a_value_leaves_the_decision_to_the_next() -> None:
+    """Where the first one cannot judge: by the second, in which the other sampler wins; if none can, that is said."""
+    report = small(("a", 10, 1.0, None), ("b", 10, 2.0, None))
+    report["metrics"] = {"first": report["metrics"]["error"] | {"title": "first"}, **report["metrics"]}
+    for cell in report["cells"]:
+        cell["values"]["first"] = {"value": None, "low": None, "high": None, "reason": "too few"}
+    assert recommend(report)["metric"] == "error" and recommend(report)["knee"]["cell"] == "a-10"
+    report["cells"][1]["values"]["first"]["value"] = 3.0
+    assert recommend(report)["metric"] == "first" and recommend(report)["knee"]["cell"] == "b-10"
+
+
 def test_a_tie_goes_to_the_cheapest() -> None:
     """Of equal values that of fewer evaluations is the best, wherever it stands in the report."""
     found = recommend(small(("a", 20, 1.0, None), ("a", 10, 2.0, None), ("b", 10, 1.0, None), ("b", 20, 3.0, None)))

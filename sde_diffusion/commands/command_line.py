@@ -38,6 +38,7 @@ from sde_diffusion.commands.request import apply_flags
 from sde_diffusion.commands.words import explain, program, sentence
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.runtime.ranks import everyones, process_number
+from sde_diffusion.settings.moved import check_moved, check_refused
 from sde_diffusion.training.guard import Preempted
 
 
@@ -95,6 +96,10 @@ def parse(argv: list[str]) -> list[str]:
     except (AttributeError, KeyError, TypeError) as error:
         # ml_collections raises these for --config.KEY=VALUE, with the nearest key in the message.
         what = str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'")
+        try:
+            check_refused(what)
+        except UserError as moved:
+            sys.exit(explain(moved))
         sys.exit(explain(UserError(f"unknown configuration key {what} --mode settings lists every key")))
 
 
@@ -108,6 +113,7 @@ def cli() -> None:
     try:
         # ml_collections looks for --config.KEY in sys.argv itself.
         sys.argv = resolve_options(resolve_config(sys.argv))
+        check_moved(argument.removeprefix("--config.").partition("=")[0] for argument in sys.argv[1:])
     except UserError as error:
         sys.exit(explain(error))
     app.run(main, flags_parser=parse)

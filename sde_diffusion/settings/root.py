@@ -28,6 +28,7 @@ from sde_diffusion.runtime.tracking import NONE, TRACKERS
 from sde_diffusion.settings.comparison import CompareSettings
 from sde_diffusion.settings.figures import FIGURES, Evaluation, NamedFigure
 from sde_diffusion.settings.likelihood import LatentsSettings, LikelihoodSettings
+from sde_diffusion.settings.moved import check_moved, keys_of
 from sde_diffusion.settings.sampling import EditSettings, SamplingSettings
 from sde_diffusion.training.losses import Task
 from sde_diffusion.training.settings import EmaSettings, TrainingSettings
@@ -68,7 +69,9 @@ class Settings(Section):
     @classmethod
     def from_config(cls, config: ConfigDict) -> Settings:
         """The settings of a configuration. Raises UserError for the first key or value that cannot be used."""
-        return cls.from_values(config.to_dict())
+        values = config.to_dict()
+        check_moved(keys_of(values))
+        return cls.from_values(values)
 
     def config(self) -> ConfigDict:
         """A configuration of these values, whose keys are locked."""

@@ -167,6 +167,7 @@ def test_a_killed_training_resumes_to_the_same_bits(warm: Warm, tmp_path: Path) 
     [
         (["--config", "vpsde_digit"], "did you mean 'vpsde_digits'"),
         (["--config", "vpsde_digits", "--config.training.stepz=3"], "steps"),
+        (["--config", "vpsde_digits", "--config.training.compile=True"], "key training.compile is compile now"),
         (["--config", "ncsnpp_cifar:deeep", "--mode", "sample"], "unknown variant 'deeep'; did you mean 'deep'?"),
         (["--config", "vpsde_digits:deep", "--mode", "sample"], "'vpsde_digits' has no variants"),
         (["--config", "edm_cifar", "--network.block", "3"], "network 'songunet' has no option 'block'"),

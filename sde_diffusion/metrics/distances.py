@@ -247,6 +247,6 @@ def _check(metric: Metric, samples: Features, real: Features, judging: Judging) 
         bad = len(found.values) - int(found.values.isfinite().all(1).sum())
         if bad:
             raise UserError(f"{bad} of {len(found.values)} {what} have features that are not finite")
-    reason = metric.too_few(*(len(found.values) for found in (samples, real)), samples.values.shape[1], judging)
+    reason = metric.too_few(len(samples.values), len(real.values), samples.values.shape[1], judging)
     if reason:
         raise UserError(reason)

@@ -13,8 +13,7 @@ from sde_diffusion.runtime.engine import Engine, everyones
 from sde_diffusion.settings.root import Settings
 from sde_diffusion.storage.checkpoint import save_checkpoint
 from sde_diffusion.storage.results import write_json
-from sde_diffusion.storage.trained import denoiser_of
-from sde_diffusion.training.trainer import RAW
+from sde_diffusion.storage.trained import denoiser_of, usual_weights
 
 
 def import_network(settings: Settings, folder: Path, engine: Engine) -> None:
@@ -27,12 +26,13 @@ def import_network(settings: Settings, folder: Path, engine: Engine) -> None:
     check_empty(folder)
     found = imported(own.path, own.source, own.config or None)
     adopted = settings.as_trained(found.spec)
-    adopted = replace(adopted, sampling=replace(adopted.sampling, **found.config.get("sampling", {})))
+    sampling = {"weights": usual_weights(found), **found.config.get("sampling", {})}
+    adopted = replace(adopted, sampling=replace(adopted.sampling, **sampling))
     origin = {"imported": {"source": own.source, "file": Path(own.path).name}}
     save_checkpoint(folder, found, keep=1)
     write_json(folder / "config.json", {**adopted.plain(), **origin})
     spec = found.spec
-    count = sum(value.numel() for value in found.weights[RAW].values())
+    count = sum(value.numel() for value in found.weights[usual_weights(found)].values())
     print(
         table(
             [
@@ -45,10 +45,13 @@ def import_network(settings: Settings, folder: Path, engine: Engine) -> None:
                     "data range": f"{spec.data_range[0]:g} .. {spec.data_range[1]:g}",
                     "shape": "x".join(map(str, spec.shape)),
                     "step": found.step,
+                    "weights": ", ".join(found.weights),
                 }
             ]
         )
     )
+    if "ema" not in found.weights:
+        print("the file holds one set of weights and does not call it an average: it is stored as 'raw'")
     print(f"wrote {folder}: sample it with --mode sample --workdir {folder}")
 
 

@@ -34,10 +34,12 @@ flags.DEFINE_string(
     "'import' takes a checkpoint of another code base, 'export' writes a folder of diffusers.",
 )
 flags.DEFINE_string("workdir", None, "The run folder; runs/<configuration> unless given.")
-flags.DEFINE_string("source", None, "import: the code base: score_sde, edm, openai or diffusers (importing.source).")
+flags.DEFINE_string(
+    "source", None, "import: the code base: score_sde, edm, openai, ddim, lucidrains or diffusers (importing.source)."
+)
 flags.DEFINE_string("path", None, "import, export: the file, or the folder of diffusers (importing.path).")
 flags.DEFINE_string(
-    "source_config", None, "import: JSON file of the source's own keys, or a published name (importing.config)."
+    "source_config", None, "import: JSON or YAML file of the source's own keys, or a published name (importing.config)."
 )
 flags.DEFINE_string("sampler", None, "The sampler (sampling.sampler).")
 flags.DEFINE_list("steps", None, "Steps of the sampler (sampling.steps); compare: budgets 10,20,50 (compare.steps).")

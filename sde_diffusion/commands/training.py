@@ -11,8 +11,8 @@ import numpy as np
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.grids import make_grid
 from sde_diffusion.data import DataTransform, Source, Splits
-from sde_diffusion.denoisers.network import NetworkSpec
 from sde_diffusion.pipelines.batch import samples_of, stored
+from sde_diffusion.pipelines.origin import Start, beginning, check_origin, fresh, going_on
 from sde_diffusion.pipelines.run_folder import check_folder, shared_checkpoint
 from sde_diffusion.pipelines.sampling import draw, network_model
 from sde_diffusion.report.pictures import picture
@@ -20,12 +20,12 @@ from sde_diffusion.report.training import training_summary
 from sde_diffusion.runtime.engine import Engine
 from sde_diffusion.runtime.tracking import check_tracker
 from sde_diffusion.settings.root import Settings, fresh_network
-from sde_diffusion.storage.checkpoint import Checkpoint, checkpoint_files
+from sde_diffusion.storage.checkpoint import checkpoint_files
 from sde_diffusion.storage.files import FolderLock
 from sde_diffusion.storage.results import set_result, write_json
 from sde_diffusion.training.averages import drop_snapshots
 from sde_diffusion.training.run import Run
-from sde_diffusion.training.trainer import Trainer, fresh_weights
+from sde_diffusion.training.trainer import Trainer, loaded
 
 PREVIEW_STEPS, PREVIEW_SAMPLES = 20, 36
 
@@ -33,46 +33,42 @@ PREVIEW_STEPS, PREVIEW_SAMPLES = 20, 36
 def train(settings: Settings, folder: Path, engine: Engine) -> None:
     """Train to training.steps, from the newest whole checkpoint where there is one; one trainer at a time."""
     check_tracker(settings.tracking)
-    settings.model.check_pair(settings.process.process())
-    splits = None if folder.exists() else settings.splits()  # no folder is begun for data that cannot be read
+    splits, start = beginning(settings, folder, engine)
     with ExitStack() as held:
 
         def lock() -> None:
             engine.part(settings.training.batch_size)
             held.enter_context(FolderLock(folder, "trained"))
+            check_origin(folder, settings)
             check_folder(folder, settings, training=True)
 
         engine.on_main(lock)
         resumed = shared_checkpoint(folder, engine) if engine.on_main(lambda: bool(checkpoint_files(folder))) else None
         if resumed and not resumed.optimizer:
-            raise UserError(f"{folder} holds an imported network, which is sampled and evaluated, not trained on")
+            raise UserError(
+                f"{folder} holds an imported network, which is sampled and evaluated, not trained on: train it in "
+                f"another --workdir, with --config.training.init_from={folder}"
+            )
         splits = splits or settings.splits()
         for line in splits.inventory.told() if splits.inventory else ():
             print(line)
-        spec = settings.spec(splits.train)
-        transform = DataTransform.fit(splits.train, settings.data.subtract_mean)
+        start = going_on(settings, resumed, splits.train) if resumed else start or fresh(settings, splits.train)
+        settings = start.settings
         engine.on_main(partial(write_json, folder / "config.json", settings.plain()))
         if resumed and resumed.step >= settings.training.steps:
             print(f"{folder} is trained to step {resumed.step}")
             return
-        run = begin(settings, folder, engine, splits, spec, transform, resumed)
+        run = begin(start, folder, engine, splits)
         rows = engine.part(settings.training.batch_size)
         result = run.train(rows, resumed.progress.get("data") if resumed else None)
     print(training_summary(folder, result))
 
 
-def begin(
-    settings: Settings,
-    folder: Path,
-    engine: Engine,
-    splits: Splits,
-    spec: NetworkSpec,
-    transform: DataTransform,
-    resumed: Checkpoint | None,
-) -> Run:
+def begin(start: Start, folder: Path, engine: Engine, splits: Splits) -> Run:
     """A training with its network, at the step of a checkpoint where there is one."""
-    training, task = settings.training, settings.task(transform, spec, spec.process)
-    net = engine.sharded_network(fresh_weights(fresh_network(spec, settings.seed), resumed))
+    settings, spec, transform, resumed = start.settings, start.spec, start.transform, start.resumed
+    training, task = settings.training, settings.task(transform, spec, spec.model_process)
+    net = engine.sharded_network(loaded(fresh_network(spec, settings.seed), start.weights))
     trainer = Trainer.from_settings(engine, spec, net, training, task.times, passes=settings.compiled(net))
     if resumed:
         trainer.resume(resumed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from sde_diffusion.core.continuous import EDM, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
@@ -19,6 +19,7 @@ from sde_diffusion.denoisers.analytic import GaussianMixture, drawn_mixture
 from sde_diffusion.denoisers.c_noise import C_NOISES
 from sde_diffusion.denoisers.network import INPUT_SCALES, VARIANCES, NetworkSpec, step_variance
 from sde_diffusion.nets import NETWORKS
+from sde_diffusion.nets.building import arguments
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,7 @@ class ModelSettings(Section):
     @property
     def arguments(self) -> Mapping[str, inspect.Parameter]:
         """The arguments of the network's constructor."""
-        network = choose("network", self.network, NETWORKS)
-        return {name: given for name, given in inspect.signature(network).parameters.items() if name != "self"}
+        return arguments(self.network)
 
     def own_options(self) -> dict[str, Any]:
         """`options`, checked. Raises UserError for one that the network does not have or that has another type."""
@@ -198,6 +198,35 @@ class ModelSettings(Section):
             variance=self.variance,
             sigma_data=self.sigma_data,
         )
+
+    def as_built(self, spec: NetworkSpec) -> ModelSettings:
+        """The settings of a network that there is: the inverse of `spec`."""
+        own, options = getattr(self, spec.network, None), dict(spec.options)
+        shared: dict[str, Any] = {name: options[name] for name in _SHARED if name in options}
+        if isinstance(own, Section):
+            names = own.values().keys() & options.keys()
+            shared[spec.network] = type(own).from_values({**own.values(), **{name: options[name] for name in names}})
+        else:
+            names = set()
+        rest = {name: value for name, value in options.items() if name not in {*names, *shared, *_OF_THE_DATA}}
+        return replace(
+            self,
+            network=spec.network,
+            prediction=spec.prediction,
+            label=spec.label,
+            input_scale=spec.input_scale,
+            variance=spec.variance,
+            sigma_data=spec.sigma_data,
+            class_conditional=bool(options.get("num_classes")),
+            options=rest,
+            **shared,
+        )
+
+
+_SHARED = ("dropout", "embedding", "fourier_scale")
+"""Arguments of several networks, each a key of its own."""
+_OF_THE_DATA = ("in_channels", "out_channels", "image_size", "shape", "num_classes", "augment_dims")
+"""Arguments of networks that follow from the data, from `variance` and from what a training tells."""
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

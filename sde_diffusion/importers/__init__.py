@@ -16,7 +16,7 @@ import torch
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.data import DataTransform
 from sde_diffusion.denoisers.network import NetworkDenoiser
-from sde_diffusion.importers import diffusers, edm, openai, score_sde
+from sde_diffusion.importers import ddim, diffusers, edm, lucidrains, openai, score_sde
 from sde_diffusion.importers.export import export_diffusers
 from sde_diffusion.importers.foreign import Foreign, Settings, read_settings
 from sde_diffusion.importers.rules import converted
@@ -41,6 +41,8 @@ SOURCES: dict[str, Source] = {
     "edm": Source(edm.read, edm.PUBLISHED),
     "openai": Source(openai.read, openai.PUBLISHED),
     "diffusers": Source(diffusers.read, diffusers.PUBLISHED),
+    "ddim": Source(ddim.read, ddim.PUBLISHED),
+    "lucidrains": Source(lucidrains.read, lucidrains.PUBLISHED),
 }
 
 
@@ -58,14 +60,14 @@ def imported(path: str | Path, source: str, config: Mapping[str, Any] | str | Pa
     # A value of the wrong kind may fail anywhere between the configuration and the network.
     except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:
         raise UserError(f"a value in the {source} configuration cannot be used: {error}") from error
-    raw = converted(found.weights, found.rules, found.net, found.ignored)
-    averages = found.averages
-    ema = raw if averages is None else converted(averages, found.rules, found.net, found.ignored)
+    weights = {"ema" if found.averaged else "raw": converted(found.weights, found.rules, found.net, found.ignored)}
+    if found.averages is not None:
+        weights["ema"] = converted(found.averages, found.rules, found.net, found.ignored)
     return Checkpoint(
         step=found.step,
         spec=found.spec,
         transform=DataTransform(GREY_LEVELS),
-        weights={"raw": raw, "ema": ema},
+        weights=weights,
         optimizer={},
         random={},
         config={"sampling": found.sampling} if found.sampling else {},
@@ -86,16 +88,17 @@ def import_checkpoint(
     config: Mapping[str, Any] | str | Path | None = None,
     *,
     folder: str | Path | None = None,
-    weights: str = "ema",
+    weights: str | None = None,
     device: torch.device | str = "cpu",
 ) -> NetworkDenoiser:
     """The network of another code base as a denoiser, its spec found from its configuration.
 
-    source: a key of SOURCES: "score_sde" (.pth), "edm" (.pkl), "openai" (.pt) or "diffusers" (a folder)
+    source: a key of SOURCES: "score_sde" (.pth), "edm" (.pkl), "openai" (.pt), "ddim" (.pth, .ckpt), "lucidrains"
+        (.pt) or "diffusers" (a folder)
     config: where the file does not carry it, the configuration under the source's own keys: a mapping, a JSON file,
         or the name of a published model
     folder: a run folder in which to store it, for `load` and the command line
-    weights: "ema", the averaged ones, or "raw"; they are the same where the file has only one of them
+    weights: "ema", the averaged ones, or "raw"; by default the averaged ones where the file has such
     Raises UserError for an unknown source, a file that cannot be read or would need code to be run, and weights that do
     not fit the configuration, with the first keys and shapes that differ. Nothing is written before all of it fits.
     """

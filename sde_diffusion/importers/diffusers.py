@@ -7,7 +7,7 @@ FOLDER/scheduler/scheduler_config.json           or FOLDER/scheduler_config.json
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -20,7 +20,8 @@ from sde_diffusion.core.sizes import sides, size_of
 from sde_diffusion.denoisers.network import NetworkSpec
 from sde_diffusion.importers.foreign import Foreign, Settings, only, read_json, resolved
 from sde_diffusion.importers.reading import read_safetensors, read_torch
-from sde_diffusion.importers.rules import BlockNames, Part, Rule, by_class, pair
+from sde_diffusion.importers.rules import BlockNames, Part, Rule, by_class, pair, stacked
+from sde_diffusion.importers.wrapped import bare, states
 from sde_diffusion.nets.backbone import Backbone
 from sde_diffusion.nets.blocks import Head, ResidualBlock, SelfAttention
 from sde_diffusion.nets.building import outline
@@ -38,22 +39,13 @@ _FORMER = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_at
 """What the layers of attention were called before release 0.18, as in many published folders."""
 
 
-def _stacked(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([tensor.flatten(1) if tensor.ndim > 2 else tensor for tensor in tensors])
-
-
-def _thirds(tensor: Tensor) -> Sequence[Tensor]:
-    return tensor.chunk(3)
-
-
 def _attention(ours: str, theirs: str, former: bool) -> list[Rule]:
     names = {name: _FORMER[name] if former else name for name in _FORMER}
-    rules = pair(f"{ours}.norm", f"{theirs}.group_norm")
-    for kind in ("weight", "bias"):
-        keys = tuple(f"{theirs}.{names[name]}.{kind}" for name in ("to_q", "to_k", "to_v"))
-        rules.append(Rule(f"{ours}.qkv.{kind}", keys, _stacked, _thirds))
-        rules.append(Rule(f"{ours}.out.{kind}", (f"{theirs}.{names['to_out.0']}.{kind}",), _stacked))
-    return rules
+    return [
+        *pair(f"{ours}.norm", f"{theirs}.group_norm"),
+        *stacked(f"{ours}.qkv", [f"{theirs}.{names[name]}" for name in ("to_q", "to_k", "to_v")]),
+        *stacked(f"{ours}.out", [f"{theirs}.{names['to_out.0']}"]),
+    ]
 
 
 def unet_rules(net: Backbone, former: bool = False) -> list[Rule]:
@@ -317,9 +309,9 @@ def _json(folder: Path, *places: str) -> Settings | None:
 def _weights(folder: Path) -> Mapping[str, Tensor]:
     for place in (folder / "unet", folder):
         if (place / f"{WEIGHTS}.safetensors").is_file():
-            return read_safetensors(place / f"{WEIGHTS}.safetensors")
+            return bare(read_safetensors(place / f"{WEIGHTS}.safetensors"))
         if (place / f"{WEIGHTS}.bin").is_file():
-            return read_torch(place / f"{WEIGHTS}.bin")
+            return states(read_torch(place / f"{WEIGHTS}.bin"), place, "diffusers").weights
     raise UserError(f"{folder} holds no {WEIGHTS}.safetensors, nor in unet/: is it a folder of diffusers?")
 
 

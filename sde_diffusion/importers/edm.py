@@ -27,6 +27,7 @@ from sde_diffusion.denoisers.network import NetworkSpec
 from sde_diffusion.importers.foreign import Foreign, Settings, needed, only, resolved
 from sde_diffusion.importers.reading import Persistent, module_tensors, read_edm_pickle, read_torch
 from sde_diffusion.importers.rules import BlockNames, Part, Rule, by_class, matrix, pair, qkv
+from sde_diffusion.importers.wrapped import bare
 from sde_diffusion.nets.backbone import Backbone, InputResidual, InputSkip, OutputSkip
 from sde_diffusion.nets.blocks import Head, ResidualBlock, SelfAttention
 from sde_diffusion.nets.building import outline
@@ -273,8 +274,9 @@ def read(path: Path, config: Settings | None) -> Foreign:
     else:
         raise UserError(f"{path} holds no network under 'ema', as files of EDM do")
     spec, song = spec_of(settings)
-    weights = {key.removeprefix("model."): value for key, value in weights.items()}
+    weights = {key.removeprefix("model."): value for key, value in bare(weights).items()}
     network = outline(spec.network, spec.options)
     assert isinstance(network, Backbone)
     filters = [key for key in weights if key.endswith(".resample_filter")]
-    return Foreign(spec, network, unet_rules(network, song), weights, None, ("u", *filters))
+    averaged = isinstance(found, Mapping) and "ema" in found
+    return Foreign(spec, network, unet_rules(network, song), weights, None, ("u", *filters), averaged=averaged)

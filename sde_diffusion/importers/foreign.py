@@ -25,6 +25,7 @@ class Foreign:
     net         the network that the spec describes, without memory: its keys, shapes and dtypes
     rules       from its keys to ours
     weights     under its own keys; averages: the averaged ones, where the file has both
+    averaged    whether `weights` are an average themselves
     ignored     keys that carry nothing which the spec does not say
     step        of its training, where the file says it
     sampling    keys of a configuration's section of that name which the source has for it
@@ -38,14 +39,15 @@ class Foreign:
     ignored: Sequence[str] = field(default_factory=tuple)
     step: int = 0
     sampling: Settings = field(default_factory=dict)
+    averaged: bool = False
 
 
 def read_settings(
     config: Mapping[str, Any] | str | Path | None, published: Mapping[str, Settings], path: Path
 ) -> Settings | None:
-    """A configuration given as a mapping, a JSON file or the name of a published model; None where there is none.
+    """A configuration given as a mapping, a JSON or YAML file or a published model's name; None where there is none.
 
-    Without one, a file whose stem is the name of a published model has that one's. A JSON file may hold the
+    Without one, a file whose stem is the name of a published model has that one's. Such a file may hold the
     configuration under the key "config". Raises UserError for a name or a file that is not there, or is no JSON.
     """
     if config is None:
@@ -61,7 +63,7 @@ def read_settings(
         if not place.is_file():
             names = f", and no published model of that name; {nearest(str(config), published)}" if published else ""
             raise UserError(f"there is no configuration file {config}{names}")
-        found = read_json(place)
+        found = read_yaml(place) if place.suffix in (".yml", ".yaml") else read_json(place)
     inner = found.get("config")
     return dict(inner) if isinstance(inner, Mapping) else dict(found)
 
@@ -74,6 +76,19 @@ def read_json(path: Path) -> Settings:
         raise UserError(f"{path} is not a JSON file: {error}") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} should hold a JSON object")
+    return found
+
+
+def read_yaml(path: Path) -> Settings:
+    """The mapping in a YAML file, whose values are plain. Raises UserError for a file that holds none."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} is not a YAML file: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} should hold a YAML mapping")
     return found
 
 

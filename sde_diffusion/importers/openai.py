@@ -20,6 +20,7 @@ from sde_diffusion.denoisers.network import NetworkSpec
 from sde_diffusion.importers.foreign import Foreign, Settings, needed, only, resolved
 from sde_diffusion.importers.reading import read_torch
 from sde_diffusion.importers.rules import BlockNames, Part, Rule, by_class, matrix, pair, qkv
+from sde_diffusion.importers.wrapped import states
 from sde_diffusion.nets.backbone import Backbone
 from sde_diffusion.nets.blocks import Head, ResidualBlock, SelfAttention
 from sde_diffusion.nets.building import outline
@@ -242,16 +243,14 @@ def _spec(config: Settings, weights: Mapping[str, Tensor]) -> tuple[NetworkSpec,
 
 def read(path: Path, config: Settings | None) -> Foreign:
     """The network of a .pt file. Raises UserError for a file or a configuration that is none of OpenAI's."""
-    weights = read_torch(path)
-    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise UserError(f"{path} holds no state dict, as files of improved- and guided-diffusion do")
-    weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    found = states(read_torch(path), path, "improved- and guided-diffusion")
     if config is None:
         raise UserError(
             f"{path.name} does not say its configuration: give the source's own flags, as a JSON file or the name of a "
             f"published model: {', '.join(sorted(PUBLISHED))}"
         )
-    spec, new_order = _spec(config, weights)
+    spec, new_order = _spec(config, found.weights)
     net = outline(spec.network, spec.options)
     assert isinstance(net, Backbone)
-    return Foreign(spec, net, unet_rules(net, new_order), weights)
+    rules = unet_rules(net, new_order)
+    return Foreign(spec, net, rules, found.weights, found.averages, averaged=found.averaged)

@@ -53,6 +53,19 @@ def matrix(ours: str, theirs: str) -> list[Rule]:
     return [Rule(f"{ours}.weight", (f"{theirs}.weight",), join), Rule(f"{ours}.bias", (f"{theirs}.bias",))]
 
 
+def stacked(ours: str, theirs: Sequence[str]) -> list[Rule]:
+    """The rules of a linear layer of ours whose rows are those of several layers there, or of 1x1 convolutions."""
+
+    def join(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat([tensor.flatten(1) if tensor.ndim > 2 else tensor for tensor in tensors])
+
+    def split(tensor: Tensor) -> Sequence[Tensor]:
+        return tensor.chunk(len(theirs))
+
+    names = {kind: tuple(f"{name}.{kind}" for name in theirs) for kind in ("weight", "bias")}
+    return [Rule(f"{ours}.{kind}", keys, join, split) for kind, keys in names.items()]
+
+
 def interleaved(heads: int, order: str) -> Join:
     """To (q/k/v, head, channel), our order of the rows of qkv, from "head channel part", "head part channel", ..."""
     names = order.split()

@@ -28,6 +28,7 @@ from sde_diffusion.importers.reading import read_torch
 from sde_diffusion.importers.rules import Rule, converted
 from sde_diffusion.importers.score_sde_ncsnv2 import ncsnv2_keys, registration
 from sde_diffusion.importers.score_sde_unet import in_order, unet_rules
+from sde_diffusion.importers.wrapped import bare, is_state, states
 from sde_diffusion.nets.backbone import Backbone
 from sde_diffusion.nets.building import outline
 from sde_diffusion.nets.ncsnv2 import NCSNv2
@@ -299,21 +300,21 @@ def _spec(config: Settings, weights: Mapping[str, Tensor]) -> NetworkSpec:
 # --- the file -------------------------------------------------------------------------------------------------
 
 
-def _state(found: Any, path: Path) -> tuple[Settings, dict[str, Tensor]]:
-    """The file's sections, and the model's state dict without the prefix of DataParallel."""
-    sections = found if isinstance(found, dict) and "model" in found else {"model": found}
-    model = sections["model"]
-    if not isinstance(model, Mapping) or not all(isinstance(value, Tensor) for value in model.values()):
-        raise UserError(f"{path} holds no state dict under 'model', as files of score_sde_pytorch do")
-    return sections, {str(key).removeprefix("module."): value for key, value in model.items()}
+def _state(found: Any, path: Path) -> tuple[Settings, dict[str, Tensor], bool]:
+    """The file's sections, the model's state dict without the prefixes of wrappers, and whether that is an average."""
+    if isinstance(found, dict) and is_state(found.get("model")):
+        return found, bare(found["model"]), False
+    inside = states(found, path, "score_sde_pytorch")
+    sections: Settings = {} if inside.averages is None else {"ema": inside.averages}
+    return sections, inside.weights, inside.averaged
 
 
 def _averages(ema: Any, weights: Mapping[str, Tensor], order: list[str], path: Path) -> dict[str, Tensor] | None:
     """The averaged weights: shadow_params lists them in the order of the parameters that are trained."""
     if ema is None:
         return None
-    if isinstance(ema, Mapping) and set(order) <= {str(key).removeprefix("module.") for key in ema}:
-        return {**weights, **{str(key).removeprefix("module."): value for key, value in ema.items()}}
+    if is_state(ema) and set(order) <= bare(ema).keys():
+        return {**weights, **bare(ema)}
     shadow = ema.get("shadow_params") if isinstance(ema, Mapping) else ema
     if not isinstance(shadow, list | tuple):
         raise UserError(f"{path}: 'ema' holds no list shadow_params, as files of score_sde_pytorch do")
@@ -333,7 +334,7 @@ def _averages(ema: Any, weights: Mapping[str, Tensor], order: list[str], path: P
 
 def read(path: Path, config: Settings | None) -> Foreign:
     """The network of a .pth file. Raises UserError for a file or a configuration that is none of score_sde's."""
-    sections, weights = _state(read_torch(path), path)
+    sections, weights, averaged = _state(read_torch(path), path)
     if config is None:
         raise UserError(
             f"{path.name} does not say its configuration: give the source's own (sections model, data, training), as a "
@@ -353,4 +354,4 @@ def read(path: Path, config: Settings | None) -> Foreign:
     converted(weights, rules, net, ignored)  # which names what does not fit, before the averages are laid beside it
     averages = _averages(sections.get("ema"), weights, order, path)
     step = sections.get("step", 0)
-    return Foreign(spec, net, rules, weights, averages, ignored, int(step))
+    return Foreign(spec, net, rules, weights, averages, ignored, int(step), averaged=averaged)

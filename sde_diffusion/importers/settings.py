@@ -15,6 +15,8 @@ class ImportingSettings(Section):
 
     key: ClassVar[str] = "importing"
 
-    source: str = setting("score_sde", "the code base: score_sde, edm, openai or diffusers", one_of("source", SOURCES))
+    source: str = setting("score_sde", "the code base: " + ", ".join(SOURCES), one_of("source", SOURCES))
     path: str = setting("", "the file, or diffusers' folder")
-    config: str = setting("", "where the file has none: JSON file of the source's own keys, or a published name")
+    config: str = setting(
+        "", "where the file has none: JSON or YAML file of the source's own keys, or a published name"
+    )

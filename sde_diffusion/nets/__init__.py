@@ -5,6 +5,7 @@ from torch import nn
 from sde_diffusion.nets.adm import ADM, DhariwalUNet
 from sde_diffusion.nets.ddpm import DDPM
 from sde_diffusion.nets.dit import DiT
+from sde_diffusion.nets.lucidrains import LucidUNet
 from sde_diffusion.nets.mlp import ResidualMLP
 from sde_diffusion.nets.ncsnpp import DDPMpp, NCSNpp, SongUNet
 from sde_diffusion.nets.ncsnv2 import NCSNv2
@@ -23,6 +24,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "dhariwal": DhariwalUNet,
     "unet2d": UNet2D,
     "dit": DiT,
+    "lucidrains": LucidUNet,
 }
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "DDPMpp",
     "DhariwalUNet",
     "DiT",
+    "LucidUNet",
     "NCSNpp",
     "NCSNv2",
     "ResidualMLP",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,12 @@ from torch import Tensor, nn
 
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.nets import NETWORKS
+
+
+def arguments(network: str) -> Mapping[str, inspect.Parameter]:
+    """The arguments of a network's constructor. Raises UserError for an unknown network."""
+    found = choose("network", network, NETWORKS)
+    return {name: given for name, given in inspect.signature(found).parameters.items() if name != "self"}
 
 
 def build_network(network: str, options: Mapping[str, Any]) -> nn.Module:

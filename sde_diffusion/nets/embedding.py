@@ -62,6 +62,7 @@ class Conditioning(nn.Module):
     labels=None, so that one network serves both halves of classifier-free guidance. With no_class=False there is no
     such row and labels are needed. With classes_first the class row is added to the features instead, as are
     W3 augment_labels [B, augment_dims], the geometry by which training images were changed (zeros: not at all).
+    activation: in place of the inner silu.
     Shapes: c_noise [B], labels int64 [B] or None -> [B, width].
     Raises UserError for an unknown embedding, c_noise that is not [B], or labels the network cannot take.
     Source: Ho et al. 2020, appendix B; class row: Ho & Salimans 2022, section 3.2; augmentation: Karras et al. 2022,
@@ -81,6 +82,7 @@ class Conditioning(nn.Module):
         no_class: bool = True,
         classes_first: bool = False,
         augment_dims: int = 0,
+        activation: Callable[[Tensor], Tensor] = nn.functional.silu,
     ) -> None:
         super().__init__()
         embeddings: dict[str, Callable[[Tensor], Tensor]] = {
@@ -90,6 +92,7 @@ class Conditioning(nn.Module):
         self.features = choose("embedding", embedding, embeddings)
         self.hidden = xavier(nn.Linear(dim, width))
         self.out = xavier(nn.Linear(width, width))
+        self.activation = activation
         self.num_classes = num_classes
         self.no_class = no_class
         self.classes_first = classes_first
@@ -108,7 +111,7 @@ class Conditioning(nn.Module):
             features = features + row
         if augment_labels is not None:
             features = features + self._augment(augment_labels, batch)
-        vector: Tensor = self.out(nn.functional.silu(self.hidden(features)))
+        vector: Tensor = self.out(self.activation(self.hidden(features)))
         if row is not None and not self.classes_first:
             vector = vector + row
         return nn.functional.silu(vector)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ FREE = ("data.root", "data.workers", "data.prefetch", "data.corrupt_limit", "dat
 
 
 STORAGE = "data.storage"
+TAKEN = ("process.", "model.", "data.subtract_mean", "training.init_")
+"""Keys that a training which began with another's network has from that, whatever a configuration says."""
 
 
 KEPT = (
@@ -61,9 +64,12 @@ def differing(folder: Path, settings: Settings) -> dict[str, str]:
     here = settings.plain()
     sections = ("seed", "data", "process", "model", "training")
     old, new = (_flat({name: c[name] for name in sections if name in c}) for c in (stored, here))
+    ignored = TAKEN if old.get("training.init_from") else ()
     # A key that the older folder does not know has its default there.
     return {
-        key: f"{key} ({old[key]!r} there, {new.get(key)!r} here)" for key in sorted(old) if old[key] != new.get(key)
+        key: f"{key} ({old[key]!r} there, {new.get(key)!r} here)"
+        for key in sorted(old)
+        if old[key] != new.get(key) and not key.startswith(ignored)
     }
 
 
@@ -107,8 +113,18 @@ def trained_network(settings: Settings, folder: Path, engine: Engine) -> tuple[S
     training is among its weights if it is asked for.
     """
     engine.on_main(lambda: check_folder(folder, settings))
-    trained = with_average(shared_checkpoint(folder, engine), folder, settings.sampling.weights)
+    found = shared_checkpoint(folder, engine)
+    settings = with_weights(settings, folder, found)
+    trained = with_average(found, folder, settings.sampling.weights)
     return settings.as_trained(trained.spec), trained
+
+
+def with_weights(settings: Settings, folder: Path, found: Checkpoint) -> Settings:
+    """The settings with the weights that there are: those of an imported network may have no average, which is said."""
+    if settings.sampling.weights != "ema" or "ema" in found.weights:
+        return settings
+    print(f"{folder} has no averaged weights: sampling.weights is 'raw'")
+    return replace(settings, sampling=replace(settings.sampling, weights="raw"))
 
 
 def network_of(settings: Settings, trained: Checkpoint, device: torch.device) -> NetworkDenoiser:

@@ -117,8 +117,13 @@ class Settings(Section):
 
     def spec(self, source: Source) -> NetworkSpec:
         """The network's description for a set of data. Raises UserError where the two do not go together."""
-        dims = Augmentation.dims if self.training.augment > 0.0 else 0
-        return self.model.spec(self.process.process(), source.shape, source.classes, source.title, dims)
+        process, shape = self.process.process(), source.shape
+        return self.model.spec(process, shape, source.classes, source.title, self.augment_dims)
+
+    @property
+    def augment_dims(self) -> int:
+        """How many numbers a training tells of its augmentations; 0 for none."""
+        return Augmentation.dims if self.training.augment > 0.0 else 0
 
     def task(self, transform: DataTransform, spec: NetworkSpec, sde: SDE) -> Task:
         """What the losses of a network are about that is trained under `sde`."""
@@ -155,17 +160,7 @@ class Settings(Section):
             known = {name: value for name, value in state.items() if hasattr(process, name)}
             known |= {"levels": len(home.times)} if home.times is not None else {}
             process = replace(process, **known)
-        model = replace(
-            self.model,
-            network=spec.network,
-            prediction=spec.prediction,
-            label=spec.label,
-            input_scale=spec.input_scale,
-            variance=spec.variance,
-            sigma_data=spec.sigma_data,
-            class_conditional=bool(spec.options.get("num_classes")),
-        )
-        return replace(self, process=process, model=model)
+        return replace(self, process=process, model=self.model.as_built(spec))
 
 
 def _referenced(section: Section) -> dict[str, Any]:

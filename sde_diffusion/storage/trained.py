@@ -25,14 +25,23 @@ AVERAGES = "ema"
 """The folder of a run with the averages that were made after its training."""
 
 
-def denoiser_of(checkpoint: Checkpoint, weights: str = "ema", device: torch.device | str = "cpu") -> NetworkDenoiser:
+def denoiser_of(
+    checkpoint: Checkpoint, weights: str | None = None, device: torch.device | str = "cpu"
+) -> NetworkDenoiser:
     """The checkpoint's network as a denoiser, in evaluation mode with its parameters frozen.
 
-    weights: "ema", "raw", or another of the checkpoint's. Raises UserError for a name that it does not have.
+    weights: "ema", "raw", or another of the checkpoint's; by default "ema", or "raw" where there is no average. Raises
+    UserError for a name that it does not have.
     """
+    weights = weights or usual_weights(checkpoint)
     net = build_network(checkpoint.spec.network, checkpoint.spec.options)
     load_weights(net, choose("weights", weights, checkpoint.weights))
     return NetworkDenoiser(net.to(device).eval().requires_grad_(False), checkpoint.spec)
+
+
+def usual_weights(checkpoint: Checkpoint) -> str:
+    """The name of the weights that are taken where none is asked for: "ema" where there is that average, else "raw"."""
+    return "ema" if "ema" in checkpoint.weights else "raw"
 
 
 def save_average(folder: Path, name: str, step: int, weights: Mapping[str, Tensor]) -> None:
@@ -58,10 +67,12 @@ def with_average(checkpoint: Checkpoint, folder: Path, name: str) -> Checkpoint:
     return replace(checkpoint, step=step, weights={**checkpoint.weights, name: found})
 
 
-def load(path: str | Path, *, weights: str = "ema", device: torch.device | str = "cpu") -> NetworkDenoiser:
+def load(path: str | Path, *, weights: str | None = None, device: torch.device | str = "cpu") -> NetworkDenoiser:
     """The denoiser of a run folder (its newest whole checkpoint) or of a checkpoint.
 
-    weights: "ema", "raw", or another average that was trained. The result has `.net` and `.spec`. Raises UserError as
-    `read_checkpoint` does, and for a name that the checkpoint does not have.
+    weights: "ema", "raw", or another average; by default "ema", or "raw" where there is no average. The result has
+    `.net` and `.spec`. Raises UserError as `read_checkpoint` does, and for a name that the checkpoint does not have.
     """
-    return denoiser_of(with_average(read_checkpoint(path), Path(path), weights), weights, device)
+    found = read_checkpoint(path)
+    weights = weights or usual_weights(found)
+    return denoiser_of(with_average(found, Path(path), weights), weights, device)

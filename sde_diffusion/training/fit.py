@@ -28,7 +28,7 @@ from sde_diffusion.storage.files import FolderLock
 from sde_diffusion.training.losses import Task
 from sde_diffusion.training.run import Run
 from sde_diffusion.training.settings import TrainingSettings
-from sde_diffusion.training.trainer import Trainer, fresh_weights
+from sde_diffusion.training.trainer import RAW, Trainer, loaded
 
 Data = Tensor | tuple[Tensor, Mapping[str, Tensor]] | DataLoader[Any]
 """Samples [N, *D]; these with conditions [N, ...] by name; or a loader of either."""
@@ -52,6 +52,8 @@ def fit(
     """Train a network by denoising score matching, and give its denoiser with the averaged weights.
 
     net(x, c_noise, **conditions) is trained in place, under the process of the spec and for what that says it predicts.
+    It may be a trained one, with its spec: those of a denoiser that `load`, `import_checkpoint` or `fit` gave. Layers
+    that requires_grad_(False) froze stay as they are; a network that is frozen as a whole is trained as a whole.
     data: samples [N, *D] in model space; (samples, conditions), of which the network is told those of
     `spec.conditions`, or all; or a DataLoader of either, whose batches are then the training's.
     steps: updates of `batch_size` samples at `learning_rate`. Noise and times depend on (seed, step, row): with samples
@@ -75,7 +77,7 @@ def fit(
         if place is not None and engine.main:
             held.enter_context(FolderLock(place, "trained"))
         resumed = read_checkpoint(place) if place is not None and checkpoint_files(place) else None
-        trained = engine.sharded_network(fresh_weights(net, resumed))
+        trained = engine.sharded_network(loaded(_thawed(net), resumed.weights[RAW] if resumed else None))
         task = Task.from_settings(own, seed, DataTransform(None), False, spec, spec.process)
         trainer = Trainer.from_settings(engine, spec, trained, own, task.times)
         if resumed:
@@ -91,6 +93,13 @@ def fit(
             state = {name: value.detach().clone() for name, value in trainer.net.state_dict().items()}
     net.load_state_dict(state)
     return NetworkDenoiser(net.eval().requires_grad_(False), spec)
+
+
+def _thawed(net: nn.Module) -> nn.Module:
+    """The network, to be trained whole where all of it is frozen, as those are that `sd.load` and `sd.fit` give."""
+    if not any(weight.requires_grad for weight in net.parameters()):
+        net.requires_grad_(True)
+    return net
 
 
 def _batches(

@@ -29,6 +29,12 @@ class TrainingSettings(Section):
     key: ClassVar[str] = "training"
 
     steps: int = setting(1000, "optimiser updates", at_least(1))
+    init_from: str = setting(
+        "", 'a run, one of its checkpoints or an imported network, which the training begins with; "" for fresh weights'
+    )
+    init_weights: str = setting(
+        "", 'which of its weights: "ema", "raw", ...; "" for "ema" where it has them, else "raw"'
+    )
     batch_size: int = setting(128, "samples of an update, of all processes and passes together", at_least(1))
     learning_rate: float = setting(2e-4, "of Adam, after the warm-up", positive)
     adam_betas: tuple[float, ...] = setting((0.9, 0.999), "of Adam", numbers)
@@ -87,6 +93,10 @@ class TrainingSettings(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.init_weights and not self.init_from:
+            raise UserError(
+                f"training.init_weights={self.init_weights!r} are those of training.init_from, which is empty"
+            )
         if len(self.adam_betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.adam_betas):
             raise UserError(f"training.adam_betas must be two numbers in [0, 1), got {self.adam_betas}")
         if not 0.0 <= self.augment <= 1.0:

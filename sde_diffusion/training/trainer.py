@@ -191,8 +191,8 @@ class Trainer:
         self.engine.load_scale(progress.get("scale", {}))
 
 
-def fresh_weights(net: nn.Module, checkpoint: Checkpoint | None) -> nn.Module:
-    """The network with the raw weights of a checkpoint, where there is one."""
-    if checkpoint is not None:
-        load_weights(net, checkpoint.weights[RAW])
+def loaded(net: nn.Module, weights: Mapping[str, Tensor] | None) -> nn.Module:
+    """The network with the given weights, or its own for None."""
+    if weights is not None:
+        load_weights(net, weights)
     return net

@@ -22,7 +22,14 @@ from sde_diffusion.importers.foreign import Foreign
 from sde_diffusion.importers.rules import converted
 from sde_diffusion.nets.building import build_network
 from tests.importers.golden import NAMES, Reference, reference
-from tests.importers.writing import diffusers_folder, edm_file, openai_file, score_sde_file
+from tests.importers.writing import (
+    ddim_file,
+    diffusers_folder,
+    edm_file,
+    lucidrains_file,
+    openai_file,
+    score_sde_file,
+)
 from tests.nets.contract import perturbed, randn
 
 FILES: dict[str, tuple[str, Callable[[Path, str], Path]]] = {
@@ -31,6 +38,8 @@ FILES: dict[str, tuple[str, Callable[[Path, str], Path]]] = {
     "iddpm": ("openai", openai_file),
     "adm": ("openai", openai_file),
     "diffusers": ("diffusers", diffusers_folder),
+    "ddim": ("ddim", ddim_file),
+    "lucid": ("lucidrains", lucidrains_file),
 }
 """The first word of a name -> the code base, a key of SOURCES, and what writes its kind of file."""
 
@@ -47,6 +56,7 @@ COUNTED_OTHERWISE = {
 TOLERANCE_FLOAT64 = {
     "edm_songunet_ddpmpp": 5e-6,  # frequencies of the label's features
     "edm": 2e-7,  # softmax of attention
+    "lucid": 5e-6,  # frequencies of the label's features
     "": 1e-12,
 }
 
@@ -108,6 +118,8 @@ OUTPUTS: dict[str, Output] = {
     "iddpm": of_steps,
     "adm": of_steps,
     "diffusers": of_steps,
+    "ddim": of_steps,
+    "lucid": of_steps,
 }
 
 
@@ -146,7 +158,8 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     source, write = by_prefix(FILES, name)
     # The files of EDM and diffusers carry their configuration; improved-diffusion's network is not told the size.
     sized = {**stored.config, "image_size": stored.io["in.x"].shape[-1]}
-    config = {"score_sde": stored.config, "openai": sized}.get(source)
+    own = dict.fromkeys(("score_sde", "ddim", "lucidrains"), stored.config)
+    config = {**own, "openai": sized}.get(source)
     path = write(tmp_path_factory.mktemp(name) / "file", name)
     return Case(name, stored, SOURCES[source].read(path, config))
 

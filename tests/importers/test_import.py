@@ -24,7 +24,7 @@ from torch import Tensor
 
 import sde_diffusion as sd
 from sde_diffusion.denoisers.base import moments
-from sde_diffusion.importers import SOURCES, edm, openai, score_sde
+from sde_diffusion.importers import SOURCES, ddim, edm, openai, score_sde
 from sde_diffusion.importers.foreign import Settings
 from sde_diffusion.nets.building import outline
 from sde_diffusion.storage.checkpoint import checkpoint_files, read_checkpoint
@@ -487,7 +487,10 @@ def replaced(config: Settings, key: str, value: Any) -> Settings:
 
 @pytest.mark.parametrize(
     ("source", "says"),
-    [("score_sd", "did you mean 'score_sde'?"), ("", "Valid names: diffusers, edm, openai, score_sde.")],
+    [
+        ("score_sd", "did you mean 'score_sde'?"),
+        ("", "Valid names: ddim, diffusers, edm, lucidrains, openai, score_sde."),
+    ],
 )
 def test_an_unknown_source_is_named(source: str, says: str, tmp_path: Path) -> None:
     assert says in refused(tmp_path / "none.pth", source)
@@ -539,7 +542,7 @@ def modelless(content: dict[str, Any]) -> None:
         (shortened, "ema.shadow_params has 155 tensors, and the network 156 parameters"),
         (misshapen, f"ema.shadow_params[8] is (3, 16, 16, 3) where {FIRST} is (16, 16, 3, 3)"),
         (unlisted, "'ema' holds no list shadow_params"),
-        (modelless, "holds no state dict under 'model'"),
+        (modelless, "holds no state dict, as files of score_sde_pytorch do"),
     ],
 )
 def test_weights_that_do_not_fit_are_named(damage: Callable[[Any], None], says: str, tmp_path: Path) -> None:
@@ -719,6 +722,7 @@ def test_a_folder_with_checkpoints_is_left_alone(tmp_path: Path) -> None:
 SPECS: dict[str, Callable[[Settings], sd.NetworkSpec]] = {
     "score_sde": lambda config: score_sde._spec(config, {}),
     "openai": lambda config: openai._spec(config, {})[0],
+    "ddim": ddim._spec,
 }
 PIXELS = {"cifar10": 32, "64": 64, "128x128": 128, "512x512": 512} | dict.fromkeys(
     ("256", "bedroom", "church", "lsun"), 256
@@ -742,12 +746,17 @@ PARAMETERS = {
     "256x256 uncond": 552_814_086,
     "512x512": 558_997_638,
     "lsun": 552_814_086,
+    "ddim cifar10": 35_746_307,
+    "ddim celeba": 78_700_803,
+    "ddim lsun": 113_673_219,
 }
 """Of the sources' networks without their Fourier frequencies, counted in their own classes."""
 
 
 def kind(source: str, name: str) -> str:
     """Which of PARAMETERS a published model has."""
+    if source == "ddim":
+        return f"ddim {next((size for size in ('cifar10', 'celeba') if size in name), 'lsun')}"
     if source == "openai":
         known = [key for key in PARAMETERS if all(part in name for part in key.split())]
         return max(known, key=len)
@@ -765,7 +774,7 @@ def kind(source: str, name: str) -> str:
 @pytest.mark.parametrize(("source", "name"), [(s, name) for s in SOURCES for name in SOURCES[s].published])
 def test_published_configurations_build(source: str, name: str) -> None:
     spec = SPECS[source](SOURCES[source].published[name])
-    (size,) = {size for part, size in PIXELS.items() if part in name}
+    (size,) = {size for part, size in PIXELS.items() if part in name} or {64}
     assert spec.shape == (3, size, size)
     assert isinstance(spec.process, sd.VESDE | sd.DiscreteVE) == (spec.prediction == "sigma_score")
     assert parameters(spec.network, json.dumps(spec.options)) == PARAMETERS[kind(source, name)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import pickle
 import sys
@@ -158,6 +159,45 @@ def edm_file(path: Path, name: str, cls: str = "EDMPrecond", doubled: str = "") 
 def openai_file(path: Path, name: str) -> Path:
     """A .pt, the state dict alone."""
     torch.save(reference(name).weights, path)
+    return path
+
+
+# --- ddim and lucidrains --------------------------------------------------------------------------------------
+
+
+def ddim_file(path: Path, name: str) -> Path:
+    """A .pth of a training: a list [model, optimizer, epoch, step, ema]."""
+    weights = reference(name).weights
+    average = {key: AVERAGE * value for key, value in weights.items()}
+    torch.save([{f"module.{key}": value for key, value in weights.items()}, {"state": {}}, 3, 7, average], path)
+    return path
+
+
+def lucidrains_file(path: Path, name: str, objective: str = "pred_v", gamma: float = math.inf, **sections: Any) -> Path:
+    """A model-N.pt of a Trainer, of 1000 linear levels; `sections` replaces some. gamma: where the SNR is cut off."""
+    weights = reference(name).weights
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    alpha_bar = (1.0 - betas).cumprod(0)
+    snr = alpha_bar / (1.0 - alpha_bar)
+    scale = {"pred_noise": snr, "pred_x0": 1.0, "pred_v": snr + 1.0}[objective]
+    tables = {"betas": betas, "alphas_cumprod": alpha_bar, "loss_weight": snr.clamp(max=gamma) / scale}
+    stored = {key: value.float() for key, value in tables.items()}
+    model = {**stored, **{f"model.{key}": value for key, value in weights.items()}}
+    ema = {**stored, **{f"model.{key}": AVERAGE * value for key, value in weights.items()}}
+    content = {
+        "step": 7,
+        "model": model,
+        "opt": {"state": {}, "param_groups": [{"lr": 1e-4, "params": [0]}]},
+        "ema": {
+            "initted": torch.tensor(True),
+            "step": torch.tensor(7),
+            **{f"online_model.{key}": value for key, value in model.items()},
+            **{f"ema_model.{key}": value for key, value in ema.items()},
+        },
+        "scaler": None,
+        "version": "1.9.0",
+    }
+    torch.save({**content, **sections}, path)
     return path
 
 

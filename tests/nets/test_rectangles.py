@@ -28,6 +28,8 @@ SMALL: dict[str, Mapping[str, Any]] = {
     "ncsnv2": {"channels": 4},
     "dit": {"width": 16, "depth": 2, "heads": 2},
 }
+ONE_SIZE = {"ncsnv2", "dit"}
+"""Networks that take no other size than that they were built for."""
 WITHOUT_SIZE = {"mlp"}
 """Networks of vectors."""
 C_NOISE = torch.tensor([3.0, 0.4], dtype=torch.float64)
@@ -47,6 +49,13 @@ def test_a_square_is_the_pair_of_its_sides(name: str) -> None:
     one, pair, x = network(name, 4), network(name, (4, 4)), randn(2, 2, 4, 4)
     assert one.shape == pair.shape == (2, 4, 4)
     assert torch.equal(one(x, C_NOISE), pair(x, C_NOISE))
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if name not in ONE_SIZE])
+def test_a_network_of_squares_is_one_of_rectangles_whose_shorter_side_is_theirs(name: str) -> None:
+    """Layer by layer, so that either sees pictures of the other's size as the other does."""
+    square, wide, x = network(name, 4), network(name, (4, 12)), randn(2, 2, 4, 12)
+    assert torch.equal(square(x, C_NOISE), wide(x, C_NOISE))
 
 
 @pytest.mark.parametrize("name", [name for name in SMALL if name != "dit"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sde_diffusion.data import Splits
 from sde_diffusion.pipelines.likelihood import report_likelihood
+from sde_diffusion.pipelines.run_data import splits_of
 from sde_diffusion.pipelines.run_folder import trained_network
 from sde_diffusion.report.table import table
 from sde_diffusion.runtime.engine import Engine
@@ -24,7 +25,7 @@ from sde_diffusion.training.settings import power_name
 def evaluate(settings: Settings, folder: Path, engine: Engine) -> None:
     """The held-out loss of raw and averaged weights, by noise level, and held-out bits/dim."""
     settings, trained = trained_network(settings, folder, engine)
-    evaluate_on(settings, folder, engine, trained, settings.splits())
+    evaluate_on(settings, folder, engine, trained, splits_of(settings, trained))
 
 
 def evaluate_on(settings: Settings, folder: Path, engine: Engine, trained: Checkpoint, splits: Splits) -> None:
@@ -51,7 +52,7 @@ def evaluate_on(settings: Settings, folder: Path, engine: Engine, trained: Check
 def post_hoc(settings: Settings, folder: Path, engine: Engine) -> None:
     """Averages of any length from the snapshots of a training, and their held-out losses."""
     settings, trained = trained_network(settings, folder, engine)
-    splits, own = settings.splits(), settings.ema
+    splits, own = splits_of(settings, trained), settings.ema
     task = settings.task(trained.transform, trained.spec, trained.spec.model_process)
     stored = snapshot_index(folder)
     step = own.step or (stored[-1].step if stored else 0)

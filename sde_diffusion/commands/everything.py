@@ -8,6 +8,7 @@ from sde_diffusion.commands.compare import compare
 from sde_diffusion.commands.evaluation import evaluate_on
 from sde_diffusion.commands.training import train
 from sde_diffusion.core.packages import require
+from sde_diffusion.pipelines.run_data import splits_of
 from sde_diffusion.pipelines.run_folder import trained_network
 from sde_diffusion.pipelines.sampling import sample_into
 from sde_diffusion.report.table import table
@@ -31,7 +32,7 @@ def everything(settings: Settings, folder: Path, engine: Engine) -> None:
     settings, trained = trained_network(settings, folder, engine)
     rows = [sample_into(folder, settings, engine, trained, *entry) for entry in gallery]
     print(table(rows))
-    splits = settings.splits()
+    splits = splits_of(settings, trained)
     if splits.test is not None:
         evaluate_on(settings, folder, engine, trained, splits)
     else:

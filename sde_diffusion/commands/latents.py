@@ -14,6 +14,7 @@ from sde_diffusion.denoisers.wrappers import ConditionedDenoiser
 from sde_diffusion.metrics.reconstruction import reconstruction
 from sde_diffusion.pipelines.batch import samples_of, stored, taken_by
 from sde_diffusion.pipelines.codes import coded_pairs, pairs_of
+from sde_diffusion.pipelines.run_data import splits_of
 from sde_diffusion.pipelines.run_folder import network_of, trained_network
 from sde_diffusion.report.pictures import picture, png
 from sde_diffusion.runtime.engine import Engine
@@ -33,7 +34,10 @@ def latents(settings: Settings, folder: Path, engine: Engine) -> None:
     if not engine.main:
         return
     own, transform = settings.latents, trained.transform
-    held_out, denoiser = settings.splits().held_out("--mode latents"), network_of(settings, trained, engine.device)
+    held_out, denoiser = (
+        splits_of(settings, trained).held_out("--mode latents"),
+        network_of(settings, trained, engine.device),
+    )
     index = pairs_of(held_out, own.pairs, settings.model.class_conditional)
     conditions = rows_of(held_out.conditions, index[0])
     model = ConditionedDenoiser(denoiser, **taken_by(denoiser, conditions))

@@ -13,6 +13,7 @@ from sde_diffusion.core.grids import make_grid
 from sde_diffusion.data import DataTransform, Source, Splits
 from sde_diffusion.pipelines.batch import samples_of, stored
 from sde_diffusion.pipelines.origin import Start, beginning, check_origin, fresh, going_on
+from sde_diffusion.pipelines.run_data import announce, note_files, splits_of
 from sde_diffusion.pipelines.run_folder import check_folder, shared_checkpoint
 from sde_diffusion.pipelines.sampling import draw, network_model
 from sde_diffusion.report.pictures import picture
@@ -50,6 +51,7 @@ def train(settings: Settings, folder: Path, engine: Engine) -> None:
                 f"another --workdir, with --config.training.init_from={folder}"
             )
         splits = splits or settings.splits()
+        splits = splits_of(settings, resumed, splits) if resumed else splits
         for line in splits.inventory.told() if splits.inventory else ():
             print(line)
         start = going_on(settings, resumed, splits.train) if resumed else start or fresh(settings, splits.train)
@@ -59,6 +61,7 @@ def train(settings: Settings, folder: Path, engine: Engine) -> None:
             print(f"{folder} is trained to step {resumed.step}")
             return
         run = begin(start, folder, engine, splits)
+        engine.on_main(partial(note_files, folder, splits.files, resumed is not None))
         rows = engine.part(settings.training.batch_size)
         result = run.train(rows, resumed.progress.get("data") if resumed else None)
     print(training_summary(folder, result))
@@ -74,11 +77,7 @@ def begin(start: Start, folder: Path, engine: Engine, splits: Splits) -> Run:
         trainer.resume(resumed)
     # Of a session that went further, perhaps in another way.
     engine.on_main(lambda: drop_snapshots(folder, trainer.step))
-    if splits.test is None:
-        print(
-            f"nothing is held out of {splits.train.title}: there are no held-out losses, and no bits/dim of samples "
-            "that the network has not seen"
-        )
+    announce(splits)
     net.train()
     parameters = sum(p.numel() for p in net.parameters())
     print(
@@ -94,7 +93,8 @@ def begin(start: Start, folder: Path, engine: Engine, splits: Splits) -> Run:
         partial(settings.data.batches, splits.train, training.batch_size, settings.seed),
         splits.test,
         folder,
-        about={"title": splits.train.title, "classes": splits.train.classes, "config": settings.plain()},
+        about={name: getattr(splits.train, name) for name in ("title", "classes", "columns")}
+        | {"config": settings.plain()},
         preview=partial(preview, settings, splits.train.classes, transform),
         tracking=settings.tracking,
         on_result=lambda result: engine.on_main(partial(set_result, folder, "training", result)),

@@ -11,6 +11,7 @@ from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.noise import seeded
 from sde_diffusion.data import Dataset, DataTransform, Splits
 from sde_diffusion.denoisers.analytic import GaussianMixture
+from sde_diffusion.pipelines.run_data import splits_of
 from sde_diffusion.pipelines.run_folder import trained_network
 from sde_diffusion.pipelines.sampling import Model, trained_model
 from sde_diffusion.runtime.engine import Engine, everyones
@@ -66,7 +67,7 @@ def variants(settings: Settings, folder: Path, engine: Engine) -> tuple[Settings
 
 def real_samples(settings: Settings, trained: Checkpoint) -> Splits:
     """The configuration's data. Raises UserError for data of another shape than the network's."""
-    splits = settings.splits()
+    splits = splits_of(settings, trained)
     if splits.train.shape != trained.spec.shape:
         raise UserError(
             f"{splits.train.title} has samples of shape {list(splits.train.shape)}, and the network makes those of "

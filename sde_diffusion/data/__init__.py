@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.core.sizes import Size, said, sides
-from sde_diffusion.data import arrow, cifar10, folder, small, toy2d, webdataset
+from sde_diffusion.data import arrays, arrow, cifar10, folder, small, toy2d, webdataset
 from sde_diffusion.data.augment import Augmentation
+from sde_diffusion.data.columns import Columns
 from sde_diffusion.data.cut import Cut
 from sde_diffusion.data.dataset import Dataset, Source, Splits
 from sde_diffusion.data.dequantize import DEQUANTIZERS, Dequantized, Dequantizer, LogitNormal, Uniform
@@ -43,6 +44,7 @@ class DataOptions:
     root: folder of the data (cifar10, folder, webdataset), a zip archive of it (folder), or names of archives
     (webdataset). image_size: a side of a square in pixels, or (height, width); 0 for the set's own.
     source: where cifar10 comes from ("auto", "parquet", "huggingface", "binary").
+    label_column, attribute_columns, target_columns: as in `Columns`, of a table beside the pictures, or of vectors.
     name: name on the Hugging Face hub. shape, size, seed: the figure, the number of training points
     (0 for the default) and the seed of toy2d.
     storage, split, held_out, corrupt_limit, shuffle_window, lanes, cache, watch: as in `Reading`, which calls
@@ -65,6 +67,9 @@ class DataOptions:
     lanes: int = 32
     cache: bool = True
     draft: bool = False
+    label_column: str = ""
+    attribute_columns: tuple[str, ...] = ()
+    target_columns: tuple[str, ...] = ()
     crop: str = "centre"
     min_crop: float = 0.8
     fit: str = "crop"
@@ -73,6 +78,11 @@ class DataOptions:
     def __post_init__(self) -> None:
         # Any size will do, so that random crops are refused for the memory and not for a size that the set may give.
         self.reading(self.image_size or 1)
+
+    @property
+    def columns(self) -> Columns:
+        """Which columns of a table tell what."""
+        return Columns(self.label_column, tuple(self.attribute_columns), tuple(self.target_columns))
 
     def reading(self, image_size: Size) -> Reading:
         """How pictures are read."""
@@ -91,8 +101,9 @@ DATASETS: dict[str, Callable[[DataOptions], Splits]] = {
     "mnist5k": lambda o: _in_memory(small.mnist5k, o),
     "toy2d": lambda o: _in_memory(lambda _: toy2d.load(o.shape, o.size or toy2d.DEFAULT_SIZE, o.seed), o),
     "cifar10": lambda o: cifar10.load(o.root, o.source, o.name, o.reading(cifar10.SIDE if o.crop == "random" else 0)),
-    "folder": lambda o: folder.load(o.root, o.reading(o.image_size)),
+    "folder": lambda o: folder.load(o.root, o.reading(o.image_size), o.columns),
     "webdataset": lambda o: webdataset.load(o.root, o.reading(o.image_size)),
+    "array": lambda o: arrays.load(o.root, o.reading(o.image_size or 1), o.columns),
     "huggingface": lambda o: arrow.huggingface(o.name, o.reading(o.image_size)),
 }
 

@@ -78,6 +78,9 @@ class Archive:
     def read(self, name: str, most: int | None = None) -> bytes:
         return self.pictures([name]).read(0, most)
 
+    def size(self, name: str) -> int:
+        return self.members[name].file_size
+
     def pictures(self, names: Sequence[str]) -> Members:
         """Those of these names. Raises UserError for one that is packed in a way that is not read."""
         members = [self.members[name] for name in names]

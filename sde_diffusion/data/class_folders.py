@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,12 +18,16 @@ from sde_diffusion.data.places import Place
 class Labels:
     """What the pictures of each part show. parts: int64 [N] each, or None without classes; classes: their names.
 
-    files: the files that say so, which are no pictures.
+    others: the vectors of each part, by name, and columns: the names of their values. files: the files that say so,
+    which are no pictures; said: what they say, in words.
     """
 
     parts: tuple[Tensor | None, ...]
     classes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    others: tuple[Mapping[str, Tensor], ...] = ()
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    said: str = ""
 
     def counts(self) -> dict[str, int]:
         """The number of pictures of each class in all parts."""

@@ -123,6 +123,10 @@ class Source(Protocol):
     def classes(self) -> tuple[str, ...]: ...
 
     @property
+    def columns(self) -> Mapping[str, tuple[str, ...]]:
+        """The names of the values of each vector that samples come with, such as {"attributes": ("smiling",)}."""
+
+    @property
     def title(self) -> str: ...
 
     @property
@@ -155,7 +159,7 @@ class Dataset:
     labels: int64 [N], indices into `classes`; None for a set without classes.
     levels: number of grey levels (2..256); None for continuous numbers.
     classes: the name of each class. title: how figures name the set. left_out: as in `Source`.
-    others: conditions [N, ...] beside the labels, by name.
+    others: conditions [N, ...] beside the labels, by name; columns: the names of the values of those that are vectors.
     Raises UserError where these do not fit together.
     """
 
@@ -166,6 +170,7 @@ class Dataset:
     title: str
     left_out: tuple[str, ...] = ()
     others: Mapping[str, Tensor] = field(default_factory=dict)
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     corrupt_limit: ClassVar[float] = 0.0
     decodes: ClassVar[bool] = False
@@ -188,9 +193,32 @@ class Dataset:
             raise UserError(f"{self.title}: grey level {samples.max()} found; {levels} levels were declared.")
         if labels is not None:
             check_labels(labels, len(samples), self.classes, self.title)
-        for name, value in self.others.items():
-            if len(value) != len(samples):
-                raise UserError(f"{self.title}: {name!r} has {len(value)} rows, and there are {len(samples)} samples.")
+        check_others(self.others, self.columns, len(samples), self.title)
+
+    @classmethod
+    def from_tensors(
+        cls,
+        samples: Tensor,
+        conditions: Mapping[str, Tensor] | None = None,
+        *,
+        classes: tuple[str, ...] = (),
+        columns: Mapping[str, tuple[str, ...]] | None = None,
+        title: str = "tensors",
+    ) -> Dataset:
+        """A set of tensors: images uint8 [N, C, H, W] of 256 levels, or floating-point numbers [N, *D].
+
+        conditions: by name, [N, ...]; "labels" are classes. classes, columns: the names of the classes and of the
+        values of each vector [N, values]; numbers unless given. Raises UserError where these do not fit together.
+        """
+        others = dict(conditions or {})
+        labels = others.pop("labels", None)
+        if labels is not None and not classes:
+            classes = tuple(map(str, range(int(labels.max()) + 1)))
+        vectors = {name: value for name, value in others.items() if value.ndim == 2 and value.is_floating_point()}
+        named = {name: tuple(map(str, range(value.shape[1]))) for name, value in vectors.items()} | dict(columns or {})
+        levels = 256 if samples.dtype == torch.uint8 else None
+        samples = samples if levels else samples.to(torch.float32)
+        return cls(samples, labels, levels, classes, title, others=others, columns=named)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -213,7 +241,7 @@ class Dataset:
         """The samples at `indices` (int64 [M]), in that order."""
         samples, conditions = self.read(indices)
         labels = conditions.pop("labels", None)
-        return Dataset(samples, labels, self.levels, self.classes, self.title, others=conditions)
+        return Dataset(samples, labels, self.levels, self.classes, self.title, others=conditions, columns=self.columns)
 
     def read(self, indices: Tensor) -> Batch:
         return self.samples[indices], rows_of(self.conditions, indices)
@@ -231,12 +259,14 @@ class Dataset:
 class Splits:
     """What is trained on, and what is held out.
 
-    test: None where nothing is held out; inventory: of the files, where the set is a person's own.
+    test: None where nothing is held out; inventory: of the files, where the set is a person's own; files: of each
+    file by its name a number that changes with it, the bytes it has or its CRC-32; {} of a set that is no person's own.
     """
 
     train: Source
     test: Dataset | None
     inventory: Inventory | None = None
+    files: Mapping[str, int] = field(default_factory=dict)
 
     def held_out(self, wanted: str, remedy: str = "") -> Dataset:
         """What is held out. wanted: what needs it, in words; remedy: what else can be done.
@@ -276,6 +306,19 @@ def check_labels(labels: Tensor, size: int, classes: tuple[str, ...], title: str
         raise UserError(
             f"{title}: labels run from {labels.min()} to {labels.max()}; {len(classes)} classes were declared."
         )
+
+
+def check_others(others: Mapping[str, Tensor], columns: Mapping[str, tuple[str, ...]], size: int, title: str) -> None:
+    """Raises UserError for conditions without a row for each sample, or with other columns than are named."""
+    for name, value in others.items():
+        if len(value) != size:
+            raise UserError(f"{title}: {name!r} has {len(value)} rows, and there are {size} samples.")
+    for name, names in columns.items():
+        if name not in others or others[name].shape[1:] != (len(names),):
+            found = list(others[name].shape) if name in others else "none"
+            raise UserError(
+                f"{title}: {name!r} must be [{size}, {len(names)}] by the names of its values, not {found}."
+            )
 
 
 def stratified(data: Selectable, count: int) -> Tensor:

@@ -8,22 +8,26 @@ from pathlib import Path
 import torch
 
 from sde_diffusion.core.errors import UserError
+from sde_diffusion.data import arrays
 from sde_diffusion.data.archive import Archive
-from sde_diffusion.data.class_folders import Labels, class_folders
+from sde_diffusion.data.class_folders import Labels
+from sde_diffusion.data.columns import Columns
 from sde_diffusion.data.cut import Cut
 from sde_diffusion.data.dataset import Dataset, Splits
 from sde_diffusion.data.inventory import Inventory, by_ending
+from sde_diffusion.data.labels import labels_of
 from sde_diffusion.data.listing import Listing, parted, whole
 from sde_diffusion.data.mapped import Mapped, Reading, kept
 from sde_diffusion.data.pictures import common_shape
 from sde_diffusion.data.places import Folder, Place
 
 
-def load(root: str, reading: Reading) -> Splits:
+def load(root: str, reading: Reading, columns: Columns | None = None) -> Splits:
     """Pictures in class folders, or in one folder without classes, uint8 [N, C, H, W].
 
     Layouts: root/train/CLASS/** with root/test/CLASS/**, or root/CLASS/** of which a part is held out (always the same
     pictures); CLASS may be left out. root: a folder, or a zip archive of one, which is read in place.
+    columns: of a table beside the pictures, as `sde_diffusion.data.labels` reads it.
     Channels: 1 if every picture is grey, else 3.
     Raises UserError for a missing or empty folder, for too many broken pictures, for pictures of different sizes that
     are not cut, for an unsafe archive, and for streaming.
@@ -32,11 +36,12 @@ def load(root: str, reading: Reading) -> Splits:
         raise UserError("folders and archives are not streamed: choose the storage 'mapped', which reads any picture.")
     place = place_at(root)
     listing = parted(place)
-    labels = labels_of(place, listing)
+    labels = labels_of(place, listing, columns)
     # All parts are looked at for the channels, so that one grey picture decides those of neither part alone.
     train, *held = _mapped(place, listing, labels, reading.cut, reading.corrupt_limit)
     splits = kept(train, held[0] if held else None, reading)
-    return replace(splits, inventory=inventory_of(place, listing, labels))
+    files = {name: place.size(name) for name in (*listing.names, *labels.files)}
+    return replace(splits, inventory=inventory_of(place, listing, labels), files=files)
 
 
 def load_whole(root: str, cut: Cut, shape: tuple[int, int, int] | None = None) -> tuple[Dataset, list[str]]:
@@ -58,6 +63,8 @@ def place_at(root: str) -> Place:
     """The folder or the archive at a path. Raises UserError where there is neither."""
     path = Path(root).expanduser()
     if root and path.is_file():
+        if path.suffix.lower() in arrays.READERS:
+            raise UserError(f"{path} is a file of arrays or a table, not of pictures: choose data.dataset='array'.")
         return Archive.at(path)
     if not root or not path.is_dir():
         raise UserError(
@@ -67,15 +74,11 @@ def place_at(root: str) -> Place:
     return Folder.at(path)
 
 
-def labels_of(place: Place, listing: Listing) -> Labels:
-    """What the pictures of a place show."""
-    return class_folders(place, listing.parts)
-
-
 def inventory_of(place: Place, listing: Listing, labels: Labels) -> Inventory:
     """What was found at a place."""
     parts = {part.base or "all": len(part.names) for part in listing.parts}
-    return Inventory(place.said(""), by_ending(listing.names), parts, labels.counts(), listing.skipped(labels.files))
+    found = Inventory(place.said(""), by_ending(listing.names), parts, labels.counts(), listing.skipped(labels.files))
+    return replace(found, labels=labels.said)
 
 
 def _mapped(
@@ -90,7 +93,8 @@ def _mapped(
     pictures = place.pictures(listing.names)
     shape = shape or common_shape([pictures], cut, place.said(""))
     parts, start = [], 0
-    for part, own in zip(listing.parts, labels.parts):
+    for part, own, others in zip(listing.parts, labels.parts, labels.others or ({},) * len(labels.parts)):
         rows = torch.arange(start, start := start + len(part.names))
-        parts.append(Mapped(pictures, rows, own, labels.classes, place.title, shape, cut, limit))
+        mapped = Mapped(pictures, rows, own, labels.classes, place.title, shape, cut, limit)
+        parts.append(replace(mapped, others=others, columns=labels.columns))
     return parts

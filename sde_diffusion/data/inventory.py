@@ -45,6 +45,7 @@ class Inventory:
 
     place: where, as a person knows it. types: the pictures that are read, by ending. parts: by part of the set.
     classes: by class, {} without classes. skipped: what is not read.
+    labels: the files that tell what the pictures show, in words; "" without.
     notes: what was done to how many of the pictures that have been decoded, by what it is in words.
     """
 
@@ -54,6 +55,7 @@ class Inventory:
     classes: Mapping[str, int] = field(default_factory=dict)
     skipped: tuple[Skipped, ...] = ()
     notes: Mapping[str, int] = field(default_factory=dict)
+    labels: str = ""
 
     @property
     def pictures(self) -> int:
@@ -61,7 +63,7 @@ class Inventory:
 
     def told(self) -> list[str]:
         """What a person should know before a training, a sentence each: what is left out, and what was changed."""
-        return [str(each) for each in self.skipped if not each.expected]
+        return [*filter(None, [self.labels]), *(str(each) for each in self.skipped if not each.expected)]
 
 
 def by_ending(names: Iterable[str]) -> dict[str, int]:

@@ -19,7 +19,7 @@ import hashlib
 import heapq
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import count, islice, tee
@@ -104,6 +104,7 @@ class Lanes:
     decodes: ClassVar[bool] = True
     size: ClassVar[None] = None
     labels: ClassVar[None] = None
+    columns: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     @property
     def title(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_diffusion.core.conditions import Conditions
+from sde_diffusion.core.conditions import Conditions, rows_of
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.data import cache
 from sde_diffusion.data.cut import Cut
@@ -29,6 +29,7 @@ from sde_diffusion.data.dataset import (
     Splits,
     T,
     check_labels,
+    check_others,
     hold_out,
     in_turn,
     shortened,
@@ -114,7 +115,7 @@ class Reading:
             raise UserError(f"{here} resized: leave the fit at 'crop', not {self.cut.fit!r}.")
         if self.storage not in ("auto", "memory"):
             raise UserError(f"{here} {self.storage}: leave the storage at 'auto'.")
-        return Splits(splits.train, self.kept_of(splits.test))
+        return replace(splits, test=self.kept_of(splits.test))
 
     def parted(self, whole: T, count: int = 0) -> tuple[T, T | None]:
         """What is trained on, and what is held out of a set without such a part, as `hold_out` does it."""
@@ -130,7 +131,7 @@ class Mapped:
     """A part of a set of pictures, decoded as it is read.
 
     rows: int64 [N], which of the pictures belong to it. labels: int64 [N], or None without classes. shape: (C, H, W).
-    left_out: as in `Source`.
+    left_out, columns: as in `Source`; others: conditions [N, ...] beside the labels, by name.
     A picture that cannot be read is replaced by the next one of the part that can. Raises UserError as Dataset does.
     """
 
@@ -143,6 +144,8 @@ class Mapped:
     cut: Cut = field(default_factory=Cut)
     corrupt_limit: float = 0.01
     left_out: tuple[str, ...] = ()
+    others: Mapping[str, Tensor] = field(default_factory=dict)
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     levels: ClassVar[int] = 256
     decodes: ClassVar[bool] = True
@@ -152,6 +155,7 @@ class Mapped:
             raise UserError(f"{self.title}: there are no samples.")
         if self.labels is not None:
             check_labels(self.labels, len(self.rows), self.classes, self.title)
+        check_others(self.others, self.columns, len(self.rows), self.title)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -163,12 +167,12 @@ class Mapped:
     @property
     def conditions(self) -> Conditions:
         """What a network may be told of the samples."""
-        return {} if self.labels is None else {"labels": self.labels}
+        return {**({} if self.labels is None else {"labels": self.labels}), **self.others}
 
     def select(self, indices: Tensor) -> Mapped:
         """The samples at `indices` (int64 [M]), in that order."""
         labels = None if self.labels is None else self.labels[indices]
-        return replace(self, rows=self.rows[indices], labels=labels)
+        return replace(self, rows=self.rows[indices], labels=labels, others=rows_of(self.others, indices))
 
     def read(self, indices: Tensor) -> Batch:
         """The samples at `indices` (int64 [M]), as they are evaluated, and their conditions."""
@@ -198,13 +202,14 @@ class Mapped:
             array, about = cache.recalled(self.title, name, made_of, lambda: self._whole(keeping.watch))
         else:
             array, about = self._whole(keeping.watch)
-        samples, labels, failed = torch.from_numpy(array), self.labels, about["failed"]
-        if failed and labels is not None:
-            good = torch.ones(len(self), dtype=torch.bool)
-            good[[index for index, _, _ in failed]] = False
-            labels = labels[good]
+        samples, failed = torch.from_numpy(array), about["failed"]
+        good = torch.ones(len(self), dtype=torch.bool)
+        good[[index for index, _, _ in failed]] = False
+        own = rows_of(self.conditions, good) if failed else self.conditions
+        labels = own.pop("labels", None)
         failures = [(name, reason) for _, name, reason in failed]
-        return Dataset(samples, labels, self.levels, self.classes, self.title), failures
+        found = Dataset(samples, labels, self.levels, self.classes, self.title, others=own, columns=self.columns)
+        return found, failures
 
     def _whole(self, watch: Watch) -> tuple[np.ndarray, dict[str, Any]]:
         """The pictures that can be read, uint8 [N, C, H, W], decoded by as many threads as there are CPUs; the others.

@@ -42,6 +42,9 @@ class Place(Protocol):
     def read(self, name: str, most: int | None = None) -> bytes:
         """A file's bytes, or the first `most` of them. May raise OSError and ValueError."""
 
+    def size(self, name: str) -> int:
+        """A file's size in bytes; 0 for one that is not there."""
+
     def pictures(self, names: Sequence[str]) -> Pictures: ...
 
 
@@ -120,6 +123,10 @@ class Folder:
     def read(self, name: str, most: int | None = None) -> bytes:
         with (self.root / name).open("rb") as file:
             return file.read(-1 if most is None else most)
+
+    def size(self, name: str) -> int:
+        path = self.root / name
+        return path.stat().st_size if path.exists() else 0
 
     def pictures(self, names: Sequence[str]) -> Pictures:
         return Files(self.root, names)

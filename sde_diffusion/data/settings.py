@@ -22,10 +22,13 @@ class DataSettings(Section):
     key: ClassVar[str] = "data"
 
     dataset: str = setting(
-        "digits", "digits, mnist5k, toy2d, cifar10, folder, webdataset or huggingface", one_of("data set", DATASETS)
+        "digits",
+        "digits, mnist5k, toy2d, cifar10, folder, array, webdataset or huggingface",
+        one_of("data set", DATASETS),
     )
     root: str = setting(
-        "", "folder of the data (cifar10, folder, webdataset); or archives, DIR/train-{000..009}.tar (webdataset)"
+        "",
+        "folder of the data; or an archive (folder), a file (array), archives as DIR/train-{000..009}.tar (webdataset)",
     )
     source: str = setting("auto", 'cifar10: "parquet", "huggingface" or "binary"; "auto" looks at the root')
     name: str = setting("", "name of a data set on the Hugging Face hub")
@@ -43,6 +46,9 @@ class DataSettings(Section):
     )
     shape: str = setting("moons", 'toy2d: "moons", "checkerboard" or "mixture"')
     size: int = setting(0, "toy2d: number of training points; 0 for its default")
+    label_column: str = setting("", 'of a table: the class of each row; "" for "label", "labels" or "class"')
+    attribute_columns: tuple[str, ...] = setting((), "of a table, of 0 and 1; () for all such columns")
+    target_columns: tuple[str, ...] = setting((), "of a table, of numbers; () for all such columns")
     flip: bool = setting(False, "random horizontal flips in training")
     subtract_mean: str = setting(
         "none", '"all": the mean of the training set; "class": of each class', one_of("mean to subtract", MEANS)

@@ -75,6 +75,7 @@ class Streamed:
     decodes: ClassVar[bool] = True
     size: ClassVar[None] = None
     labels: ClassVar[None] = None
+    columns: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def read(self, indices: Tensor) -> Batch:
         raise UserError(

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.core.conditions import check_taken
+from sde_diffusion.core.conditions import Conditions, check_taken
 from sde_diffusion.core.continuous import EDM, VESDE, VPSDE
 from sde_diffusion.core.discrete import DiscreteVP
 from sde_diffusion.core.errors import UserError, choose
@@ -83,7 +83,8 @@ class NetworkSpec:
     shape              one sample's shape
     variance           "fixed", or "learned_range": the second half of its channels is the fraction of the log-variance
     sigma_data         the standard deviation of the data that prediction "edm" and input scale "unit" assume
-    conditions         the names of what it is told beside the noise level; of one with classes "labels" unless given
+    conditions         the names of what it is told beside the noise level; unless given those of its options: "labels"
+                       with num_classes, and its vectors
     """
 
     process: SDE
@@ -99,8 +100,9 @@ class NetworkSpec:
     conditions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.conditions and self.options.get("num_classes"):
-            object.__setattr__(self, "conditions", ("labels",))
+        if not self.conditions:
+            labels = ("labels",) if self.options.get("num_classes") else ()
+            object.__setattr__(self, "conditions", (*labels, *self.options.get("vectors", ())))
         choose("prediction", self.prediction, PREDICTIONS)
         choose("label", self.label, C_NOISES)
         choose("input scale", self.input_scale, INPUT_SCALES)
@@ -132,6 +134,15 @@ class NetworkSpec:
         """
         own = self.shape
         return tuple(shape) == tuple(own) or (len(shape) == len(own) == 3 and shape[0] == own[0])
+
+    def untold(self, conditions: Mapping[str, Tensor]) -> Conditions:
+        """What stands for "not told" in place of those conditions that the network can do without.
+
+        That is the class after the last one, and NaN for a vector.
+        """
+        classes, vectors = self.options.get("num_classes"), self.options.get("vectors", ())
+        nothing = {**({"labels": classes} if classes else {}), **dict.fromkeys(vectors, math.nan)}
+        return {name: torch.full_like(value, nothing[name]) for name, value in conditions.items() if name in nothing}
 
     @property
     def model_process(self) -> SDE:
@@ -169,11 +180,15 @@ With D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), alpha and t those of the
 
 
 def condition_names(net: nn.Module) -> tuple[str, ...] | None:
-    """The conditions that a network's forward takes beside x and c_noise; None where it takes any, as a wrapper."""
+    """The conditions that a network's forward takes beside x and c_noise; None where it takes any, as a wrapper.
+
+    A network of NETWORKS knows the names of its vectors itself.
+    """
     parameters = list(inspect.signature(net.forward).parameters.values())
-    if any(own.kind in (own.VAR_KEYWORD, own.VAR_POSITIONAL) for own in parameters):
+    vectors = getattr(getattr(net, "conditioning", None), "vectors", None)
+    if vectors is None and any(own.kind in (own.VAR_KEYWORD, own.VAR_POSITIONAL) for own in parameters):
         return None
-    return tuple(own.name for own in parameters[2:])
+    return (*(own.name for own in parameters[2:] if own.kind != own.VAR_KEYWORD), *(vectors or ()))
 
 
 class NetworkDenoiser:

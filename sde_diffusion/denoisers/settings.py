@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from sde_diffusion.core.conditions import listed
 from sde_diffusion.core.continuous import EDM, VESDE, VPSDE, CosineVPSDE, RectifiedFlow, SubVPSDE
 from sde_diffusion.core.discrete import DiscreteVE, DiscreteVP
 from sde_diffusion.core.errors import UserError, choose
@@ -100,6 +101,9 @@ class ModelSettings(Section):
     )
     sigma_data: float = setting(0.5, 'std of the data, which prediction and weighting "edm" and "unit" assume')
     class_conditional: bool = setting(False, "whether the network is told the class")
+    conditions: tuple[str, ...] = setting(
+        (), 'vectors of the data that the network is told beside the class: "attributes", "targets"'
+    )
     variance: str = setting(
         "fixed",
         'of each step; or "learned_range": between its two bounds (iDDPM)',
@@ -146,7 +150,9 @@ class ModelSettings(Section):
         if self.class_conditional and "num_classes" not in schema:
             raise UserError(f"model.class_conditional: the network {self.network!r} is not told classes")
         no_class = options.get("no_class", schema["no_class"].default if "no_class" in schema else True)
-        if label_dropout > 0.0 and not no_class:
+        if self.conditions and "vectors" not in schema:
+            raise UserError(f"model.conditions: the network {self.network!r} is told no vectors")
+        if label_dropout > 0.0 and self.class_conditional and not no_class:
             raise UserError(
                 f"training.label_dropout withholds classes, and {self.network!r} has no row for 'no class' unless it "
                 "is built with --network.no_class True"
@@ -163,11 +169,18 @@ class ModelSettings(Section):
         NetworkSpec(process, self.prediction, self.label).check_first_level()
 
     def spec(
-        self, process: SDE, shape: Sequence[int], classes: Sequence[str], title: str, augment_dims: int = 0
+        self,
+        process: SDE,
+        shape: Sequence[int],
+        classes: Sequence[str],
+        title: str,
+        augment_dims: int = 0,
+        columns: Mapping[str, Sequence[str]] | None = None,
     ) -> NetworkSpec:
         """The network's description for samples of a shape, with the classes of their set; title: of that set.
 
-        augment_dims: how many numbers describe an augmentation; 0 for none. Raises UserError for classes that the data
+        augment_dims: how many numbers describe an augmentation; 0 for none. columns: the names of the values of every
+        vector of the set, such as {"attributes": ("smiling", "young")}. Raises UserError for conditions that the data
         lack, vectors where the network needs images, and unknown arguments.
         """
         if self.class_conditional and not classes:
@@ -186,6 +199,7 @@ class ModelSettings(Section):
             "embedding": self.embedding,
             "fourier_scale": self.fourier_scale,
             **({"augment_dims": augment_dims} if augment_dims else {}),
+            **({"vectors": self._vectors(columns or {}, title)} if self.conditions else {}),
         }
         return NetworkSpec(
             process=process,
@@ -198,6 +212,17 @@ class ModelSettings(Section):
             variance=self.variance,
             sigma_data=self.sigma_data,
         )
+
+    def _vectors(self, columns: Mapping[str, Sequence[str]], title: str) -> dict[str, int]:
+        """The number of values of each vector that the network is told."""
+        for name in self.conditions:
+            if name == "labels":
+                raise UserError("model.conditions names vectors; of classes tell by model.class_conditional=True")
+            if name not in columns:
+                raise UserError(
+                    f"model.conditions names {name!r}, which {title} does not have; it has {listed(columns)}"
+                )
+        return {name: len(columns[name]) for name in self.conditions}
 
     def as_built(self, spec: NetworkSpec) -> ModelSettings:
         """The settings of a network that there is: the inverse of `spec`."""
@@ -218,6 +243,7 @@ class ModelSettings(Section):
             variance=spec.variance,
             sigma_data=spec.sigma_data,
             class_conditional=bool(options.get("num_classes")),
+            conditions=tuple(options.get("vectors", ())),
             options=rest,
             **shared,
         )
@@ -225,7 +251,7 @@ class ModelSettings(Section):
 
 _SHARED = ("dropout", "embedding", "fourier_scale")
 """Arguments of several networks, each a key of its own."""
-_OF_THE_DATA = ("in_channels", "out_channels", "image_size", "shape", "num_classes", "augment_dims")
+_OF_THE_DATA = ("in_channels", "out_channels", "image_size", "shape", "num_classes", "vectors", "augment_dims")
 """Arguments of networks that follow from the data, from `variance` and from what a training tells."""
 
 

@@ -1,4 +1,4 @@
-"""Score networks: functions of (x, c_noise, class) that know neither the process nor the data range."""
+"""Score networks: functions of (x, c_noise, conditions) that know neither the process nor the data range."""
 
 from torch import nn
 

@@ -1,6 +1,6 @@
 """The U-Net of improved- and guided-diffusion (Nichol & Dhariwal 2021; Dhariwal & Nichol 2021), and EDM's version."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from sde_diffusion.core.sizes import Size
@@ -42,10 +42,18 @@ class ADM(Backbone):
         wide_stem: bool = False,
         num_classes: int = 0,
         no_class: bool = False,
+        vectors: Mapping[str, int] | None = None,
     ) -> None:
         widths = [int(channels * multiple) for multiple in multipliers]
         super().__init__(
-            Conditioning(channels, 4 * channels, cosine_first=True, num_classes=num_classes, no_class=no_class),
+            Conditioning(
+                channels,
+                4 * channels,
+                cosine_first=True,
+                num_classes=num_classes,
+                no_class=no_class,
+                vectors=vectors,
+            ),
             in_channels=in_channels,
             out_channels=out_channels,
             image_size=image_size,
@@ -85,10 +93,18 @@ class DhariwalUNet(Backbone):
         dropout: float = 0.1,
         num_classes: int = 0,
         augment_dims: int = 0,
+        vectors: Mapping[str, int] | None = None,
     ) -> None:
         widths = [channels * multiple for multiple in multipliers]
         super().__init__(
-            Conditioning(channels, 4 * channels, cosine_first=True, num_classes=num_classes, augment_dims=augment_dims),
+            Conditioning(
+                channels,
+                4 * channels,
+                cosine_first=True,
+                num_classes=num_classes,
+                augment_dims=augment_dims,
+                vectors=vectors,
+            ),
             in_channels=in_channels,
             out_channels=out_channels,
             image_size=image_size,

@@ -311,12 +311,17 @@ class Backbone(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from its stub
 
     def forward(
-        self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, augment_labels: Tensor | None = None
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+        **vectors: Tensor,
     ) -> Tensor:
         if x.ndim != 4 or x.shape[1] != self.shape[0] or x.shape[2] % self.factor or x.shape[3] % self.factor:
             sizes = f"height and width multiples of {self.factor}" if self.factor > 1 else "any height and width"
             raise UserError(f"x must have shape [B, {self.shape[0]}, H, W], {sizes}; got {list(x.shape)}")
-        c = self.conditioning(c_noise, labels, len(x), augment_labels)
+        c = self.conditioning(c_noise, labels, len(x), augment_labels, vectors)
         x = x.to(memory_format=torch.channels_last)
         h: Tensor = self.stem(x)
         skips, pyramid = [h], x

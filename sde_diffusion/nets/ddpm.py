@@ -1,6 +1,6 @@
 """The U-Net of Ho et al. 2020 as it was published, for its trained weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from sde_diffusion.core.sizes import Size
@@ -32,9 +32,10 @@ class DDPM(Backbone):
         convolutions: bool = True,
         last_attention: bool = False,
         num_classes: int = 0,
+        vectors: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(
-            Conditioning(channels, 4 * channels, shift=1, num_classes=num_classes),
+            Conditioning(channels, 4 * channels, shift=1, num_classes=num_classes, vectors=vectors),
             in_channels=in_channels,
             out_channels=out_channels,
             image_size=image_size,

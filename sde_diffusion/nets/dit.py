@@ -1,5 +1,7 @@
 """The diffusion transformer (DiT) of Peebles & Xie 2023, for images or latents of one size."""
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -111,6 +113,7 @@ class DiT(nn.Module):
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
         num_classes: int = 0,
+        vectors: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         require_divisor("patch", patch, "image_size", *sides(image_size))
@@ -126,7 +129,7 @@ class DiT(nn.Module):
         self.patch, self.grid = patch, (height // patch, across // patch)
         out_channels = in_channels if out_channels is None else out_channels
 
-        self.conditioning = Conditioning(FEATURES, width, cosine_first=True, num_classes=num_classes)
+        self.conditioning = Conditioning(FEATURES, width, cosine_first=True, num_classes=num_classes, vectors=vectors)
         for parameter in self.conditioning.parameters():
             if parameter.ndim == 2:  # all but the biases, which stay at zero
                 nn.init.normal_(parameter, std=INITIAL_STD)
@@ -142,10 +145,10 @@ class DiT(nn.Module):
         self.modulation = xavier(nn.Linear(width, 2 * width), gain=0.0)
         self.out = xavier(nn.Linear(width, patch**2 * out_channels), gain=0.0)
 
-    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, **vectors: Tensor) -> Tensor:
         if x.shape[1:] != self.shape:
             raise UserError(f"x must have shape [B, {', '.join(map(str, self.shape))}]; got {list(x.shape)}")
-        c = self.conditioning(c_noise, labels, len(x))
+        c = self.conditioning(c_noise, labels, len(x), vectors=vectors)
         patches = F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2)  # [B, N, in_channels patch^2]
         h: Tensor = self.stem(patches) + self.positions
         for block in self.blocks:

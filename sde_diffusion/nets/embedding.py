@@ -1,12 +1,13 @@
-"""From c_noise (a step, log sigma, ...) and an optional class to one vector a sample."""
+"""From c_noise (a step, log sigma, ...) and what else a network is told, such as a class, to one vector a sample."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from sde_diffusion.core.conditions import check_taken
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.nets.initialisation import xavier
 
@@ -55,6 +56,30 @@ class FourierFeatures(nn.Module):
         return torch.cat([angle.sin(), angle.cos()], dim=1)[:, : self.dim]
 
 
+class VectorRow(nn.Module):
+    """U v, and a column of its own for "not told": where v is not given, and for the rows of v that are NaN.
+
+    That column starts at zero, as a network that was always told never learns it. Shapes: v [B, values] -> [B, width].
+    Raises UserError for another shape, with the vector's name.
+    """
+
+    def __init__(self, values: int, width: int) -> None:
+        super().__init__()
+        self.values = values
+        self.weight = nn.Parameter(xavier(nn.Linear(values + 1, width, bias=False)).weight.detach())
+        with torch.no_grad():
+            self.weight[:, values] = 0.0
+
+    def forward(self, name: str, v: Tensor | None, batch: int) -> Tensor:
+        if v is None:
+            return self.weight[:, self.values].expand(batch, -1)
+        if v.shape != (batch, self.values):
+            raise UserError(f"{name} must have shape {[batch, self.values]}; got {list(v.shape)}")
+        v = v.to(self.weight.dtype)
+        untold = v.isnan().any(dim=1, keepdim=True)
+        return nn.functional.linear(torch.cat([v.masked_fill(untold, 0.0), untold.to(v.dtype)], dim=1), self.weight)
+
+
 class Conditioning(nn.Module):
     """The vector that modulates every block: c = silu(W2 silu(W1 features(c_noise)) + class_row).
 
@@ -63,8 +88,10 @@ class Conditioning(nn.Module):
     such row and labels are needed. With classes_first the class row is added to the features instead, as are
     W3 augment_labels [B, augment_dims], the geometry by which training images were changed (zeros: not at all).
     activation: in place of the inner silu.
-    Shapes: c_noise [B], labels int64 [B] or None -> [B, width].
-    Raises UserError for an unknown embedding, c_noise that is not [B], or labels the network cannot take.
+    vectors: further conditions by name and their number of values, such as {"attributes": 5}, each of which is added
+    beside the class row by a `VectorRow`.
+    Shapes: c_noise [B], labels int64 [B] or None, each vector [B, values] -> [B, width].
+    Raises UserError for an unknown embedding, c_noise that is not [B], and conditions that the network cannot take.
     Source: Ho et al. 2020, appendix B; class row: Ho & Salimans 2022, section 3.2; augmentation: Karras et al. 2022,
     appendix F.2.
     """
@@ -83,6 +110,7 @@ class Conditioning(nn.Module):
         classes_first: bool = False,
         augment_dims: int = 0,
         activation: Callable[[Tensor], Tensor] = nn.functional.silu,
+        vectors: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         embeddings: dict[str, Callable[[Tensor], Tensor]] = {
@@ -99,14 +127,20 @@ class Conditioning(nn.Module):
         row = dim if classes_first else width
         self.classes = nn.Embedding(num_classes + no_class, row) if num_classes else None
         self.augment = xavier(nn.Linear(augment_dims, dim, bias=False)) if augment_dims else None
+        self.vectors = nn.ModuleDict({name: VectorRow(values, row) for name, values in (vectors or {}).items()})
 
     def forward(
-        self, c_noise: Tensor, labels: Tensor | None, batch: int, augment_labels: Tensor | None = None
+        self,
+        c_noise: Tensor,
+        labels: Tensor | None,
+        batch: int,
+        augment_labels: Tensor | None = None,
+        vectors: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         if c_noise.shape != (batch,):
             raise UserError(f"c_noise must have shape [{batch}]; got {list(c_noise.shape)}")
         features = self.features(c_noise).to(self.hidden.weight.dtype)
-        row = self._class_row(c_noise, labels, batch)
+        row = self._vector_rows(self._class_row(c_noise, labels, batch), vectors or {}, batch)
         if row is not None and self.classes_first:
             features = features + row
         if augment_labels is not None:
@@ -128,6 +162,14 @@ class Conditioning(nn.Module):
         if labels.shape != (batch,):
             raise UserError(f"the class labels must have shape [{batch}]; got {list(labels.shape)}")
         return self.classes(labels)
+
+    def _vector_rows(self, row: Tensor | None, given: Mapping[str, Tensor], batch: int) -> Tensor | None:
+        """The class row, if there is one, and that of every vector: given, or "not told"."""
+        check_taken(given, self.vectors, "this network")
+        for name, vector_row in self.vectors.items():
+            own: Tensor = vector_row(name, given.get(name), batch)
+            row = own if row is None else row + own
+        return row
 
     def _augment(self, augment_labels: Tensor, batch: int) -> Tensor:
         if self.augment is None:

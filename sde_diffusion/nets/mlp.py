@@ -1,7 +1,7 @@
 """A residual network for vectors and tiny images."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,22 +52,28 @@ class ResidualMLP(nn.Module):
         embedding: str = "positional",
         fourier_scale: float = 16.0,
         num_classes: int = 0,
+        vectors: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.shape = tuple(shape)
         self.out_shape = (self.shape[0] if out_channels is None else out_channels, *self.shape[1:])
         self.conditioning = Conditioning(
-            width, width, embedding=embedding, fourier_scale=fourier_scale, num_classes=num_classes
+            width,
+            width,
+            embedding=embedding,
+            fourier_scale=fourier_scale,
+            num_classes=num_classes,
+            vectors=vectors,
         )
         self.stem = xavier(nn.Linear(math.prod(self.shape), width))
         self.blocks = nn.ModuleList(ModulatedBlock(width, dropout=dropout) for _ in range(blocks))
         out = xavier(nn.Linear(width, math.prod(self.out_shape)), gain=0.0)
         self.head = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), out)
 
-    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None, **vectors: Tensor) -> Tensor:
         if x.shape[1:] != self.shape:
             raise UserError(f"x must have shape [B, {', '.join(map(str, self.shape))}]; got {list(x.shape)}")
-        c = self.conditioning(c_noise, labels, len(x))
+        c = self.conditioning(c_noise, labels, len(x), vectors=vectors)
         h: Tensor = self.stem(x.flatten(1))
         for block in self.blocks:
             h = block(h, c)

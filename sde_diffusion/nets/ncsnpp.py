@@ -5,7 +5,7 @@ neighbours and means; NCSN++ by Fourier features of log sigma, changes sizes by 
 input. The "deep" versions have eight blocks a level instead of four.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sde_diffusion.core.sizes import Size
 from sde_diffusion.nets.backbone import Backbone, Design, at_resolutions
@@ -49,6 +49,7 @@ class SongUNet(Backbone):
         combine: str = "sum",
         num_classes: int = 0,
         augment_dims: int = 0,
+        vectors: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(
             Conditioning(
@@ -60,6 +61,7 @@ class SongUNet(Backbone):
                 num_classes=num_classes,
                 classes_first=True,
                 augment_dims=augment_dims,
+                vectors=vectors,
             ),
             in_channels=in_channels,
             out_channels=out_channels,
@@ -103,6 +105,7 @@ class DDPMpp(SongUNet):
         dropout: float = 0.1,
         num_classes: int = 0,
         augment_dims: int = 0,
+        vectors: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(
             in_channels=in_channels,
@@ -115,6 +118,7 @@ class DDPMpp(SongUNet):
             dropout=dropout,
             num_classes=num_classes,
             augment_dims=augment_dims,
+            vectors=vectors,
         )
 
 
@@ -141,6 +145,7 @@ class NCSNpp(SongUNet):
         output_pyramid: str = "none",
         num_classes: int = 0,
         augment_dims: int = 0,
+        vectors: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(
             in_channels=in_channels,
@@ -159,4 +164,5 @@ class NCSNpp(SongUNet):
             output_pyramid=output_pyramid,
             num_classes=num_classes,
             augment_dims=augment_dims,
+            vectors=vectors,
         )

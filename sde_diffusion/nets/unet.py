@@ -1,6 +1,6 @@
 """The toolkit's own U-Net: that of Ho et al. 2020 (DDPM), for images of any size and channel count."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sde_diffusion.core.sizes import Size
 from sde_diffusion.nets.backbone import Backbone, Design, at_resolutions
@@ -38,6 +38,7 @@ class UNet(Backbone):
         fourier_scale: float = 16.0,
         num_classes: int = 0,
         augment_dims: int = 0,
+        vectors: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(
             Conditioning(
@@ -47,6 +48,7 @@ class UNet(Backbone):
                 fourier_scale=fourier_scale,
                 num_classes=num_classes,
                 augment_dims=augment_dims,
+                vectors=vectors,
             ),
             in_channels=in_channels,
             out_channels=out_channels,

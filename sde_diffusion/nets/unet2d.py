@@ -1,6 +1,6 @@
 """The UNet2DModel of diffusers, with the options of its DDPM and ADM families."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from sde_diffusion.core.sizes import Size
@@ -45,6 +45,7 @@ class UNet2D(Backbone):
         dropout: float = 0.0,
         num_classes: int = 0,
         no_class: bool = False,
+        vectors: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(
             Conditioning(
@@ -54,6 +55,7 @@ class UNet2D(Backbone):
                 cosine_first=cosine_first,
                 num_classes=num_classes,
                 no_class=no_class,
+                vectors=vectors,
             ),
             in_channels=in_channels,
             out_channels=out_channels,

@@ -20,10 +20,12 @@ from sde_diffusion.core.errors import NotFinite, UserError
 from sde_diffusion.core.processes import process_state
 from sde_diffusion.core.sizes import said
 from sde_diffusion.data import Dataset, Source, Splits, load_pictures
+from sde_diffusion.data.naming import few, numbers_only
 from sde_diffusion.denoisers.network import NetworkDenoiser
 from sde_diffusion.denoisers.wrappers import ConditionedDenoiser
 from sde_diffusion.metrics.bits import Batch
 from sde_diffusion.pipelines.batch import stored, taken_by
+from sde_diffusion.pipelines.run_data import in_names_of
 from sde_diffusion.pipelines.run_folder import network_of, trained_network
 from sde_diffusion.report.likelihood import captioned, histogram, summary
 from sde_diffusion.report.pictures import picture, png
@@ -94,19 +96,25 @@ def _split(splits: Splits, name: str) -> Source:
 
 
 def _in_classes_of(trained: Checkpoint, dataset: Dataset) -> Dataset:
-    """The data with the labels of the trained classes, without labels where the classes are others."""
-    numbered = trained.classes == tuple(map(str, range(len(dataset.classes))))  # an imported network's, without names
-    if dataset.labels is None or dataset.classes == trained.classes or numbered:
-        return replace(dataset, classes=trained.classes) if numbered and dataset.labels is not None else dataset
-    if not set(dataset.classes) <= set(trained.classes):
-        return replace(dataset, labels=None, classes=())
-    order = torch.tensor([trained.classes.index(name) for name in dataset.classes])
-    return replace(dataset, labels=order[dataset.labels], classes=trained.classes)
+    """The data in the names of the network; without labels, which is printed, where it never learned their classes."""
+    if "labels" in trained.spec.conditions and not numbers_only(trained.classes):
+        strange = [name for name in dataset.classes if name not in trained.classes]
+        if strange:
+            print(f"the network never learned {few(strange)} of {dataset.title}: it is told no classes")
+            return replace(dataset, labels=None, classes=())
+    found = in_names_of(trained, dataset, all_of_them=False)
+    assert isinstance(found, Dataset)  # which it was
+    return found
 
 
 def asked_for(settings: Settings, dataset: Dataset) -> int:
     """How many samples likelihood.num_samples comes to."""
     return min(settings.likelihood.num_samples or len(dataset), len(dataset))
+
+
+def _given(names: Sequence[str]) -> str:
+    """What samples are told of by these conditions, in words."""
+    return " and ".join("its class" if name == "labels" else name for name in names) or "nothing"
 
 
 def likelihood_protocol(
@@ -118,10 +126,8 @@ def likelihood_protocol(
     count = asked_for(settings, dataset)
     return {
         "data": dataset.title,
-        "data_digest": tensor_digest(
-            {"samples": dataset.samples} | ({} if dataset.labels is None else {"labels": dataset.labels})
-        ),
-        "given": "its class" if settings.model.class_conditional and dataset.labels is not None else "nothing",
+        "data_digest": tensor_digest({"samples": dataset.samples, **dataset.conditions}),
+        "given": _given([name for name in trained.spec.conditions if name in dataset.conditions]),
         "checkpoint_step": trained.step,
         "weights": settings.sampling.weights,
         "weights_digest": tensor_digest(weights),

@@ -91,19 +91,19 @@ def network_model(
     Raises UserError for guidance of a network that does not know samples without their class.
     """
     classed = "labels" in network.spec.conditions
-    if guidance and not (classed and settings.training.label_dropout > 0.0):
+    if guidance and not (network.spec.conditions and settings.training.label_dropout > 0.0):
         raise UserError(
-            f"guidance {guidance:g} takes the difference between what the network says with and without a class: it "
-            "needs model.class_conditional=True and a training with training.label_dropout > 0, such as 0.1"
+            f"guidance {guidance:g} takes the difference between what the network says with and without a condition: "
+            "it needs model.class_conditional=True, or model.conditions, and a training with training.label_dropout > "
+            "0, such as 0.1"
         )
 
     def denoiser(conditions: Conditions) -> Denoiser:
         passes = settings.sampling.at_precision(network)
         own = taken_by(network, conditions)
         model: Denoiser = ConditionedDenoiser(passes, **own)
-        if guidance and "labels" in own:
-            withheld = torch.full_like(own["labels"], network.spec.options["num_classes"])
-            model = GuidedDenoiser(model, ConditionedDenoiser(passes, **{**own, "labels": withheld}), guidance)
+        if guidance and (untold := network.spec.untold(own)):
+            model = GuidedDenoiser(model, ConditionedDenoiser(passes, **{**own, **untold}), guidance)
         return settings.sampling.clipped(model)
 
     return Model(

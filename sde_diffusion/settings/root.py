@@ -117,8 +117,8 @@ class Settings(Section):
 
     def spec(self, source: Source) -> NetworkSpec:
         """The network's description for a set of data. Raises UserError where the two do not go together."""
-        process, shape = self.process.process(), source.shape
-        return self.model.spec(process, shape, source.classes, source.title, self.augment_dims)
+        process, own = self.process.process(), source
+        return self.model.spec(process, own.shape, own.classes, own.title, self.augment_dims, own.columns)
 
     @property
     def augment_dims(self) -> int:

@@ -59,7 +59,8 @@ class Checkpoint:
     optimizer   {"state": {parameter: {"exp_avg": Tensor, ...}}, "param_groups": [{"params": [parameter], "lr": 1e-4}]},
                 parameters by name; {} for an imported network
     random      the seed; noise, times, dropout and the order of the data depend on (seed, step)
-    classes     the data set's class names; title: how figures name it
+    classes     the data set's class names; columns: the names of the values of each of its vectors; title: how figures
+                name it
     times       what the time sampler has learned
     config      the training's whole configuration; progress: what else its loop needs. Both as JSON can hold
     """
@@ -75,6 +76,7 @@ class Checkpoint:
     times: dict[str, Tensor] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     progress: dict[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
@@ -135,6 +137,7 @@ def _split(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, dict[str, 
         "step": checkpoint.step,
         "title": checkpoint.title,
         "classes": checkpoint.classes,
+        "columns": {name: list(names) for name, names in checkpoint.columns.items()},
         "spec": checkpoint.spec.state(),
         "transform": transform,
         "random": random,
@@ -310,6 +313,7 @@ def _joined(manifest: Mapping[str, Any], parts: Mapping[str, dict[str, Tensor]])
         random={**manifest["random"], **state("random")},
         title=manifest["title"],
         classes=tuple(manifest["classes"]),
+        columns={name: tuple(names) for name, names in manifest.get("columns", {}).items()},  # former ones have none
         times=state("times"),
         config=manifest["config"],
         progress=manifest["progress"],

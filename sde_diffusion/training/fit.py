@@ -142,6 +142,7 @@ class Loaded:
     levels: ClassVar[None] = None
     labels: ClassVar[None] = None
     classes: ClassVar[tuple[str, ...]] = ()
+    columns: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     corrupt_limit: ClassVar[float] = 0.0
     left_out: ClassVar[tuple[str, ...]] = ()
     decodes: ClassVar[bool] = False

@@ -7,7 +7,6 @@ in whatever company.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -80,8 +79,9 @@ def row_losses(
 ) -> RowLosses:
     """The losses of some rows of a step's batch of `size`; `batch` holds these rows alone.
 
-    Times, classes withheld and augmentations are drawn for the whole batch, a few numbers a row, by (seed, step); the
-    noise of each row by (seed, step, row). Raises UserError where the batch lacks what the network is told.
+    Times, conditions withheld and augmentations are drawn for the whole batch, a few numbers a row, by (seed, step);
+    the noise of each row by (seed, step, row). With all conditions withheld from some rows one network learns p(x | y)
+    and p(x) (Ho and Salimans 2022). Raises UserError where the batch lacks what the network is told.
     """
     device, part = denoiser.device, slice(rows.start, rows.stop)
     shared = seeded(task.seed, step, stream=stream)
@@ -96,23 +96,19 @@ def row_losses(
         changes = augment.draw(size, shared).rows(part)
         x0, geometry = augment.apply(x0, changes), {"augment_labels": changes.labels()}
     space = Space(None if task.dequantize else task.transform.levels, task.transform.offset(x0, labels))
-    if task.settings.label_dropout > 0 and labels is not None:
+    conditions = of_names(conditions, denoiser.spec.conditions, "the data")
+    if task.settings.label_dropout > 0 and (untold := denoiser.spec.untold(conditions)):
         withheld = (rand((size,), shared) < task.settings.label_dropout)[part]
-        conditions = without_class(conditions, withheld, denoiser.spec)
-    told = moved({**of_names(conditions, denoiser.spec.conditions, "the data"), **geometry}, device)
+        for name, value in untold.items():
+            conditions[name] = value.where(_rows(withheld, value), conditions[name])
+    told = moved({**conditions, **geometry}, device)
     losses = task.objective(denoiser, x0, t, randn(x0.shape, own, like=x0), space, **told)
     return RowLosses(losses, t, weight)
 
 
-def without_class(conditions: Mapping[str, Tensor], withheld: Tensor, spec: NetworkSpec) -> Conditions:
-    """The conditions with "no class" for some rows: one network learns p(x | y) and p(x) (Ho and Salimans 2022).
-
-    It is told so by the class after the last one.
-    """
-    if "labels" not in spec.conditions:
-        return dict(conditions)
-    labels = conditions["labels"]
-    return {**conditions, "labels": labels.where(~withheld, spec.options["num_classes"])}
+def _rows(chosen: Tensor, value: Tensor) -> Tensor:
+    """Which rows of a value [B, ...] are chosen, [B], with axes to broadcast."""
+    return chosen.to(value.device).view(-1, *(1,) * (value.ndim - 1))
 
 
 @dataclass(frozen=True, eq=False)

@@ -59,7 +59,7 @@ class TrainingSettings(Section):
     )
     ema_snapshots: int = setting(0, "steps between snapshots of these; 0 for none", optional("none"))
     augment: float = setting(0.0, "probability of each of EDM's augmentations, which the network is told; 0 for none")
-    label_dropout: float = setting(0.0, "share of the samples whose class is withheld, if class-conditional", share)
+    label_dropout: float = setting(0.0, "share of the samples whose class, or other condition, is withheld", share)
     loss: str = setting(
         "score_matching", 'or "vlb", the discrete bound; or "hybrid", with vlb_weight of it', one_of("loss", OBJECTIVES)
     )

@@ -7,6 +7,8 @@ from pathlib import Path
 from PIL import Image
 from warm import Warm
 
+from sde_diffusion.pipelines.run_data import FILES
+
 TINY = (
     *("--config", "vpsde_digits", "--config.data.dataset=folder", "--config.data.image_size=8"),
     *("--config.model.unet.channels=8", "--config.model.unet.multipliers=(1,)", "--config.model.unet.blocks=1"),
@@ -37,3 +39,28 @@ def test_a_single_picture_trains_and_nothing_is_held_out(warm: Warm, tmp_path: P
         line = warm.refused(*flags, "--mode", mode)
         assert "needs samples that are held out" in line and remedy in line and "data.split" in line
     assert "compare.split='train'" in warm.refused(*flags, "--mode", "compare", "--config.compare.split=test")
+
+
+def coloured(folder: Path, **counts: int) -> Path:
+    for number, (name, count) in enumerate(counts.items()):
+        for index in range(count):
+            paint(folder / name / f"{index}.png", 60 * number + index)
+    return folder
+
+
+def test_classes_are_matched_by_name_when_a_training_goes_on(warm: Warm, tmp_path: Path) -> None:
+    data = coloured(tmp_path / "data", **{"1": 4, "2": 4, "10": 4})
+    flags = (*TINY, "--config.model.class_conditional=True", "--workdir", tmp_path / "run", "--mode", "train")
+    text = warm.run(*flags, f"--config.data.root={data}")
+    assert "3 classes: 0 = 1, 1 = 10, 2 = 2" in text
+    assert (tmp_path / "run" / FILES).read_text().count("\n") == 12
+    paint(data / "2" / "more.png", 9)
+    (data / "1" / "0.png").unlink()
+    text = warm.run(*flags, f"--config.data.root={data}", "--config.training.steps=3")
+    assert "the data have changed since the last session: 1 file came (2/more.png), 1 file went (1/0.png)" in text
+    (data / "2").rename(data / "two")
+    line = warm.refused(*flags, f"--config.data.root={data}", "--config.training.steps=4")
+    assert "new are two, missing are 2 (the data have 1, 10, two; the network has 1, 10, 2)" in line
+    # Of an unchanged folder nothing is said.
+    (data / "two").rename(data / "2")
+    assert "changed" not in warm.run(*flags, f"--config.data.root={data}", "--config.training.steps=4")

@@ -4,9 +4,13 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
-from sde_diffusion.nets.embedding import FourierFeatures, positional
-from tests.nets.contract import randn
+from sde_diffusion.core.errors import UserError
+from sde_diffusion.denoisers.network import condition_names
+from sde_diffusion.nets.building import build_network
+from sde_diffusion.nets.embedding import Conditioning, FourierFeatures, positional
+from tests.nets.contract import perturbed, randn
 
 
 @pytest.mark.parametrize("shift", [0, 1])
@@ -65,3 +69,74 @@ def test_fourier_features_are_computed_in_float32_at_least() -> None:
 def test_fourier_features_follow_the_device_context() -> None:
     with torch.device("meta"):
         assert FourierFeatures(8).frequencies.is_meta
+
+
+def conditioned(**options: object) -> Conditioning:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Conditioning(8, 16, **options).double()
+
+
+@pytest.mark.parametrize("classes_first", [False, True])
+def test_a_vector_adds_the_sum_of_its_rows(classes_first: bool) -> None:
+    """A multi-hot vector adds the columns of what is there, a number its multiple; zeros are told, and add nothing."""
+    net = conditioned(vectors={"attributes": 3, "targets": 1}, classes_first=classes_first)
+    row = net.vectors["attributes"]
+    nn.init.normal_(row.weight, generator=torch.Generator().manual_seed(1))
+    given = torch.tensor([[1.0, 1.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0], [math.nan] * 3], dtype=torch.float64)
+    added = row("attributes", given, 4)
+    expected = torch.stack(
+        [row.weight[:, :3].sum(1), row.weight[:, 1], torch.zeros(row.weight.shape[0]), row.weight[:, 3]]
+    )
+    torch.testing.assert_close(added, expected.double())
+    torch.testing.assert_close(row("attributes", None, 2), row.weight[:, 3].expand(2, -1))
+    age = net.vectors["targets"]
+    numbers = torch.tensor([[2.5], [-1.0]], dtype=torch.float64)
+    torch.testing.assert_close(age("targets", numbers, 2), numbers * age.weight[:, :1].T)
+    c_noise = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    assert torch.equal(net(c_noise, None, 4, vectors={"attributes": given})[3], net(c_noise, None, 4)[3])
+    assert not torch.equal(net(c_noise, None, 4, vectors={"attributes": given})[1], net(c_noise, None, 4)[1])
+
+
+def test_a_network_without_vectors_is_as_it_always_was() -> None:
+    plain, more = conditioned(num_classes=3), conditioned(num_classes=3, vectors={"attributes": 2})
+    assert set(more.state_dict()) - set(plain.state_dict()) == {"vectors.attributes.weight"}
+    assert all(torch.equal(value, more.state_dict()[name]) for name, value in plain.state_dict().items())
+    c_noise, labels = torch.tensor([1.0, 2.0]).double(), torch.tensor([0, 3])
+    zeros = {"attributes": torch.zeros(2, 2)}
+    assert torch.equal(plain(c_noise, labels, 2), more(c_noise, labels, 2, vectors=zeros))
+
+
+def test_vectors_of_another_name_or_shape_are_refused() -> None:
+    net, c_noise = conditioned(vectors={"attributes": 2}), torch.ones(3, dtype=torch.float64)
+    with pytest.raises(UserError, match=r"does not take the condition 'atributes'.*Did you mean 'attributes'"):
+        net(c_noise, None, 3, vectors={"atributes": torch.ones(3, 2)})
+    with pytest.raises(UserError, match=r"attributes must have shape \[3, 2\]; got \[3, 4\]"):
+        net(c_noise, None, 3, vectors={"attributes": torch.ones(3, 4)})
+
+
+IMAGE = {"in_channels": 1, "image_size": 8}
+SMALL = {
+    "unet": {**IMAGE, "channels": 8, "multipliers": (1,), "blocks": 1},
+    "ddpm": {**IMAGE, "channels": 64, "multipliers": (1,), "blocks": 1},
+    "ddpmpp": {**IMAGE, "channels": 8, "multipliers": (1,), "blocks": 1},
+    "ncsnpp": {**IMAGE, "channels": 8, "multipliers": (1,), "blocks": 1},
+    "adm": {**IMAGE, "channels": 32, "multipliers": (1,), "blocks": 1},
+    "songunet": {**IMAGE, "channels": 8, "multipliers": (1,), "blocks": 1},
+    "dhariwal": {**IMAGE, "channels": 64, "multipliers": (1,), "blocks": 1},
+    "unet2d": {**IMAGE, "channels": (64,), "attention": (False,), "up_attention": (False,), "blocks": 1},
+    "dit": {**IMAGE, "width": 16, "depth": 1, "heads": 2},
+    "mlp": {"shape": (1, 8, 8), "width": 16, "blocks": 1},
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_network_takes_vectors(name: str) -> None:
+    net = perturbed(build_network(name, {**SMALL[name], "vectors": {"attributes": 2, "targets": 1}})).eval()
+    x, c_noise = randn(2, 1, 8, 8), torch.tensor([1.0, 2.0], dtype=torch.float64)
+    told = {"attributes": torch.tensor([[1.0, 0.0], [0.0, 1.0]]), "targets": torch.tensor([[0.5], [2.0]])}
+    out = net(x, c_noise, **told)
+    assert condition_names(net)[-2:] == ("attributes", "targets")
+    for other in told:
+        changed = net(x, c_noise, **{**told, other: -told[other]})
+        assert ((out - changed).flatten(1).norm(dim=1) > 1e-4).all()

@@ -7,8 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.core.conditions import check_taken
-from sde_diffusion.core.errors import UserError, choose
+from sde_diffusion.core.errors import UserError, choose, nearest
 from sde_diffusion.nets.initialisation import xavier
 
 MAX_PERIOD = 10000.0  # Vaswani et al. 2017, section 3.5
@@ -165,7 +164,10 @@ class Conditioning(nn.Module):
 
     def _vector_rows(self, row: Tensor | None, given: Mapping[str, Tensor], batch: int) -> Tensor | None:
         """The class row, if there is one, and that of every vector: given, or "not told"."""
-        check_taken(given, self.vectors, "this network")
+        for name in given:
+            if name not in self.vectors:
+                hint = nearest(name, self.vectors) if self.vectors else "it takes none"
+                raise UserError(f"this network does not take the condition {name!r}; {hint}")
         for name, vector_row in self.vectors.items():
             own: Tensor = vector_row(name, given.get(name), batch)
             row = own if row is None else row + own

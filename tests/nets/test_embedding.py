@@ -109,7 +109,7 @@ def test_a_network_without_vectors_is_as_it_always_was() -> None:
 
 def test_vectors_of_another_name_or_shape_are_refused() -> None:
     net, c_noise = conditioned(vectors={"attributes": 2}), torch.ones(3, dtype=torch.float64)
-    with pytest.raises(UserError, match=r"does not take the condition 'atributes'.*Did you mean 'attributes'"):
+    with pytest.raises(UserError, match=r"does not take the condition 'atributes'.*did you mean 'attributes'"):
         net(c_noise, None, 3, vectors={"atributes": torch.ones(3, 2)})
     with pytest.raises(UserError, match=r"attributes must have shape \[3, 2\]; got \[3, 4\]"):
         net(c_noise, None, 3, vectors={"attributes": torch.ones(3, 4)})

@@ -96,6 +96,8 @@ class Run:
             listening() as signals,
         ):
             self.shown = (self.session, first)
+            if self.test is not None and settings.init_from and first == 0:  # what the network is worth that was taken
+                log.scalars(0, self.held_out_figures(self.test))
             while trainer.step < settings.steps:
                 # Dropout draws from the global state; seeded by the step, a resumed training draws the same.
                 seed(seeded(self.task.seed, trainer.step, engine.number, stream=DROPOUT_STREAM).initial_seed())

@@ -68,9 +68,9 @@ def tuned(warm: Warm, pictures: Path, imported: Path, tmp_path_factory: pytest.T
     return folder, warm.run(*ask, *keys())
 
 
-def losses(folder: Path) -> list[float]:
+def losses(folder: Path, name: str = "loss/train") -> list[float]:
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [line["loss/train"] for line in lines if "loss/train" in line]
+    return [line[name] for line in lines if name in line]
 
 
 def test_what_is_taken_and_what_is_fresh_is_said(tuned: tuple[Path, str], imported: Path) -> None:
@@ -87,8 +87,9 @@ def test_what_is_taken_and_what_is_fresh_is_said(tuned: tuple[Path, str], import
 
 
 def test_the_loss_falls(tuned: tuple[Path, str]) -> None:
-    found = losses(tuned[0])
-    assert len(found) == 5 and found[-1] < found[0]
+    """That of a few held-out pictures too, which is noted before the first update."""
+    found, (before, after) = losses(tuned[0]), losses(tuned[0], "loss/held_out")
+    assert len(found) == 5 and found[-1] < found[0] and after < before
 
 
 def test_it_is_sampled_and_diffusers_reads_it(warm: Warm, tuned: tuple[Path, str], tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,19 @@ from sde_diffusion.commands.training import begin
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.data import DataTransform
 from sde_diffusion.data.dataset import Dataset, Splits
+from sde_diffusion.likelihood.decoder import Space
 from sde_diffusion.nets.building import build_network, load_weights
-from sde_diffusion.pipelines.origin import Origin, going_on
+from sde_diffusion.pipelines.origin import Origin, check_origin, going_on
 from sde_diffusion.runtime.engine import Engine
 from sde_diffusion.settings.root import Settings
 from sde_diffusion.storage.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
+from sde_diffusion.storage.results import write_json
 from sde_diffusion.training.initial import Initial, Wanted, initial
 from sde_diffusion.training.losses import held_out_loss
+from tests.importers.golden import reference
+from tests.importers.writing import ddim_file, edm_file, lucidrains_file, openai_file, score_sde_file
 from tests.nets.contract import perturbed, randn
+from tests.proofs.cases import generator
 
 SMALL = {
     "unet": {"channels": 8, "multipliers": [1, 2], "blocks": 1, "attention_resolutions": [4]},
@@ -264,6 +271,61 @@ def test_it_begins_where_the_source_is_and_learns_other_data(
     assert resumed.settings.training.init_from == str(run_folder) and resumed.settings.training.init_weights == "ema"
     assert resumed.settings.model == start.settings.model and resumed.spec.state() == start.spec.state()
     assert resumed.weights is not None and torch.equal(resumed.weights["stem.weight"], run.trainer.net.stem.weight)
+
+
+FILES: dict[str, Callable[[Path], tuple[Any, ...]]] = {
+    "score_sde": lambda folder: (
+        score_sde_file(folder / "a.pth", "song_ncsnpp_ve"),
+        reference("song_ncsnpp_ve").config,
+    ),
+    "edm": lambda folder: (edm_file(folder / "a.pkl", "edm_precond_edm"),),
+    "openai": lambda folder: (
+        openai_file(folder / "a.pt", "iddpm_unet_ss_cond"),
+        {**reference("iddpm_unet_ss_cond").config, "image_size": 16, "diffusion_steps": 400},
+    ),
+    "ddim": lambda folder: (ddim_file(folder / "a.pth", "ddim_model_pooled"), reference("ddim_model_pooled").config),
+    "lucidrains": lambda folder: (
+        lucidrains_file(folder / "a.pt", "lucid_release_1_6"),
+        reference("lucid_release_1_6").config,
+    ),
+}
+"""Of every source with files of its own one, and its configuration; diffusers: tests/cli/test_fine_tuning.py."""
+
+
+@pytest.mark.parametrize("origin", FILES)
+def test_networks_of_every_source_are_trained_on(origin: str, tmp_path: Path) -> None:
+    """Their loss is that of the denoiser that the import gives, in its own process, and every weight moves."""
+    denoiser = sd.import_checkpoint(*FILES[origin](tmp_path)[:1], origin, *FILES[origin](tmp_path)[1:], folder=tmp_path)
+    data = pictures((3, 16, 16), ("0", "2") if "labels" in denoiser.spec.conditions else (), count=8)
+    engine, settings = Engine("cpu"), settings_of(tmp_path, steps=2, batch_size=4, label_dropout=0.2)
+    found = Origin.of(settings, engine)
+    assert found is not None
+    start = found.start(settings, data)
+    run = begin(start, tmp_path / "mine", engine, Splits(data, data))
+    x0, noise = start.transform.encode(data.samples), torch.randn(8, 3, 16, 16, generator=generator(0))
+    t = torch.full((8,), 0.4, dtype=torch.float64)
+    there, here = ({} if data.labels is None else {"labels": factor * data.labels} for factor in (2, 1))
+    before = sd.denoising_score_matching(denoiser, denoiser.spec.model_process, x0, t, noise, **there)
+    with torch.no_grad():
+        own = run.task.objective(run.trainer.alone, x0, t, noise, Space(256, 0.0), **here)
+    torch.testing.assert_close(own, before, rtol=1e-5, atol=0)
+    weights = {key: value.clone() for key, value in run.trainer.net.named_parameters()}
+    run.train(engine.part(4))
+    assert not [key for key, value in run.trainer.net.named_parameters() if torch.equal(value, weights[key])]
+
+
+def test_only_a_training_that_is_there_decides_what_it_began_with(run_folder: Path, tmp_path: Path) -> None:
+    """A configuration without a checkpoint is that of a training which did not get so far."""
+    settings = settings_of(run_folder)
+    write_json(tmp_path / "config.json", Settings().plain())
+    check_origin(tmp_path, settings)
+    shutil.copytree(run_folder / "checkpoints", tmp_path / "checkpoints")
+    with pytest.raises(UserError, match="holds a training that began with fresh weights"):
+        check_origin(tmp_path, settings)
+    write_json(tmp_path / "config.json", settings_of(run_folder, init_weights="ema").plain())
+    check_origin(tmp_path, settings)
+    with pytest.raises(UserError, match=r"weights 'ema', not with training\.init_from=.*init_weights='raw'"):
+        check_origin(tmp_path, settings_of(run_folder, init_weights="raw"))
 
 
 def test_the_weights_may_be_chosen(run_folder: Path) -> None:

@@ -92,11 +92,11 @@ def plan(way: Way, seconds: float, batch: int, most: int | None = None) -> dict[
 
 
 def distances(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each cell's sampler, evaluations and distance with its interval, of a report of --mode compare."""
+    """Each run's sampler, evaluations and distance with its interval, of a report of --mode compare."""
     return [
-        {key: cell[key] for key in ("label", "nfe", "subject", "id", "failed", "sampler")}
-        | {key: cell["values"].get("frechet", {}).get(key) for key in ("value", "low", "high")}
-        for cell in report["cells"]
+        {key: run[key] for key in ("label", "nfe", "variant", "id", "failed", "sampler")}
+        | {key: run["values"].get("frechet", {}).get(key) for key in ("value", "low", "high")}
+        for run in report["runs"]
     ]
 
 

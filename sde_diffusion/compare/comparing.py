@@ -42,7 +42,7 @@ BITS_STREAM, BITS_SAMPLES, BITS_RTOL = 17, 500, 1e-6
 
 
 def row_of_run(run: Run, values: Mapping[str, Any], failed: str = "") -> dict[str, Any]:
-    """What the report says of a cell."""
+    """What the report says of a run."""
     trial, entry = run.trial, SAMPLER_TABLE[run.trial.sampler]
     made = {} if failed else run.made()
     timing = {}
@@ -53,7 +53,7 @@ def row_of_run(run: Run, values: Mapping[str, Any], failed: str = "") -> dict[st
         "id": run.name,
         "sampler": trial.sampler,
         "label": trial.label,
-        "subject": run.variant.name,
+        "variant": run.variant.name,
         "noise": entry.noise,
         "order": entry.order,
         "steps": trial.steps,
@@ -71,7 +71,7 @@ def warned(settings: Settings, source: Source, evaluator: Evaluator) -> list[str
     """What a reader must know before comparing these figures with others."""
     found = list(evaluator.cannot)
     for count, what in (
-        (settings.sampling.num_samples, "samples a cell"),
+        (settings.sampling.num_samples, "samples a run"),
         (len(evaluator.real.values), "real samples"),
     ):
         if count < FEW:
@@ -138,7 +138,7 @@ def compared(settings: Settings, folder: Path, engine: Engine) -> None:
     if not trials:
         raise everyones(UserError("compare.samplers is empty; name some, as in --samplers ddim,dpmpp_2m,pc"))
     if settings.sampling.num_samples < 2:
-        raise everyones(UserError("a comparison needs two samples a cell at least: --num_samples 500"))
+        raise everyones(UserError("a comparison needs two samples a run at least: --num_samples 500"))
     settings, models, splits = variants(settings, folder, engine)
     place, evaluators = folder / "compare", list[Evaluator]()
     runs = [Run.of(settings, variant, trial, place) for variant in models for trial in trials]
@@ -198,14 +198,14 @@ def whole_report(
     """The report as plain values; the clock decides what is under "timing", and which sampler is called the fastest."""
     model = models[0].model
     title = f"{model.protocol['data']} under {type(model.sde).__name__}"
-    subjects_named = ", ".join(variant.name for variant in models)
+    variants_named = ", ".join(variant.name for variant in models)
     made = made_by(engine)
     report = {
         "title": title,
         "subtitle": f"{len({row['label'] for row in rows})} samplers from the same noise, seed {settings.seed}; "
-        f"{settings.sampling.num_samples:,} samples a run; weights: {subjects_named}",
+        f"{settings.sampling.num_samples:,} samples a run; weights: {variants_named}",
         "metrics": judge.described,
-        "cells": list(rows),
+        "runs": list(rows),
         "baselines": baselines(judge, settings, models[0], source, place),
         "reference": judge.protocol["reference"],
         "likelihood": dict(bits),

@@ -29,7 +29,7 @@ DENSITY_SIDE = 96
 def write_report(folder: Path, report: Mapping[str, Any], runs: Sequence[Run]) -> None:
     """The report as a table on the screen, as JSON, CSV, Markdown, HTML and PNG files, and in TensorBoard."""
     place = folder / "compare"
-    made = [run for run, row in zip(runs, report["cells"], strict=True) if not row["failed"]]
+    made = [run for run, row in zip(runs, report["runs"], strict=True) if not row["failed"]]
     view = frame_of(made)
     rows = {run.name: first_samples(run, view) for run in made}
     trajectories = {run.name: trajectory_of(run, view) for run in with_trajectories(report, made)}
@@ -60,10 +60,10 @@ def write_report(folder: Path, report: Mapping[str, Any], runs: Sequence[Run]) -
 def write_board(folder: Path, report: Mapping[str, Any], rows: Mapping[str, Picture]) -> None:
     """A run of TensorBoard for each run: what it is, what it came to, and its first samples."""
     shutil.rmtree(folder, ignore_errors=True)  # a run would be shown twice
-    for run in report["cells"]:
+    for run in report["runs"]:
         if run["failed"]:
             continue
-        told = {name: run[name] for name in ("label", "steps", "nfe", "subject") if run[name] is not None}
+        told = {name: run[name] for name in ("label", "steps", "nfe", "variant") if run[name] is not None}
         found = {name: score["value"] for name, score in run["values"].items() if score["value"] is not None}
         with Board(folder / run["id"]) as board:
             board.add_hparams(told, {**found, "milliseconds_per_sample": run["timing"]["milliseconds_per_sample"]})
@@ -72,10 +72,10 @@ def write_board(folder: Path, report: Mapping[str, Any], rows: Mapping[str, Pict
 
 def with_trajectories(report: Mapping[str, Any], runs: Sequence[Run]) -> list[Run]:
     """For each sampler on the first variant, the run whose evaluations are nearest to FILM_NFE."""
-    nfe = {row["id"]: row["nfe"] for row in report["cells"]}
+    nfe = {row["id"]: row["nfe"] for row in report["runs"]}
     nearest: dict[str, Run] = {}
     for run in sorted(runs, key=lambda run: abs(math.log(nfe[run.name] / FILM_NFE))):
-        if run.variant.name == report["cells"][0]["subject"]:
+        if run.variant.name == report["runs"][0]["variant"]:
             nearest.setdefault(run.trial.label, run)
     return [run for run in runs if run in nearest.values()]
 

@@ -4,7 +4,7 @@ A run has a folder of its own, named after all that its samples depend on, so th
 a kill costs no more than the batch that was being drawn:
 
     samples_<sampler>.npz and .json   the samples and their protocol, with the calls of the network and the seconds
-    film.npz                          what the sampler asked and was told about the first samples
+    trajectory.npz                    what the sampler asked and was told about the first samples
     ends-<first>.npy                  where samples ended in model space, for the distance to the converged flow
     scores-<digest>.json              the figures of these samples, under one protocol of judging
 """
@@ -82,8 +82,9 @@ class Run:
 
     @property
     def trajectory(self) -> Path:
-        """Where what the sampler asked and was told is kept."""
-        return self.place / "film.npz"
+        """Where what the sampler asked and was told is kept; runs of before have it by a former name."""
+        former = self.place / "film.npz"
+        return former if former.is_file() else self.place / "trajectory.npz"
 
     @property
     def whole(self) -> bool:

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.core.packages import extra
-from sde_diffusion.report.cells import (
+from sde_diffusion.report.front import pareto, sign
+from sde_diffusion.report.palette import CROSS, PAPER, Spec, dash, theme
+from sde_diffusion.report.runs import (
     AGREEMENT,
     MISSING,
-    Cell,
     Estimate,
     Report,
+    Run,
     capital,
     estimate,
     finite,
@@ -32,10 +34,8 @@ from sde_diffusion.report.cells import (
     number,
     ranks,
     steps,
-    subjects,
+    variants,
 )
-from sde_diffusion.report.front import pareto, sign
-from sde_diffusion.report.palette import CROSS, PAPER, Spec, dash, theme
 
 if TYPE_CHECKING:
     import altair as alt
@@ -76,33 +76,33 @@ def extent(values: Sequence[float], ends: Sequence[float], log: bool) -> tuple[f
     return low - pad, high + pad
 
 
-def told(report: Report, cell: Cell, metric: str) -> dict[str, str]:
-    """What the tooltip tells of a cell."""
-    found, spent = estimate(cell, metric), milliseconds(cell)
+def told(report: Report, run: Run, metric: str) -> dict[str, str]:
+    """What the tooltip tells of a run."""
+    found, spent = estimate(run, metric), milliseconds(run)
     title = report["metrics"].get(metric, {}).get("title", metric)
     return {
-        "sampler": name(report, cell),
-        title: str(found) if found else missing(cell, metric) or MISSING,
-        "evaluations": str(cell.get("nfe") or MISSING),
-        "steps": steps(cell),
+        "sampler": name(report, run),
+        title: str(found) if found else missing(run, metric) or MISSING,
+        "evaluations": str(run.get("nfe") or MISSING),
+        "steps": steps(run),
         "time": MISSING if spent is None else f"{number(spent)} ms a sample",
-        **{key: str(cell.get(key) or MISSING) for key in ("noise", "order", "samples")},
+        **{key: str(run.get(key) or MISSING) for key in ("noise", "order", "samples")},
     }
 
 
 def rows_of(report: Report, metric: str) -> list[dict[str, Any]]:
-    """A row for each cell: what is drawn of it, by which cost it is on the front, and what is told of it."""
-    cells: Sequence[Cell] = report["cells"]
+    """A row for each run: what is drawn of it, by which cost it is on the front, and what is told of it."""
+    runs: Sequence[Run] = report["runs"]
     better = report["metrics"].get(metric, {}).get("better", "lower")
     rows: list[dict[str, Any]] = []
-    for cell in cells:
-        found = estimate(cell, metric) or Estimate(math.nan)
-        # A cell that failed has no evaluations; its cross is where its steps are.
-        spent = cell.get("steps") if cell.get("failed") and cell.get("nfe") is None else cell.get("nfe")
-        drawn = {"nfe": finite(spent), "milliseconds": milliseconds(cell), "value": finite(found.value)}
-        ends = {"low": found.low, "high": found.high, "failed": bool(cell.get("failed"))}
-        named = {"label": cell["label"], "subject": cell.get("subject", "")}
-        texts = {f"told_{i}": text for i, text in enumerate(told(report, cell, metric).values())}
+    for run in runs:
+        found = estimate(run, metric) or Estimate(math.nan)
+        # A run that failed has no evaluations; its cross is where its steps are.
+        spent = run.get("steps") if run.get("failed") and run.get("nfe") is None else run.get("nfe")
+        drawn = {"nfe": finite(spent), "milliseconds": milliseconds(run), "value": finite(found.value)}
+        ends = {"low": found.low, "high": found.high, "failed": bool(run.get("failed"))}
+        named = {"label": run["label"], "variant": run.get("variant", "")}
+        texts = {f"told_{i}": text for i, text in enumerate(told(report, run, metric).values())}
         rows.append({**named, **drawn, **ends, **texts})
     for cost in COSTS:
         points = [tuple(math.nan if row[key] is None else row[key] for key in (cost, "value")) for row in rows]
@@ -150,7 +150,7 @@ def unchecked() -> Iterator[None]:
 def quality(report: Report, metric: str, cost: str = "nfe") -> alt.LayerChart:
     """A metric against what it costs: each label over its budgets, with intervals; the Pareto front is ringed.
 
-    Raises UserError for an unknown metric or cost, and for a metric of which no cell has a value to draw.
+    Raises UserError for an unknown metric or cost, and for a metric of which no run has a value to draw.
     """
     with extra("report"):
         import altair as alt
@@ -173,7 +173,7 @@ def quality(report: Report, metric: str, cost: str = "nfe") -> alt.LayerChart:
         below = [
             data.transform_filter("isValid(datum.high)").mark_rect(style="band", clip=True).encode(low, high),
             data.mark_rule(style="baseline").encode(axes.y()),
-            # Beyond the rule, as seen from the cells, there is room.
+            # Beyond the rule, as seen from the runs, there is room.
             data.mark_text(
                 style="note",
                 align="left",
@@ -189,7 +189,7 @@ def quality(report: Report, metric: str, cost: str = "nfe") -> alt.LayerChart:
 def agreement(report: Report) -> alt.LayerChart:
     """The distance to the converged flow over the evaluations, beside the slopes of orders 1, 2 and 3.
 
-    Raises UserError where no cell has a distance to draw.
+    Raises UserError where no run has a distance to draw.
     """
     with extra("report"):
         import altair as alt
@@ -220,7 +220,7 @@ def faint(opacity: float) -> alt.OpacityValue:
 
 @dataclass(frozen=True, eq=False)
 class Axes:
-    """The cells' rows of a metric, and the axes that they all fit on whichever labels are shown."""
+    """The runs' rows of a metric, and the axes that they all fit on whichever labels are shown."""
 
     report: Report
     metric: str
@@ -239,7 +239,7 @@ class Axes:
         shown = [row for row in rows if drawable(row, cost, log)]
         if not shown:
             raise UserError(
-                f"no cell has a value of {metric!r} to draw; measure another metric, or leave this chart out"
+                f"no run has a value of {metric!r} to draw; measure another metric, or leave this chart out"
             )
         values = [row["value"] for row in shown]
         marks = baselines(report, metric, log, values) if metric in report["metrics"] else []
@@ -284,27 +284,27 @@ class Axes:
         return self.placed().transform_filter("datum.value > 0" if self.log else "isValid(datum.value)")
 
     def chart(self, title: str, below: Sequence[alt.Chart]) -> alt.LayerChart:
-        """Lines, intervals, points and failures of all cells over what lies below them.
+        """Lines, intervals, points and failures of all runs over what lies below them.
 
-        The page sets the parameters shown and subjects (what is drawn) and focus (what is not faint).
+        The page sets the parameters shown and variants (what is drawn) and focus (what is not faint).
         """
         with extra("report"):
             import altair as alt
 
-        names, several = labels(self.report), subjects(self.report)
+        names, several = labels(self.report), variants(self.report)
         hue = alt.Color("label:N", scale=alt.Scale(domain=names))
         form = alt.Shape("label:N", scale=alt.Scale(domain=names))
-        titles = told(self.report, self.report["cells"][0], self.metric)
+        titles = told(self.report, self.report["runs"][0], self.metric)
         tooltip = [alt.Tooltip(f"told_{i}", type="nominal", title=title) for i, title in enumerate(titles)]
 
         lines = (
             self.drawn()
             .mark_line(strokeWidth=1.6, clip=True, aria=False)
-            .encode(self.x(), self.y(), hue, alt.Detail("subject:N"), alt.Order(f"{self.cost}:Q"), faint(0.75))
+            .encode(self.x(), self.y(), hue, alt.Detail("variant:N"), alt.Order(f"{self.cost}:Q"), faint(0.75))
         )
         if len(several) > 1:
             dashes = alt.Scale(domain=several, range=[dash(i) for i in range(len(several))])
-            lines = lines.encode(alt.StrokeDash("subject:N", scale=dashes))
+            lines = lines.encode(alt.StrokeDash("variant:N", scale=dashes))
         intervals = (
             self.drawn()
             .transform_filter("isValid(datum.high)")
@@ -325,11 +325,11 @@ class Axes:
             layer=[lines, intervals, *below, points, failures],
             data=alt.InlineData(values=self.rows),
             transform=[
-                alt.FilterTransform("indexof(shown, datum.label) >= 0 && indexof(subjects, datum.subject) >= 0")
+                alt.FilterTransform("indexof(shown, datum.label) >= 0 && indexof(variants, datum.variant) >= 0")
             ],
             params=[
                 alt.VariableParameter(name="shown", value=names),
-                alt.VariableParameter(name="subjects", value=several),
+                alt.VariableParameter(name="variants", value=several),
                 alt.VariableParameter(name="focus", value=""),
             ],
             title=alt.Title(title, limit=alt.expr("width")),
@@ -344,7 +344,7 @@ def chart_png(chart: alt.LayerChart, dark: bool = False) -> bytes:
         import vl_convert
 
     spec = specification(chart)
-    report_labels = {"cells": [{"label": label} for label in parameter(spec, "shown")]}
+    report_labels = {"runs": [{"label": label} for label in parameter(spec, "shown")]}
     config = {**theme(report_labels, dark), "background": PAPER[dark], "padding": 24}
     return vl_convert.vegalite_to_png({**spec, "width": 640, "height": 400, "config": config}, scale=2)
 

@@ -6,12 +6,13 @@ import csv
 import io
 from collections.abc import Sequence
 
-from sde_diffusion.report.cells import (
+from sde_diffusion.report.recommendation import recommend
+from sde_diffusion.report.runs import (
     AGREEMENT,
     MISSING,
-    Cell,
     Estimate,
     Report,
+    Run,
     estimate,
     finite,
     flat,
@@ -19,10 +20,9 @@ from sde_diffusion.report.cells import (
     missing,
     number,
     steps,
-    subjects,
+    variants,
     words,
 )
-from sde_diffusion.report.recommendation import recommend
 from sde_diffusion.report.table import table
 from sde_diffusion.report.templating import environment
 
@@ -38,46 +38,46 @@ def with_error(found: Estimate | None) -> str:
     return number(found.value) if found.half is None else f"{number(found.value)} +- {number(found.half, 2)}"
 
 
-def seconds(cell: Cell) -> str:
-    """What all samples of a cell took."""
-    found = finite((cell.get("timing") or {}).get("seconds"))
+def seconds(run: Run) -> str:
+    """What all samples of a run took."""
+    found = finite((run.get("timing") or {}).get("seconds"))
     return "-" if found is None else number(found)
 
 
 def reasons(report: Report) -> list[str]:
-    """Why values are missing: a sentence for each reason, with the labels or, of some of a label's, the cells."""
+    """Why values are missing: a sentence for each reason, with the labels or, of some of a label's, the runs."""
     whole: dict[str, set[str]] = {}
     found: dict[tuple[str, str], set[str]] = {}
-    for cell in report["cells"]:
-        whole.setdefault(cell["label"], set()).add(cell["id"])
-        lacking = [metric for metric in report["metrics"] if estimate(cell, metric) is None]
-        if cell.get("failed"):
-            found.setdefault(("failed", cell["failed"]), set()).add(cell["id"])
+    for run in report["runs"]:
+        whole.setdefault(run["label"], set()).add(run["id"])
+        lacking = [metric for metric in report["metrics"] if estimate(run, metric) is None]
+        if run.get("failed"):
+            found.setdefault(("failed", run["failed"]), set()).add(run["id"])
             continue
-        for reason in dict.fromkeys(missing(cell, metric) for metric in lacking):
-            metrics = [metric for metric in lacking if missing(cell, metric) == reason]
-            found.setdefault((f"no {words(metrics)}", reason or "no reason was given"), set()).add(cell["id"])
+        for reason in dict.fromkeys(missing(run, metric) for metric in lacking):
+            metrics = [metric for metric in lacking if missing(run, metric) == reason]
+            found.setdefault((f"no {words(metrics)}", reason or "no reason was given"), set()).add(run["id"])
     sentences = []
     for (what, reason), ids in found.items():
         named = [label for label, of in whole.items() if of <= ids]
-        named += [cell["id"] for cell in report["cells"] if cell["id"] in ids and cell["label"] not in named]
+        named += [run["id"] for run in report["runs"] if run["id"] in ids and run["label"] not in named]
         sentences.append(f"{words(named)}: {what}: {reason}")
     return sentences
 
 
 def comparison_rows(report: Report, metrics: Sequence[str]) -> list[dict[str, str]]:
-    """A row of text for each cell: its label, its subject if there are several, its cost and some metrics."""
-    several = len(subjects(report)) > 1
+    """A row of text for each run: its label, its variant if there are several, its cost and some metrics."""
+    several = len(variants(report)) > 1
     return [
         {
-            "sampler": cell["label"] + ("  (failed)" if cell.get("failed") else ""),
-            **({"subject": str(cell.get("subject", ""))} if several else {}),
-            "steps": steps(cell),
-            "nfe": str(cell.get("nfe") or "-"),
-            **{metric: with_error(estimate(cell, metric)) for metric in metrics},
-            "seconds": seconds(cell),
+            "sampler": run["label"] + ("  (failed)" if run.get("failed") else ""),
+            **({"variant": str(run.get("variant", ""))} if several else {}),
+            "steps": steps(run),
+            "nfe": str(run.get("nfe") or "-"),
+            **{metric: with_error(estimate(run, metric)) for metric in metrics},
+            "seconds": seconds(run),
         }
-        for cell in report["cells"]
+        for run in report["runs"]
     ]
 
 
@@ -86,48 +86,48 @@ def to_the_right(rows: Sequence[dict[str, str]], texts: Sequence[str]) -> list[d
     widths = {key: max(len(row[key]) for row in [{key: key}, *rows]) for key in rows[0]}
     return [
         {
-            key if key in texts else key.rjust(widths[key]): cell if key in texts else cell.rjust(widths[key])
-            for key, cell in row.items()
+            key if key in texts else key.rjust(widths[key]): text if key in texts else text.rjust(widths[key])
+            for key, text in row.items()
         }
         for row in rows
     ]
 
 
 def comparison_table(report: Report) -> str:
-    """All cells as lines of aligned columns, with the first metrics, and below them why values are missing."""
-    if not report["cells"]:
-        return "no cells"
+    """All runs as lines of aligned columns, with the first metrics, and below them why values are missing."""
+    if not report["runs"]:
+        return "no runs"
     shown = [metric for metric in report["metrics"] if metric != AGREEMENT][:ON_SCREEN]
     shown += [metric for metric in report["metrics"] if metric == AGREEMENT]
-    rows = to_the_right(comparison_rows(report, shown), ("sampler", "subject"))
+    rows = to_the_right(comparison_rows(report, shown), ("sampler", "variant"))
     return "\n".join([table(rows), *([""] if (why := reasons(report)) else []), *why])
 
 
 def comparison_csv(report: Report) -> str:
-    """All cells as CSV, a row each; numbers in full, and nothing where there is none."""
+    """All runs as CSV, a row each; numbers in full, and nothing where there is none."""
     metrics = [f"{metric}{end}" for metric in report["metrics"] for end in ("", "_low", "_high")]
-    told = ["id", "sampler", "label", "subject", "noise", "order", "steps", "tolerance", "nfe", "samples"]
+    told = ["id", "sampler", "label", "variant", "noise", "order", "steps", "tolerance", "nfe", "samples"]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, [*told, *metrics, "seconds", "milliseconds_per_sample", "failed", "reason"])
     writer.writeheader()
-    for cell in report["cells"]:
-        row = {key: cell.get(key) for key in told}
+    for run in report["runs"]:
+        row = {key: run.get(key) for key in told}
         row |= {
-            "seconds": finite((cell.get("timing") or {}).get("seconds")),
-            "milliseconds_per_sample": milliseconds(cell),
+            "seconds": finite((run.get("timing") or {}).get("seconds")),
+            "milliseconds_per_sample": milliseconds(run),
         }
         why = []
         for metric in report["metrics"]:
-            if found := estimate(cell, metric):
+            if found := estimate(run, metric):
                 row |= {metric: found.value, f"{metric}_low": found.low, f"{metric}_high": found.high}
-            elif (reason := missing(cell, metric)) and not cell.get("failed"):
+            elif (reason := missing(run, metric)) and not run.get("failed"):
                 why.append(f"{metric}: {reason}")
-        writer.writerow({**row, "failed": cell.get("failed") or "", "reason": "; ".join(why)})
+        writer.writerow({**row, "failed": run.get("failed") or "", "reason": "; ".join(why)})
     return buffer.getvalue()
 
 
 def comparison_markdown(report: Report) -> str:
-    """The recommendation, all cells, what is missing, bits/dim, the protocol and the warnings, as Markdown."""
+    """The recommendation, all runs, what is missing, bits/dim, the protocol and the warnings, as Markdown."""
     template = environment().get_template("comparison.md.j2")
     return template.render(
         report=report,

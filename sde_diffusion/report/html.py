@@ -16,7 +16,11 @@ from numpy.typing import NDArray
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.packages import extra
 from sde_diffusion.report import charts, palette
-from sde_diffusion.report.cells import (
+from sde_diffusion.report.comparison import likelihood_rows, reasons
+from sde_diffusion.report.front import sign
+from sde_diffusion.report.pictures import Picture, png
+from sde_diffusion.report.recommendation import recommend
+from sde_diffusion.report.runs import (
     AGREEMENT,
     MISSING,
     Report,
@@ -30,12 +34,8 @@ from sde_diffusion.report.cells import (
     number,
     ranks,
     steps,
-    subjects,
+    variants,
 )
-from sde_diffusion.report.comparison import likelihood_rows, reasons
-from sde_diffusion.report.front import sign
-from sde_diffusion.report.pictures import Picture, png
-from sde_diffusion.report.recommendation import recommend
 from sde_diffusion.report.templating import environment, source
 
 if TYPE_CHECKING:
@@ -57,41 +57,41 @@ class Trajectory:
     captions: list[str]
 
 
-def comparison_html(report: Report, strips: Mapping[str, Picture], films: Mapping[str, Trajectory]) -> str:
+def comparison_html(report: Report, strips: Mapping[str, Picture], trajectories: Mapping[str, Trajectory]) -> str:
     """The page of a comparison: charts that can be searched, samples side by side, the walks, every figure.
 
-    strips: the first samples of cells in a row, [h, w, 3], or [h, w, 4] with clear pixels between them; square tiles
-    without borders are set apart by the page. films: of cells, alike. Cells without either are left out there.
+    strips: the first samples of runs in a row, [h, w, 3], or [h, w, 4] with clear pixels between them; square tiles
+    without borders are set apart by the page. trajectories: of runs, alike. Runs without either are left out there.
     """
     recommendation = report.get("recommendation") or recommend(report)
-    named = {cell["id"]: cell for cell in report["cells"]}
+    named = {run["id"]: run for run in report["runs"]}
     specs, datasets = chart_data(report)
-    costs = [cell["nfe"] for cell in report["cells"] if cell["id"] in strips and finite(cell.get("nfe")) is not None]
+    costs = [run["nfe"] for run in report["runs"] if run["id"] in strips and finite(run.get("nfe")) is not None]
     budgets = sorted({*(budget["nfe"] for budget in recommendation["budgets"]), *([max(costs)] if costs else [])})
     knee = recommendation["knee"]
     enough = next((budget for budget in budgets if knee and budget >= knee["nfe"]), None)
     data = {
         "labels": labels(report),
-        "subjects": subjects(report),
+        "variants": variants(report),
         "specs": specs,
         "datasets": datasets,
         "themes": {"light": page_theme(report, False), "dark": page_theme(report, True)},
-        "films": {key: sprites(film) for key, film in films.items() if key in named},
+        "trajectories": {key: sprites(trajectory) for key, trajectory in trajectories.items() if key in named},
     }
     return (
         environment()
         .get_template("report.html.j2")
         .render(
             report=report,
-            several=len(subjects(report)) > 1,
+            several=len(variants(report)) > 1,
             samplers=marks(report),
-            subjects=[{"name": subject, "dash": palette.dash(i)} for i, subject in enumerate(subjects(report))],
+            variants=[{"name": variant, "dash": palette.dash(i)} for i, variant in enumerate(variants(report))],
             lead=[
                 s for s in recommendation["sentences"] if s not in {b["sentence"] for b in recommendation["budgets"]}
             ],
             recommendation=recommendation,
             cards=[
-                {**budget, "run": named[budget["cell"]], "enough": budget["nfe"] == enough}
+                {**budget, "run": named[budget["run"]], "enough": budget["nfe"] == enough}
                 for budget in recommendation["budgets"]
             ],
             title_of={metric: about.get("title", metric) for metric, about in report["metrics"].items()},
@@ -101,12 +101,12 @@ def comparison_html(report: Report, strips: Mapping[str, Picture], films: Mappin
             strips=strip_rows(report, strips),
             budgets=budgets,
             shown=enough or max(budgets, default=0),
-            films=film_rows(report, films),
+            trajectories=trajectory_rows(report, trajectories),
             likelihood=likelihood_rows(report),
             columns=table_columns(report),
             rows=table_rows(report),
             reasons=reasons(report),
-            cells=[(name(report, cell), cell, flat(cell.get("protocol") or {})) for cell in report["cells"]],
+            runs=[(name(report, run), run, flat(run.get("protocol") or {})) for run in report["runs"]],
             protocol=flat(report.get("protocol") or {}),
             reference=flat(report.get("reference") or {}),
             number=number,
@@ -179,14 +179,14 @@ def data_uri(image: Picture) -> str:
     )
 
 
-def sprites(film: Trajectory) -> dict[str, Any]:
-    """A film as two images with its frames one below another."""
-    frames, height, width = film.x.shape[:3]
+def sprites(trajectory: Trajectory) -> dict[str, Any]:
+    """A trajectory as two images with its frames one below another."""
+    frames, height, width = trajectory.x.shape[:3]
     return {
-        "x": data_uri(film.x.reshape(frames * height, width, -1)),
-        "x0": data_uri(film.x0_hat.reshape(frames * height, width, -1)),
+        "x": data_uri(trajectory.x.reshape(frames * height, width, -1)),
+        "x0": data_uri(trajectory.x0_hat.reshape(frames * height, width, -1)),
         "frames": frames,
-        "captions": film.captions,
+        "captions": trajectory.captions,
     }
 
 
@@ -205,37 +205,37 @@ def shape_of(picture: NDArray[np.uint8]) -> dict[str, Any]:
 
 
 def strip_rows(report: Report, strips: Mapping[str, Picture]) -> list[dict[str, Any]]:
-    """For each label (of each subject): its cells by cost, with their pictures where they have one."""
+    """For each label (of each variant): its runs by cost, with their pictures where they have one."""
     metric = next(iter(measured(report)), None)
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for cell in report["cells"]:
-        picture = strips.get(cell["id"])
-        if finite(cell.get("nfe")) is None or (picture is None and not cell.get("failed")):
+    for run in report["runs"]:
+        picture = strips.get(run["id"])
+        if finite(run.get("nfe")) is None or (picture is None and not run.get("failed")):
             continue
         shown = None if picture is None else {**shape_of(picture), "uri": data_uri(picture)}
-        found = estimate(cell, metric) if metric else None
-        rows.setdefault((cell["label"], cell.get("subject", "")), []).append(
-            {"cell": cell, "picture": shown, "value": found}
+        found = estimate(run, metric) if metric else None
+        rows.setdefault((run["label"], run.get("variant", "")), []).append(
+            {"run": run, "picture": shown, "value": found}
         )
     return [
-        {"label": label, "subject": subject, "cells": sorted(cells, key=lambda entry: entry["cell"]["nfe"])}
-        for (label, subject), cells in rows.items()
-        if any(entry["picture"] for entry in cells)
+        {"label": label, "variant": variant, "runs": sorted(runs, key=lambda entry: entry["run"]["nfe"])}
+        for (label, variant), runs in rows.items()
+        if any(entry["picture"] for entry in runs)
     ]
 
 
-def film_rows(report: Report, films: Mapping[str, Trajectory]) -> list[dict[str, Any]]:
-    """The cells that have films."""
+def trajectory_rows(report: Report, trajectories: Mapping[str, Trajectory]) -> list[dict[str, Any]]:
+    """The runs that have trajectories."""
     return [
-        {"cell": cell, **shape_of(films[cell["id"]].x), "captions": films[cell["id"]].captions}
-        for cell in report["cells"]
-        if cell["id"] in films
+        {"run": run, **shape_of(trajectories[run["id"]].x), "captions": trajectories[run["id"]].captions}
+        for run in report["runs"]
+        if run["id"] in trajectories
     ]
 
 
 def table_columns(report: Report) -> list[dict[str, Any]]:
     """The columns of the full table."""
-    texts = ["sampler", *(["subject"] if len(subjects(report)) > 1 else []), "noise", "order"]
+    texts = ["sampler", *(["variant"] if len(variants(report)) > 1 else []), "noise", "order"]
     numbers = ["steps", "nfe", *report["metrics"], "ms a sample"]
     return [{"name": text, "number": False} for text in texts] + [
         {"name": report["metrics"].get(key, {}).get("title", key), "number": True} for key in numbers
@@ -243,28 +243,28 @@ def table_columns(report: Report) -> list[dict[str, Any]]:
 
 
 def table_rows(report: Report) -> list[dict[str, Any]]:
-    """Every cell with what each column shows of it, and with what it is sorted by."""
+    """Every run with what each column shows of it, and with what it is sorted by."""
     best = {}
     for metric, about in report["metrics"].items():
         if not ranks(report, metric):
             continue
         s = sign(about.get("better", "lower"))
-        found = [s * e.value for cell in report["cells"] if (e := estimate(cell, metric))]
+        found = [s * e.value for run in report["runs"] if (e := estimate(run, metric))]
         best[metric] = s * min(found, default=math.nan)
     rows = []
-    for cell in report["cells"]:
-        texts = [cell["label"], *([cell.get("subject", "")] if len(subjects(report)) > 1 else [])]
-        texts += [str(cell.get("noise") or ""), str(cell.get("order") or "")]
-        values = {metric: estimate(cell, metric) for metric in report["metrics"]}
-        spent = milliseconds(cell)
-        numbers = [finite(cell.get("steps")), finite(cell.get("nfe"))]
+    for run in report["runs"]:
+        texts = [run["label"], *([run.get("variant", "")] if len(variants(report)) > 1 else [])]
+        texts += [str(run.get("noise") or ""), str(run.get("order") or "")]
+        values = {metric: estimate(run, metric) for metric in report["metrics"]}
+        spent = milliseconds(run)
+        numbers = [finite(run.get("steps")), finite(run.get("nfe"))]
         numbers += [None if e is None else e.value for e in values.values()]
         rows.append(
             {
-                "cell": cell,
+                "run": run,
                 "sort_keys": json.dumps([*texts, *numbers, spent]),
                 "texts": texts,
-                "steps": steps(cell),
+                "steps": steps(run),
                 "values": [
                     {
                         "value": number(e.value) if e else MISSING,

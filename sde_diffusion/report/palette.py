@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sde_diffusion.report.cells import Report, labels
+from sde_diffusion.report.runs import Report, labels
 
 Spec = dict[str, Any]
 
@@ -39,7 +39,7 @@ SHAPES = {
 """Outlines in a box of about [-1, 1]^2, for Vega and for SVG alike: 7 beside 12 colours, so that 84 labels differ."""
 
 DASHES = ((1, 0), (5, 3), (1.5, 3), (9, 3, 1.5, 3))
-"""Of the lines of one subject after another, where there are several."""
+"""Of the lines of one variant after another, where there are several."""
 
 CROSS = "M-0.7,-0.7L0.7,0.7M-0.7,0.7L0.7,-0.7"
 """What failed."""
@@ -61,7 +61,7 @@ def shape(index: int) -> str:
 
 
 def dash(index: int) -> list[float]:
-    """The dashes of the subject with this index."""
+    """The dashes of the variant with this index."""
     return list(DASHES[index % len(DASHES)])
 
 

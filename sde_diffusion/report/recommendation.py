@@ -7,10 +7,11 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from sde_diffusion.report.cells import (
-    Cell,
+from sde_diffusion.report.front import Interval, Point, as_good, knee, sign
+from sde_diffusion.report.runs import (
     Estimate,
     Report,
+    Run,
     estimate,
     finite,
     labels,
@@ -20,10 +21,9 @@ from sde_diffusion.report.cells import (
     primary,
     words,
 )
-from sde_diffusion.report.front import Interval, Point, as_good, knee, sign
 
-Candidate = tuple[Cell, Estimate]
-"""A cell with its value of the primary metric."""
+Candidate = tuple[Run, Estimate]
+"""A run with its value of the primary metric."""
 
 
 def round_numbers(low: float, high: float) -> list[int]:
@@ -34,21 +34,21 @@ def round_numbers(low: float, high: float) -> list[int]:
     return [n for n in found if n >= low]
 
 
-def evaluations(cell: Cell) -> str:
-    return f"{cell['nfe']} evaluation{'s' if cell['nfe'] != 1 else ''}"
+def evaluations(run: Run) -> str:
+    return f"{run['nfe']} evaluation{'s' if run['nfe'] != 1 else ''}"
 
 
 def recommend(report: Report) -> dict[str, Any]:
-    """{"metric", "budgets": [{"nfe", "cell", "label", "value", "low", "high", "within", "sentence"}], "knee",
+    """{"metric", "budgets": [{"nfe", "run", "label", "value", "low", "high", "within", "sentence"}], "knee",
     "fastest", "sentences"}, by the primary metric and with what is as good as the best as `front.as_good` has it.
 
-    Cells that failed or have no value are left out, which is said; without any other, nothing is recommended.
+    Runs that failed or have no value are left out, which is said; without any other, nothing is recommended.
     """
     metric = primary(report)
     if metric is None:
         return nothing(metric, "No metric that ranks samplers was measured")
-    cells = [(cell, estimate(cell, metric)) for cell in report["cells"] if finite(cell.get("nfe")) is not None]
-    candidates = [(cell, found) for cell, found in cells if found]
+    runs = [(run, estimate(run, metric)) for run in report["runs"] if finite(run.get("nfe")) is not None]
+    candidates = [(run, found) for run, found in runs if found]
     if not candidates:
         return nothing(metric, f"No run has a finite value of {metric}")
     contest = Contest(report, metric, candidates)
@@ -63,7 +63,7 @@ def recommend(report: Report) -> dict[str, Any]:
             *([contest.fastest_sentence(fastest, enough)] if fastest else []),
             *(row["sentence"] for row in rows),
             *contest.baseline_sentences(),
-            *left_out(len(report["cells"]) - len(candidates), len(report["cells"])),
+            *left_out(len(report["runs"]) - len(candidates), len(report["runs"])),
         ],
     }
 
@@ -75,14 +75,14 @@ def nothing(metric: str | None, why: str) -> dict[str, Any]:
 
 
 def left_out(count: int, of: int) -> list[str]:
-    """What is said of cells without a value."""
+    """What is said of runs without a value."""
     one = f"1 of {of} runs has no value and was left out."
     return [one if count == 1 else f"{count} of {of} runs have no value and were left out."] if count else []
 
 
 @dataclass(frozen=True, eq=False)
 class Contest:
-    """The cells that have a value of a metric, and who wins."""
+    """The runs that have a value of a metric, and who wins."""
 
     report: Report
     metric: str
@@ -97,9 +97,9 @@ class Contest:
         return sign(self.about["better"])
 
     def entry(self, candidate: Candidate) -> dict[str, Any]:
-        cell, found = candidate
+        run, found = candidate
         values = {"value": found.value, "low": found.low, "high": found.high}
-        return {"nfe": cell["nfe"], "cell": cell["id"], "label": name(self.report, cell), **values}
+        return {"nfe": run["nfe"], "run": run["id"], "label": name(self.report, run), **values}
 
     def best(self, budget: float = math.inf) -> Candidate:
         """The best of the candidates within a budget, the cheapest one of equals."""
@@ -112,7 +112,7 @@ class Contest:
         return self.sign * found.value <= max(self.sign * end for end in ends)
 
     def _judged(self) -> tuple[list[Point], str, list[Interval | None]]:
-        points = [(float(cell["nfe"]), found.value) for cell, found in self.candidates]
+        points = [(float(run["nfe"]), found.value) for run, found in self.candidates]
         ends = [None if e.low is None or e.high is None else (e.low, e.high) for _, e in self.candidates]
         return points, self.about["better"], ends
 
@@ -125,17 +125,17 @@ class Contest:
     def fastest(self) -> Candidate | None:
         """The fastest of the candidates as good as the best, if any was timed."""
         good = [self.candidates[i] for i in as_good(*self._judged())]
-        timed = [(spent, i) for i, (cell, _) in enumerate(good) if (spent := milliseconds(cell)) is not None]
+        timed = [(spent, i) for i, (run, _) in enumerate(good) if (spent := milliseconds(run)) is not None]
         return good[min(timed)[1]] if timed else None
 
     def limits(self) -> list[int]:
         """Numbers of evaluations to recommend for: those that half of the labels share, or else round numbers.
 
-        The dearest cell is within the last. Budgets up to which nothing has happened since the one before are left out.
+        The dearest run is within the last. Budgets up to which nothing has happened since the one before are left out.
         """
         sharing: defaultdict[int, set[str]] = defaultdict(set)
-        for cell, _ in self.candidates:
-            sharing[cell["nfe"]].add(cell["label"])
+        for run, _ in self.candidates:
+            sharing[run["nfe"]].add(run["label"])
         shared = sorted(nfe for nfe, of in sharing.items() if len(of) >= 0.5 * len(labels(self.report)))
         low, high = min(sharing), max(sharing)
         if len(shared) < 2:
@@ -145,7 +145,7 @@ class Contest:
         return [b for a, b in zip([0, *shared], shared) if any(a < nfe <= b for nfe in sharing)]
 
     def budgets(self) -> list[dict[str, Any]]:
-        """The best within each budget, with the other labels of which a cell is as good; the last only if it is new."""
+        """The best within each budget, with the other labels of which a run is as good; the last only if it is new."""
         rows: list[dict[str, Any]] = []
         limits = self.limits()
         for budget in limits:
@@ -154,7 +154,7 @@ class Contest:
             entry = self.entry(best)
             others = [label for label in dict.fromkeys(tied) if label != entry["label"]]
             told = f"{entry['label']}, {best[1]}"
-            if rows and rows[-1]["cell"] == entry["cell"]:
+            if rows and rows[-1]["run"] == entry["run"]:
                 if budget == limits[-1]:
                     break
                 told = f"nothing better than {entry['label']} in {best[0]['nfe']}"
@@ -175,7 +175,7 @@ class Contest:
         return f"{told} is enough: its {title}, {enough[1]}, lies {how} of the best, {against}."
 
     def fastest_sentence(self, fastest: Candidate, enough: Candidate) -> str:
-        """What is fastest of the cells as good as the best."""
+        """What is fastest of the runs as good as the best."""
         spent, against = milliseconds(fastest[0]) or 0.0, milliseconds(enough[0])
         if fastest[0]["id"] == enough[0]["id"]:
             return f"It is also the fastest of that quality: {number(spent)} ms a sample."

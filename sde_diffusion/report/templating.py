@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from sde_diffusion.core.packages import extra
-from sde_diffusion.report.cells import capital
+from sde_diffusion.report.runs import capital
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -1,4 +1,4 @@
-"""The comparison by the real command line: its files, its cells, what it is asked to compare."""
+"""The comparison by the real command line: its files, its runs, what it is asked to compare."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ def test_all_files_are_written(compared: Path) -> None:
     with open(compared / "compare.csv") as file:
         rows = list(csv.DictReader(file))
     found = report(compared)
-    assert len(rows) == len(found["cells"]) == 4 * 3 + 4
-    for row, cell in zip(rows, found["cells"], strict=True):
+    assert len(rows) == len(found["runs"]) == 4 * 3 + 4
+    for row, cell in zip(rows, found["runs"], strict=True):
         assert float(row["frechet"]) == pytest.approx(cell["values"]["frechet"]["value"])
     assert "<script src" not in (compared / "report.html").read_text()
 
 
-def test_cells_say_what_they_are(compared: Path) -> None:
+def test_runs_say_what_they_are(compared: Path) -> None:
     found = report(compared)
-    nfe = {(cell["label"], cell["steps"]): cell["nfe"] for cell in found["cells"] if cell["steps"]}
+    nfe = {(cell["label"], cell["steps"]): cell["nfe"] for cell in found["runs"] if cell["steps"]}
     for steps in (2, 4, 8):
         assert nfe["ddim", steps] == nfe["ddpm", steps] == steps
         assert nfe["pc", steps] == 2 * steps and nfe["heun", steps] == 2 * steps - 1
-    adaptive = [cell for cell in found["cells"] if cell["label"] == "ode"]
+    adaptive = [cell for cell in found["runs"] if cell["label"] == "ode"]
     assert [cell["tolerance"] for cell in adaptive] == [1e-1, 1e-2, 1e-3, 1e-4]
     assert [cell["nfe"] for cell in adaptive] == sorted(cell["nfe"] for cell in adaptive)
-    for cell in found["cells"]:
+    for cell in found["runs"]:
         told = cell["protocol"]
         needed = (
             "seed weights weights_digest checkpoint_step sampler options grid smallest_time device versions guidance"
@@ -55,32 +55,32 @@ def test_cells_say_what_they_are(compared: Path) -> None:
 def test_samplers_start_from_the_same_noise(compared: Path) -> None:
     """What each is asked first is the same x, and deterministic ones come nearer to the flow with more steps."""
     first: dict[str, np.ndarray] = {}
-    for place in sorted((compared / "compare").glob("*/film.npz")):
-        with np.load(place) as film:
-            first[place.parent.name] = film["x"][0]
-            assert len(film["x"]) == len(film["x0_hat"]) == len(film["captions"])
+    for place in sorted((compared / "compare").glob("*/trajectory.npz")):
+        with np.load(place) as trajectory:
+            first[place.parent.name] = trajectory["x"][0]
+            assert len(trajectory["x"]) == len(trajectory["x0_hat"]) == len(trajectory["captions"])
     fixed = [x for name, x in first.items()]
     assert len(fixed) == 16 and all(np.array_equal(x, fixed[0]) for x in fixed)
     away = {
         (cell["label"], cell["steps"] or cell["tolerance"]): cell["values"]["flow_distance"]["value"]
-        for cell in report(compared)["cells"]
+        for cell in report(compared)["runs"]
     }
     assert away["ddim", 2] > away["ddim", 4] > away["ddim", 8]
     assert away["heun", 8] < 0.5 * away["ddim", 8]
     assert away["ode", 1e-4] < 1e-2 < away["ddim", 8] < away["ddpm", 8]
 
 
-def test_the_film_ends_with_the_samples(compared: Path) -> None:
-    for place in (compared / "compare").glob("*/film.npz"):
-        with np.load(place) as film, np.load(next(place.parent.glob("samples_*.npz"))) as arrays:
-            shown = film["x0_hat"][-1]
+def test_the_trajectory_ends_with_the_samples(compared: Path) -> None:
+    for place in (compared / "compare").glob("*/trajectory.npz"):
+        with np.load(place) as trajectory, np.load(next(place.parent.glob("samples_*.npz"))) as arrays:
+            shown = trajectory["x0_hat"][-1]
             assert np.array_equal(shown, arrays["images"][: len(shown)])
 
 
-def test_tensorboard_has_the_cells(compared: Path) -> None:
+def test_tensorboard_has_the_runs(compared: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    for cell in report(compared)["cells"]:
+    for cell in report(compared)["runs"]:
         events = EventAccumulator(str(compared / "tensorboard" / "compare" / cell["id"]))
         events.Reload()
         assert events.Images("samples")
@@ -100,13 +100,13 @@ def test_closed_form_model(warm: Warm, tmp_path: Path) -> None:
     found = report(tmp_path)
     away = {
         (cell["label"], cell["steps"] or cell["tolerance"]): cell["values"]["flow_distance"]["value"]
-        for cell in found["cells"]
+        for cell in found["runs"]
     }
     for label, order in {"ddim": 1, "heun": 2, "dpmpp_2m": 2}.items():
         assert np.log2(away[label, 32] / away[label, 64]) > order - 0.35
     assert away["ode", 1e-4] < 1e-3
     worst = {
-        cell["label"]: cell["values"]["covariance_error"]["value"] for cell in found["cells"] if cell["steps"] == 16
+        cell["label"]: cell["values"]["covariance_error"]["value"] for cell in found["runs"] if cell["steps"] == 16
     }
     assert worst["dpmpp_2m"] < worst["ddim"] and worst["dpmpp_2m"] < worst["ddpm"]
     exact, flow = (found["likelihood"][name]["bits_per_dim"] for name in ("exact density", "ode"))
@@ -119,8 +119,8 @@ def test_several_weights_checkpoints_and_guidances(warm: Warm, trained: Path, tm
         *compare(tmp_path / "run", "--samplers", "ddim", "--steps", "4", "--config.compare.weights=('ema','raw')"),
         *("--config.compare.checkpoints=(30,60)", "--config.compare.guidance=(0.0,1.5)", "--metrics", "frechet"),
     )
-    found = report(tmp_path / "run")["cells"]
-    assert len({cell["id"] for cell in found}) == len({cell["subject"] for cell in found}) == 8
+    found = report(tmp_path / "run")["runs"]
+    assert len({cell["id"] for cell in found}) == len({cell["variant"] for cell in found}) == 8
     assert {(c["protocol"]["weights"], c["protocol"]["checkpoint_step"], c["protocol"]["guidance"]) for c in found} == {
         (weights, step, guidance) for weights in ("ema", "raw") for step in (30, 60) for guidance in (0.0, 1.5)
     }

@@ -11,12 +11,12 @@ from comparing import NETWORK, SAMPLERS, SMALL, compare, report, timeless
 from warm import Warm
 
 
-def test_finished_cells_are_taken_as_they_are(warm: Warm, compared: Path, tmp_path: Path) -> None:
-    """With another sampler only its cells are drawn; the others keep their seconds and their figures."""
+def test_finished_runs_are_taken_as_they_are(warm: Warm, compared: Path, tmp_path: Path) -> None:
+    """With another sampler only its runs are drawn; the others keep their seconds and their figures."""
     shutil.copytree(compared, tmp_path / "run")
-    before = {cell["id"]: cell for cell in report(compared)["cells"]}
+    before = {cell["id"]: cell for cell in report(compared)["runs"]}
     warm.run(*compare(tmp_path / "run", "--samplers", "ddim,euler", "--steps", "2,4"))
-    after = report(tmp_path / "run")["cells"]
+    after = report(tmp_path / "run")["runs"]
     assert [cell["label"] for cell in after] == ["ddim", "ddim", "euler", "euler"]
     assert [cell for cell in after if cell["id"] in before] == [before[cell["id"]] for cell in after[:2]]
 
@@ -28,8 +28,8 @@ def test_the_distance_to_the_flow_is_of_as_many_samples_whatever_the_batch(
     shutil.copytree(compared, tmp_path / "run", ignore=shutil.ignore_patterns("compare*"))
     flags = ("--samplers", "ddim", "--steps", "4", "--metrics", "frechet", "--config.sampling.batch_size=5")
     warm.run(*compare(tmp_path / "run", *flags))
-    (mine,) = report(tmp_path / "run")["cells"]
-    theirs = next(cell for cell in report(compared)["cells"] if cell["id"] == mine["id"])
+    (mine,) = report(tmp_path / "run")["runs"]
+    theirs = next(cell for cell in report(compared)["runs"] if cell["id"] == mine["id"])
     assert mine["values"]["flow_distance"]["value"] == pytest.approx(
         theirs["values"]["flow_distance"]["value"], rel=1e-3
     )
@@ -60,20 +60,20 @@ def test_a_damaged_cell_is_drawn_again(warm: Warm, compared: Path, tmp_path: Pat
     cells = sorted((tmp_path / "run" / "compare").glob("dd*/samples_*.npz"))
     cells[0].write_bytes(cells[0].read_bytes()[:-40])
     cells[1].unlink()
-    (cells[2].parent / "film.npz").unlink()
+    (cells[2].parent / "trajectory.npz").unlink()
     warm.run(*flags)
     assert timeless(tmp_path / "run") == timeless(compared)
 
 
 def test_a_cell_that_fails_is_marked(warm: Warm, trained: Path, tmp_path: Path) -> None:
-    """A step size beyond all measure diverges; the other cells are there, and the report says why one is not."""
+    """A step size beyond all measure diverges; the other runs are there, and the report says why one is not."""
     shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("compare*", "report.html"))
     text = warm.run(
         *compare(tmp_path / "run", "--samplers", "ddim,pc::snr_target=1e30,euler_maruyama", "--steps", "4"),
         "--metrics",
         "frechet",
     )
-    ddim, pc, _ = report(tmp_path / "run")["cells"]
+    ddim, pc, _ = report(tmp_path / "run")["runs"]
     assert not ddim["failed"] and ddim["values"]["frechet"]["value"] > 0
     assert "overflow" in pc["failed"] and not pc["values"] and pc["nfe"] is None
     assert "overflow" in text
@@ -129,6 +129,6 @@ def test_data_without_labels(warm: Warm, tmp_path: Path) -> None:
     found = report(tmp_path / "run")
     assert found["protocol"]["features"]["network"] == "values"
     # 64 samples, fewer than the 64 features and one of a covariance: said, and the other figures are there.
-    (cell,) = found["cells"]
+    (cell,) = found["runs"]
     assert cell["values"]["frechet"]["value"] is None and "covariance" in cell["values"]["frechet"]["reason"]
     assert cell["values"]["sliced_wasserstein"]["value"] > 0

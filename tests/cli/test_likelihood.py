@@ -384,7 +384,7 @@ def test_continuous_vectors(warm: Warm, tmp_path: Path) -> None:
         "--config.compare.reference_samples=500",
     )
     compared = json.loads((tmp_path / "compare.json").read_text())
-    assert compared["protocol"]["features"]["network"] == "values" and "energy" in compared["cells"][0]["values"]
+    assert compared["protocol"]["features"]["network"] == "values" and "energy" in compared["runs"][0]["values"]
     assert compared["likelihood"].keys() == {"ode", "elbo", "vlb"}
     rows, found = rows_of(tmp_path), summary_of(tmp_path)
     assert {row["space"] for row in found["figures"].values()} == {"a density of continuous vectors"}

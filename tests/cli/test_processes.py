@@ -136,7 +136,7 @@ def test_samples_bits_and_evaluation_of_two_processes_are_those_of_one(alone: Pa
     mine, theirs = (json.loads((place / "results.json").read_text()) for place in (alone, folder))
     assert mine["evaluation"] == theirs["evaluation"]
     figures = [
-        [cell["values"] for cell in json.loads((place / "compare.json").read_text())["cells"]]
+        [cell["values"] for cell in json.loads((place / "compare.json").read_text())["runs"]]
         for place in (alone, folder)
     ]
     assert figures[0] == figures[1] and figures[0][0]["flow_distance"]["value"] > 0

@@ -67,8 +67,8 @@ def test_a_run_on_rectangles(warm: Warm, pictures: Path, tmp_path: Path) -> None
     options = DataOptions(root=str(pictures), image_size=(HEIGHT, WIDTH), fit="pad")
     assert priors(run / "likelihood" / "test.csv") == met(load_splits("folder", options).test.samples)
     report = json.loads((run / "compare.json").read_text())
-    assert {cell["label"]: cell["failed"] for cell in report["cells"]} == {"ddim": "", "heun": ""}
-    assert all(cell["values"]["kid"]["value"] is not None for cell in report["cells"])
+    assert {cell["label"]: cell["failed"] for cell in report["runs"]} == {"ddim": "", "heun": ""}
+    assert all(cell["values"]["kid"]["value"] is not None for cell in report["runs"])
     warm.run("--workdir", run, "--mode", "sample", "--sampler", "ddim", "--num_samples", 7)
     (more,) = [x for x in (np.load(path)["images"] for path in run.glob("samples_ddim*.npz")) if len(x) == 7]
     assert np.array_equal(more[:6], images)

@@ -1,4 +1,4 @@
-"""The parts of a comparison that are formulas: distances to the flow, guidance, films, what the stamps name."""
+"""The parts of a comparison that are formulas: distances to the flow, guidance, trajectories, what the stamps name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 import sde_diffusion as sd
 from sde_diffusion.compare.evaluator import able_first, evaluator, flow_distance
-from sde_diffusion.compare.runs import write_trajectory
+from sde_diffusion.compare.runs import Run, write_trajectory
 from sde_diffusion.compare.variants import oracle_variant
 from sde_diffusion.data import DataTransform
 from sde_diffusion.denoisers.wrappers import Seen
@@ -66,19 +66,19 @@ def test_guidance_is_a_difference_of_what_the_network_says() -> None:
         network_model(settings_of(config), network, transform, ("a", "b", "c"), 1.5)
 
 
-def test_a_film_shows_x_in_units_of_its_spread(tmp_path: Path) -> None:
+def test_a_trajectory_shows_x_in_units_of_its_spread(tmp_path: Path) -> None:
     sde = sd.VESDE()
     kernels = [sde.kernel(t) for t in (1.0, 0.5, 0.1)]
     x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     seen = [Seen(3 * i, kernel.sigma * x, 0.1 * i + 0 * x, kernel) for i, kernel in enumerate(kernels)]
     model = Model(lambda labels: sd.EmpiricalDenoiser(x), sde, (2,), DataTransform(None))
-    write_trajectory(tmp_path / "film.npz", model, Drawn(x, {}, 7, seen))
-    with np.load(tmp_path / "film.npz") as film:
-        for shown, kernel in zip(film["x"], kernels, strict=True):
+    write_trajectory(tmp_path / "trajectory.npz", model, Drawn(x, {}, 7, seen))
+    with np.load(tmp_path / "trajectory.npz") as trajectory:
+        for shown, kernel in zip(trajectory["x"], kernels, strict=True):
             sigma = float(kernel.sigma)
             np.testing.assert_allclose(shown, x.numpy() * sigma / np.sqrt(1.0 + sigma**2), rtol=1e-5)
-        np.testing.assert_allclose(film["x0_hat"][2], 0.2, rtol=1e-6)
-        assert film["captions"][1].startswith("evaluation 4 of 7, log-SNR")
+        np.testing.assert_allclose(trajectory["x0_hat"][2], 0.2, rtol=1e-6)
+        assert trajectory["captions"][1].startswith("evaluation 4 of 7, log-SNR")
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,16 @@ def test_what_cannot_judge_so_few_gives_way(
     assert able_first(asked, (count, 1000), 64, Judging(), decided=False) == (names, said)
     if asked[0] == "frechet" and count == 64:  # of a closed form the error of the moments decides
         assert able_first(asked, (count, 1000), 64, Judging(), decided=True)[1] == (FEW,)
+
+
+def test_a_run_of_before_keeps_the_name_of_its_trajectory(tmp_path: Path) -> None:
+    settings = settings_of(config_of("oracle_gmm"))
+    (variant,), _ = oracle_variant(settings, torch.device("cpu"))
+    run = Run.of(settings, variant, settings.compare.trials()[0], tmp_path)
+    assert run.trajectory == run.place / "trajectory.npz"
+    run.place.mkdir()
+    (run.place / "film.npz").touch()
+    assert run.trajectory == run.place / "film.npz"
 
 
 def test_a_classifier_knows_nothing_of_the_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

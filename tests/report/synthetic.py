@@ -50,7 +50,7 @@ def interval(value: float, relative: float) -> dict[str, Any]:
 
 
 def values(label: str, nfe: int) -> dict[str, Any]:
-    """The figures of a cell by the formula, wiggled a little by its name."""
+    """The figures of a run by the formula, wiggled a little by its name."""
     _, a, p, noise, order, _ = SAMPLERS[label]
     wiggle = 1.0 + 0.04 * math.sin(7.0 * len(label) + nfe)
     frechet = (FLOOR + a * (nfe / 10.0) ** -p) * wiggle
@@ -72,8 +72,8 @@ def values(label: str, nfe: int) -> dict[str, Any]:
 
 
 def synthetic_report() -> dict[str, Any]:
-    """12 labels at 5 budgets; one cell failed, one has no values, and one sampler chooses its steps itself."""
-    cells = []
+    """12 labels at 5 budgets; one run failed, one has no values, and one sampler chooses its steps itself."""
+    runs = []
     for label, (sampler, _, _, noise, order, spent) in SAMPLERS.items():
         for steps in BUDGETS:
             adaptive = sampler == "rk45"
@@ -90,12 +90,12 @@ def synthetic_report() -> dict[str, Any]:
                 found = dict.fromkeys(found, nothing)
             if name == FAILED:
                 found = {}
-            cells.append(
+            runs.append(
                 {
                     "id": name,
                     "sampler": sampler,
                     "label": label,
-                    "subject": "ema 0.999",
+                    "variant": "ema 0.999",
                     "noise": noise,
                     "order": order,
                     "steps": None if adaptive else steps,
@@ -119,7 +119,7 @@ def synthetic_report() -> dict[str, Any]:
         "title": "Samplers on digits",
         "subtitle": "12 samplers of one network on 8x8 digits: the same weights, and the same noise to start from",
         "metrics": METRICS,
-        "cells": cells,
+        "runs": runs,
         "baselines": [
             {
                 "label": "two halves of the training set",
@@ -195,23 +195,23 @@ def strip(images: NDArray[np.float64]) -> Picture:
 
 
 def synthetic_pictures(report: Mapping[str, Any]) -> tuple[dict[str, Picture], dict[str, Trajectory]]:
-    """A strip for every cell that did not fail, and a film for each label's cell of 20 steps."""
+    """A strip for every run that did not fail, and a trajectory for each label's run of 20 steps."""
     data = digits(np.random.default_rng(0))
     strips: dict[str, Picture] = {}
-    films: dict[str, Trajectory] = {}
-    for index, cell in enumerate(report["cells"]):
-        if cell["failed"]:
+    trajectories: dict[str, Trajectory] = {}
+    for index, run in enumerate(report["runs"]):
+        if run["failed"]:
             continue
         rng = np.random.default_rng(index)
-        end = data + rng.normal(0, 1, data.shape) * min(0.5, 2.0 / cell["nfe"])
-        strips[cell["id"]] = strip(end)
-        if cell["id"].endswith("-20"):
+        end = data + rng.normal(0, 1, data.shape) * min(0.5, 2.0 / run["nfe"])
+        strips[run["id"]] = strip(end)
+        if run["id"].endswith("-20"):
             start, count = np.random.default_rng(1).normal(0.5, 0.45, data.shape), 6 + index % 7 * 3
             levels = np.linspace(1.0, 0.0, count)
             mean = np.broadcast_to(data.mean(0), data.shape)
-            films[cell["id"]] = Trajectory(
+            trajectories[run["id"]] = Trajectory(
                 np.stack([strip(s * start + (1 - s) * end) for s in levels]),
                 np.stack([strip(s * mean + (1 - s) * end) for s in levels]),
                 [f"step {i} of {count - 1}, log-SNR {12 * i / (count - 1) - 6:.1f}" for i in range(count)],
             )
-    return strips, films
+    return strips, trajectories

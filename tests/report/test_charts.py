@@ -13,7 +13,7 @@ from PIL import Image
 
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.report import charts, palette
-from sde_diffusion.report.cells import estimate, labels
+from sde_diffusion.report.runs import estimate, labels
 from tests.report.synthetic import EMPTY, FAILED
 
 Array = NDArray[np.float64]
@@ -111,7 +111,7 @@ def test_the_axes_hold_every_point(report: dict[str, Any], metric: str, cost: st
     (line,) = layers(spec, "line")
     x, y = line["encoding"]["x"], line["encoding"]["y"]
     drawn = [row for row in rows(spec) if row["value"] is not None and row[cost] is not None]
-    assert len(drawn) == len(report["cells"]) - 2
+    assert len(drawn) == len(report["runs"]) - 2
     for row in drawn:
         assert x["scale"]["domain"][0] < row[cost] < x["scale"]["domain"][1]
         assert y["scale"]["domain"][0] < row["low"] < row["value"] < row["high"] < y["scale"]["domain"][1]
@@ -121,8 +121,8 @@ def test_the_axes_hold_every_point(report: dict[str, Any], metric: str, cost: st
 
 
 def test_charts_are_valid_vega_lite(report: dict[str, Any]) -> None:
-    """Against the schema of Vega-Lite; with two subjects, so that the dashes are there too."""
-    report["cells"][1]["subject"] = "raw"
+    """Against the schema of Vega-Lite; with two variants, so that the dashes are there too."""
+    report["runs"][1]["variant"] = "raw"
     for chart in (charts.quality(report, "frechet"), charts.agreement(report)):
         chart.to_dict(validate=True)
 
@@ -136,7 +136,7 @@ def test_rings_are_on_the_front(report: dict[str, Any], cost: str) -> None:
         ]
         points = [
             (c["nfe"] if cost == "nfe" else c["timing"]["milliseconds_per_sample"], s * e.value)
-            for c in report["cells"]
+            for c in report["runs"]
             if (e := estimate(c, metric))
         ]
         front = [p for p in points if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)]
@@ -158,8 +158,8 @@ def test_failures_are_crosses(report: dict[str, Any]) -> None:
 
 
 def test_intervals_that_reach_zero_are_cut_on_a_logarithmic_axis(report: dict[str, Any]) -> None:
-    for cell in report["cells"]:
-        if entry := cell["values"].get("frechet"):
+    for run in report["runs"]:
+        if entry := run["values"].get("frechet"):
             entry["low"] = entry["value"] and -1.0
     report["baselines"] = []
     (line,) = layers(charts.specification(charts.quality(report, "frechet")), "line")
@@ -171,7 +171,7 @@ def test_agreement_has_the_flow_and_slopes(report: dict[str, Any]) -> None:
     """The guide of order p ends at d (n0 / n)^p."""
     spec = charts.specification(charts.agreement(report))
     assert {row["label"] for row in rows(spec) if row["value"]} == {
-        cell["label"] for cell in report["cells"] if cell["noise"] == "none"
+        run["label"] for run in report["runs"] if run["noise"] == "none"
     }
     guide = next(layer for layer in layers(spec, "line") if layer["mark"].get("style") == "guide")
     ends = spec["datasets"][guide["data"]["name"]]
@@ -181,7 +181,7 @@ def test_agreement_has_the_flow_and_slopes(report: dict[str, Any]) -> None:
 
 
 def test_one_cell_makes_a_chart(report: dict[str, Any]) -> None:
-    report["cells"] = report["cells"][:1]
+    report["runs"] = report["runs"][:1]
     assert len(charts.chart_png(charts.quality(report, "entropy"))) > 1000
 
 
@@ -190,10 +190,10 @@ def test_what_cannot_be_drawn_is_said(report: dict[str, Any]) -> None:
         charts.quality(report, "frechett")
     with pytest.raises(UserError, match="unknown cost 'money'"):
         charts.quality(report, "frechet", "money")
-    report["cells"] = [cell for cell in report["cells"] if cell["id"] in {FAILED, EMPTY}]
-    with pytest.raises(UserError, match="no cell has a value of 'frechet' to draw"):
+    report["runs"] = [run for run in report["runs"] if run["id"] in {FAILED, EMPTY}]
+    with pytest.raises(UserError, match="no run has a value of 'frechet' to draw"):
         charts.quality(report, "frechet")
-    with pytest.raises(UserError, match="no cell has a value of 'flow_distance' to draw"):
+    with pytest.raises(UserError, match="no run has a value of 'flow_distance' to draw"):
         charts.agreement(report)
 
 

@@ -104,9 +104,11 @@ def title_of(page: Page) -> str:
     return page.locator("#quality-chart .role-title-text").text_content() or ""
 
 
-def pixels(page: Page, film: str, kind: str) -> np.ndarray:
-    """What a canvas of a film shows, [h, w, 4]."""
-    uri = page.locator(f"[data-film='{film}'] canvas[data-kind={kind}]").evaluate("canvas => canvas.toDataURL()")
+def pixels(page: Page, trajectory: str, kind: str) -> np.ndarray:
+    """What a canvas of a trajectory shows, [h, w, 4]."""
+    uri = page.locator(f"[data-trajectory='{trajectory}'] canvas[data-kind={kind}]").evaluate(
+        "canvas => canvas.toDataURL()"
+    )
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGBA"))
 
 
@@ -118,7 +120,7 @@ def test_the_file_is_small_and_has_no_addresses(demo: Path) -> None:
 
 
 def test_the_charts_are_drawn(page: Page) -> None:
-    """A point for each cell that has a value, and the cross of the one that failed."""
+    """A point for each run that has a value, and the cross of the one that failed."""
     drawn = labels_of(page)
     assert len(drawn) == 59 and set(drawn) == set(SAMPLERS)
     assert page.locator("#agreement-chart path[aria-roledescription=point]").count() == 35  # 34 distances and the cross
@@ -152,15 +154,15 @@ def test_a_chip_hides_its_sampler_everywhere(visit: Visit) -> None:
     assert chip.get_attribute("aria-pressed") == "false"
     page.wait_for_function(f"document.querySelectorAll('{POINT}').length === 54")
     assert set(labels_of(page)) == set(SAMPLERS) - {"ddim"}
-    for selector in (".row", ".walk", "#cells tbody tr"):
+    for selector in (".row", ".walk", "#runs tbody tr"):
         shown = page.locator(f"{selector}:not([hidden])")
         assert "ddim" not in {element.get_attribute("data-label") for element in shown.all()}
     page.get_by_role("button", name="None").click()
     page.wait_for_function(f"document.querySelectorAll('{POINT}').length === 0")
-    assert page.locator("#cells tbody tr:visible").count() == 0
+    assert page.locator("#runs tbody tr:visible").count() == 0
     page.get_by_role("button", name="All", exact=True).click()
     page.wait_for_function(f"document.querySelectorAll('{POINT}').length === 59")
-    assert page.locator("#cells tbody tr:visible").count() == 60
+    assert page.locator("#runs tbody tr:visible").count() == 60
 
 
 def test_pointing_at_a_chip_makes_the_others_faint(page: Page) -> None:
@@ -231,25 +233,25 @@ def test_light_and_dark(visit: Visit) -> None:
     assert look(page) == light
 
 
-def test_the_slider_shows_the_frames_of_every_film(page: Page) -> None:
+def test_the_slider_shows_the_frames_of_every_trajectory(page: Page) -> None:
     """Pixel by pixel: at a part p of the way the frame nearest to p (n - 1), whatever n is."""
-    _, films = synthetic_pictures(synthetic_report())
+    _, trajectories = synthetic_pictures(synthetic_report())
     slider = page.get_by_role("slider")
-    assert len({len(film.captions) for film in films.values()}) > 3
+    assert len({len(trajectory.captions) for trajectory in trajectories.values()}) > 3
     for part in (0.0, 0.5, 1.0):
         slider.fill(str(int(1000 * part)))
         assert slider.get_attribute("aria-valuetext") == f"{int(100 * part)} % of the way"
         for name in ("ddim-20", "heun-20", "rk45-20"):
-            film = films[name]
-            frame = math.floor(part * (len(film.captions) - 1) + 0.5)
-            assert page.locator(f"[data-film='{name}'] .frame").inner_text() == film.captions[frame]
-            np.testing.assert_array_equal(pixels(page, name, "x")[..., :3], film.x[frame])
-            np.testing.assert_array_equal(pixels(page, name, "x0")[..., :3], film.x0_hat[frame])
+            trajectory = trajectories[name]
+            frame = math.floor(part * (len(trajectory.captions) - 1) + 0.5)
+            assert page.locator(f"[data-trajectory='{name}'] .frame").inner_text() == trajectory.captions[frame]
+            np.testing.assert_array_equal(pixels(page, name, "x")[..., :3], trajectory.x[frame])
+            np.testing.assert_array_equal(pixels(page, name, "x0")[..., :3], trajectory.x0_hat[frame])
     slider.fill("0")
-    before = page.locator("[data-film='ddim-20']").screenshot()
+    before = page.locator("[data-trajectory='ddim-20']").screenshot()
     slider.focus()
     page.keyboard.press("End")
-    assert page.locator("[data-film='ddim-20']").screenshot() != before
+    assert page.locator("[data-trajectory='ddim-20']").screenshot() != before
 
 
 def test_play_and_pause(page: Page) -> None:
@@ -268,12 +270,12 @@ def test_play_and_pause(page: Page) -> None:
 
 def test_samples_within_a_budget(page: Page) -> None:
     """Of each sampler its run of most evaluations within the budget; what failed or is too long is said."""
-    cells = synthetic_report()["cells"]
+    runs = synthetic_report()["runs"]
     assert page.locator("#budget").input_value() == "50"  # what is enough
     for budget in (5, 20, 100, 212):
         page.locator("#budget").select_option(str(budget))
         for label in SAMPLERS:
-            within = [cell["nfe"] for cell in cells if cell["label"] == label and cell["nfe"] <= budget]
+            within = [run["nfe"] for run in runs if run["label"] == label and run["nfe"] <= budget]
             row = page.locator(f".row[data-label='{label}']")
             text = row.inner_text()
             if within:
@@ -286,11 +288,11 @@ def test_samples_within_a_budget(page: Page) -> None:
 
 def test_the_table_sorts(page: Page) -> None:
     """By numbers and by words, up and down; what is missing comes last."""
-    header = page.locator("#cells thead th").filter(has_text="Fréchet distance")
+    header = page.locator("#runs thead th").filter(has_text="Fréchet distance")
     read = "rows => rows.map((row) => JSON.parse(row.dataset.keys))"
 
     def column(index: int) -> list[Any]:
-        return [keys[index] for keys in page.locator("#cells tbody tr").evaluate_all(read)]
+        return [keys[index] for keys in page.locator("#runs tbody tr").evaluate_all(read)]
 
     assert header.get_attribute("aria-sort") == "none"
     header.get_by_role("button").click()
@@ -301,7 +303,7 @@ def test_the_table_sorts(page: Page) -> None:
     found = column(5)
     assert header.get_attribute("aria-sort") == "descending" and found[:-2] == sorted(found[:-2], reverse=True)
     assert found[-2:] == [None, None]
-    page.locator("#cells thead th").first.get_by_role("button").click()
+    page.locator("#runs thead th").first.get_by_role("button").click()
     assert column(0) == sorted(column(0)) and header.get_attribute("aria-sort") == "none"
     assert page.locator("#announcement").inner_text() == "sorted by sampler, ascending"
 
@@ -338,8 +340,8 @@ def test_without_scripts_words_and_tables_remain(visit: Visit) -> None:
     page = visit(javascript=False)
     assert "dpmpp_3m in 50 evaluations is enough" in page.locator(".recommendation").inner_text()
     assert page.locator(".card:visible").count() == 5
-    assert page.locator("#cells tbody tr:visible").count() == 60
-    assert "not finite at step 3" in page.locator("#cells tr[data-label=langevin]").first.inner_text()
+    assert page.locator("#runs tbody tr:visible").count() == 60
+    assert "not finite at step 3" in page.locator("#runs tr[data-label=langevin]").first.inner_text()
     assert "1.9120" in page.locator("#likelihood").inner_text()
     assert page.locator(".strip img:visible").count() == 59
     assert page.locator("#walk:visible, .legend:visible, #metric:visible").count() == 0
@@ -348,16 +350,16 @@ def test_without_scripts_words_and_tables_remain(visit: Visit) -> None:
 def few(report: dict[str, Any]) -> dict[str, Any]:
     """The report with five samplers and one metric of quality, which is quickly drawn."""
     report["metrics"] = {metric: report["metrics"][metric] for metric in ("frechet", "flow_distance")}
-    report["cells"] = [cell for cell in report["cells"] if cell["label"] in list(SAMPLERS)[3:8]]
+    report["runs"] = [run for run in report["runs"] if run["label"] in list(SAMPLERS)[3:8]]
     return report
 
 
 def test_marks_in_texts_are_only_text(visit: Visit, tmp_path: Path) -> None:
     report = few(synthetic_report())
     nasty = "</script><b class=x>ddim</b> \"'&"
-    for cell in report["cells"]:
-        if cell["label"] == "ddim":
-            cell["label"] = nasty
+    for run in report["runs"]:
+        if run["label"] == "ddim":
+            run["label"] = nasty
     report |= {"title": nasty, "warnings": [nasty], "protocol": {nasty: nasty}}
     report["metrics"] = {**report["metrics"], "frechet": {**report["metrics"]["frechet"], "title": nasty}}
     report["baselines"][0]["label"] = nasty
@@ -372,35 +374,35 @@ def test_marks_in_texts_are_only_text(visit: Visit, tmp_path: Path) -> None:
     page.wait_for_function(f"document.querySelectorAll('{POINT}').length === 19")
 
 
-def test_subjects_have_chips_of_their_own(visit: Visit, tmp_path: Path) -> None:
+def test_variants_have_chips_of_their_own(visit: Visit, tmp_path: Path) -> None:
     report = few(synthetic_report())
-    other = copy.deepcopy(report["cells"])
-    for cell in other:
-        cell |= {"subject": "raw", "id": f"{cell['id']}-raw"}
-    report["cells"] += other
-    path = tmp_path / "subjects.html"
+    other = copy.deepcopy(report["runs"])
+    for run in other:
+        run |= {"variant": "raw", "id": f"{run['id']}-raw"}
+    report["runs"] += other
+    path = tmp_path / "variants.html"
     path.write_text(comparison_html(report, *synthetic_pictures(report)), encoding="utf-8")
     page = visit(path)
     page.wait_for_function(f"document.querySelectorAll('{POINT}').length === 48")
-    page.locator(".chip[data-subject=raw]").click()
+    page.locator(".chip[data-variant=raw]").click()
     page.wait_for_function(f"document.querySelectorAll('{POINT}').length === 24")
-    assert page.locator("#cells tbody tr:visible").count() == 25
-    assert page.locator("#cells thead th").nth(1).inner_text() == "subject"
+    assert page.locator("#runs tbody tr:visible").count() == 25
+    assert page.locator("#runs thead th").nth(1).inner_text() == "variant"
 
 
 def test_a_page_of_nothing(visit: Visit, tmp_path: Path) -> None:
-    """All cells failed, and there are no pictures: the page says so, and has no empty sections."""
+    """All runs failed, and there are no pictures: the page says so, and has no empty sections."""
     report = synthetic_report()
     report |= {"likelihood": {}, "warnings": [], "baselines": [], "protocol": {}, "reference": {}}
-    for cell in report["cells"]:
-        cell |= {"values": {}, "failed": "out of memory", "timing": {}}
+    for run in report["runs"]:
+        run |= {"values": {}, "failed": "out of memory", "timing": {}}
     path = tmp_path / "nothing.html"
     path.write_text(comparison_html(report, {}, {}), encoding="utf-8")
     page = visit(path, width=390)
     assert "no sampler can be recommended" in page.locator(".recommendation").inner_text()
     assert "nothing to draw" in page.locator("#quality").inner_text()
     assert page.locator("#samples, #walk, #agreement, #likelihood, .card").count() == 0
-    assert page.locator("#cells tbody tr").count() == 60
+    assert page.locator("#runs tbody tr").count() == 60
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
@@ -413,16 +415,19 @@ def test_colours_and_clear_pixels_survive(visit: Visit, tmp_path: Path) -> None:
     for frames in (colours, greys):
         frames[..., 3] = 255 * (rng.random(frames.shape[:-1]) < 0.5)  # clear or not
         frames[frames[..., 3] == 0] = 0
-    films = {
-        cell["id"]: Trajectory(x, x0_hat, ["a", "b", "c"])
-        for cell, (x, x0_hat) in zip(report["cells"][2:4], (colours, greys))
+    trajectories = {
+        run["id"]: Trajectory(x, x0_hat, ["a", "b", "c"])
+        for run, (x, x0_hat) in zip(report["runs"][2:4], (colours, greys))
     }
     path = tmp_path / "colour.html"
-    path.write_text(comparison_html(report, {name: film.x[0] for name, film in films.items()}, films), encoding="utf-8")
+    path.write_text(
+        comparison_html(report, {name: trajectory.x[0] for name, trajectory in trajectories.items()}, trajectories),
+        encoding="utf-8",
+    )
     page = visit(path)
     page.get_by_role("slider").fill("500")
     page.wait_for_function("document.querySelector('.frame').textContent === 'b'")
-    for name, film in films.items():
-        np.testing.assert_array_equal(pixels(page, name, "x"), film.x[1])
-        np.testing.assert_array_equal(pixels(page, name, "x0"), film.x0_hat[1])
+    for name, trajectory in trajectories.items():
+        np.testing.assert_array_equal(pixels(page, name, "x"), trajectory.x[1])
+        np.testing.assert_array_equal(pixels(page, name, "x0"), trajectory.x0_hat[1])
     assert page.locator(".walk .strip").first.evaluate("strip => strip.style.getPropertyValue('--tiles').trim()") == "1"

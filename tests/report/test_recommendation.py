@@ -1,4 +1,4 @@
-"""What is recommended: against a search over all cells, and by hand."""
+"""What is recommended: against a search over all runs, and by hand."""
 
 from __future__ import annotations
 
@@ -10,51 +10,51 @@ from sde_diffusion.report.recommendation import recommend, round_numbers
 from tests.report.synthetic import EMPTY, FAILED
 
 
-def small(*cells: tuple[str, int, float | None, tuple[float, float] | None], better: str = "lower") -> dict[str, Any]:
+def small(*runs: tuple[str, int, float | None, tuple[float, float] | None], better: str = "lower") -> dict[str, Any]:
     """A report of (label, nfe, value, interval)."""
     return {
         "title": "",
         "subtitle": "",
         "metrics": {"error": {"title": "error", "better": better, "source": "", "scale": "log"}},
-        "cells": [
+        "runs": [
             {
                 "id": f"{label}-{nfe}",
                 "sampler": label,
                 "label": label,
-                "subject": "",
+                "variant": "",
                 "steps": nfe,
                 "nfe": nfe,
                 "values": {"error": {"value": v, "low": i and i[0], "high": i and i[1], "reason": "" if v else "none"}},
                 "timing": {"milliseconds_per_sample": float(nfe) * (2.0 if label == "slow" else 1.0)},
                 "failed": "",
             }
-            for label, nfe, v, i in cells
+            for label, nfe, v, i in runs
         ],
     }
 
 
 def test_every_budget_names_its_best(report: dict[str, Any]) -> None:
-    """Against a search over all cells of at most so many evaluations."""
+    """Against a search over all runs of at most so many evaluations."""
     found = recommend(report)
     assert [row["nfe"] for row in found["budgets"]] == [5, 10, 20, 50, 100]  # rk45 goes on to 212 and is no better
-    cells = [cell for cell in report["cells"] if cell["id"] not in {FAILED, EMPTY}]
+    runs = [run for run in report["runs"] if run["id"] not in {FAILED, EMPTY}]
     for row in found["budgets"]:
-        values = {c["id"]: c["values"]["frechet"] for c in cells if c["nfe"] <= row["nfe"]}
+        values = {c["id"]: c["values"]["frechet"] for c in runs if c["nfe"] <= row["nfe"]}
         best = min(values, key=lambda name: values[name]["value"])
-        assert (row["cell"], row["value"], row["high"]) == (best, values[best]["value"], values[best]["high"])
-        tied = {c["label"] for c in cells if c["id"] in values and values[c["id"]]["value"] <= values[best]["high"]}
+        assert (row["run"], row["value"], row["high"]) == (best, values[best]["value"], values[best]["high"])
+        tied = {c["label"] for c in runs if c["id"] in values and values[c["id"]]["value"] <= values[best]["high"]}
         assert {row["label"], *row["within"]} == tied and row["label"] not in row["within"]
 
 
 def test_the_knee_and_the_fastest(report: dict[str, Any]) -> None:
-    """The fewest evaluations, and the least time, of all cells within the best's interval, which is wider than 5 %."""
+    """The fewest evaluations, and the least time, of all runs within the best's interval, which is wider than 5 %."""
     found = recommend(report)
-    cells = [cell for cell in report["cells"] if cell["id"] not in {FAILED, EMPTY}]
-    best = min(cells, key=lambda cell: cell["values"]["frechet"]["value"])
-    good = [c for c in cells if c["values"]["frechet"]["value"] <= best["values"]["frechet"]["high"]]
-    assert found["knee"]["nfe"] == min(cell["nfe"] for cell in good) and found["knee"]["best"] == best["id"]
-    fastest = min(good, key=lambda cell: cell["timing"]["milliseconds_per_sample"])
-    assert found["fastest"]["cell"] == fastest["id"]
+    runs = [run for run in report["runs"] if run["id"] not in {FAILED, EMPTY}]
+    best = min(runs, key=lambda run: run["values"]["frechet"]["value"])
+    good = [c for c in runs if c["values"]["frechet"]["value"] <= best["values"]["frechet"]["high"]]
+    assert found["knee"]["nfe"] == min(run["nfe"] for run in good) and found["knee"]["best"] == best["id"]
+    fastest = min(good, key=lambda run: run["timing"]["milliseconds_per_sample"])
+    assert found["fastest"]["run"] == fastest["id"]
 
 
 def test_what_is_said_by_hand() -> None:
@@ -99,28 +99,28 @@ def test_a_metric_without_a_value_leaves_the_decision_to_the_next() -> None:
     """Where the first one cannot judge: by the second, in which the other sampler wins; if none can, that is said."""
     report = small(("a", 10, 1.0, None), ("b", 10, 2.0, None))
     report["metrics"] = {"first": report["metrics"]["error"] | {"title": "first"}, **report["metrics"]}
-    for cell in report["cells"]:
-        cell["values"]["first"] = {"value": None, "low": None, "high": None, "reason": "too few"}
-    assert recommend(report)["metric"] == "error" and recommend(report)["knee"]["cell"] == "a-10"
-    report["cells"][1]["values"]["first"]["value"] = 3.0
-    assert recommend(report)["metric"] == "first" and recommend(report)["knee"]["cell"] == "b-10"
+    for run in report["runs"]:
+        run["values"]["first"] = {"value": None, "low": None, "high": None, "reason": "too few"}
+    assert recommend(report)["metric"] == "error" and recommend(report)["knee"]["run"] == "a-10"
+    report["runs"][1]["values"]["first"]["value"] = 3.0
+    assert recommend(report)["metric"] == "first" and recommend(report)["knee"]["run"] == "b-10"
 
 
 def test_a_tie_goes_to_the_cheapest() -> None:
     """Of equal values that of fewer evaluations is the best, wherever it stands in the report."""
     found = recommend(small(("a", 20, 1.0, None), ("a", 10, 2.0, None), ("b", 10, 1.0, None), ("b", 20, 3.0, None)))
-    assert [(row["nfe"], row["cell"]) for row in found["budgets"]] == [(10, "b-10")] and found["knee"]["best"] == "b-10"
+    assert [(row["nfe"], row["run"]) for row in found["budgets"]] == [(10, "b-10")] and found["knee"]["best"] == "b-10"
 
 
 def test_budgets_at_which_nothing_has_happened_are_left_out() -> None:
-    """Of 10, 20, 50 and 100 those that hold a cell more than the one before; ending at the dearest cell's."""
+    """Of 10, 20, 50 and 100 those that hold a run more than the one before; ending at the dearest run's."""
     found = recommend(small(("a", 7, 10.0, None), ("b", 90, 1.0, None), ("c", 8, 11.0, None)))
     assert [(row["nfe"], row["label"]) for row in found["budgets"]] == [(10, "a"), (100, "b")]
 
 
 def test_without_shared_budgets_round_numbers_are_taken() -> None:
-    cells = [(label, nfe, 10.0 / nfe, None) for label, nfe in (("a", 7), ("b", 13), ("c", 31), ("d", 90))]
-    assert [(row["nfe"], row["label"]) for row in recommend(small(*cells))["budgets"]] == [
+    runs = [(label, nfe, 10.0 / nfe, None) for label, nfe in (("a", 7), ("b", 13), ("c", 31), ("d", 90))]
+    assert [(row["nfe"], row["label"]) for row in recommend(small(*runs))["budgets"]] == [
         (10, "a"),
         (20, "b"),
         (50, "c"),
@@ -144,7 +144,7 @@ def test_what_is_best_where_real_data_have_it_ranks_nothing(report: dict[str, An
 
 def test_one_cell() -> None:
     found = recommend(small(("a", 1, 2.0, None)))
-    assert found["knee"]["cell"] == "a-1" and [row["nfe"] for row in found["budgets"]] == [1]
+    assert found["knee"]["run"] == "a-1" and [row["nfe"] for row in found["budgets"]] == [1]
     assert "a in 1 evaluation has" in found["sentences"][0]
 
 
@@ -161,15 +161,15 @@ def test_nothing_finite_is_said_and_not_raised() -> None:
 
 
 def test_holes_do_not_matter(report: dict[str, Any]) -> None:
-    """Cells without timing, interval, values or evaluations are read as far as they go; the result is JSON."""
+    """Runs without timing, interval, values or evaluations are read as far as they go; the result is JSON."""
     whole = recommend(report)
-    for cell in report["cells"]:
-        cell["timing"] = {}
+    for run in report["runs"]:
+        run["timing"] = {}
     assert recommend(report)["fastest"] is None
-    broken = copy.deepcopy(report["cells"][0])
+    broken = copy.deepcopy(report["runs"][0])
     holes: dict[str, Any] = {"values": {}, "nfe": None, "failed": "out of memory"}
     for key, hole in holes.items():
-        report["cells"].append({**broken, "id": f"hole {key}", key: hole})
+        report["runs"].append({**broken, "id": f"hole {key}", key: hole})
     found = recommend(report)
     assert (
         found["budgets"] == whole["budgets"]
@@ -178,14 +178,14 @@ def test_holes_do_not_matter(report: dict[str, Any]) -> None:
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
-def test_subjects_are_told_apart(report: dict[str, Any]) -> None:
-    """With several subjects names have them, and the budgets are still those that half of the labels share."""
-    other = copy.deepcopy(report["cells"])
-    for cell in other:
-        cell["subject"], cell["id"] = "ema 0.9", cell["id"] + " 0.9"
-        for entry in cell["values"].values():
+def test_variants_are_told_apart(report: dict[str, Any]) -> None:
+    """With several variants names have them, and the budgets are still those that half of the labels share."""
+    other = copy.deepcopy(report["runs"])
+    for run in other:
+        run["variant"], run["id"] = "ema 0.9", run["id"] + " 0.9"
+        for entry in run["values"].values():
             for key in ("value", "low", "high"):
                 entry[key] = entry[key] and 1.2 * entry[key]
-    report["cells"] += other
+    report["runs"] += other
     found = recommend(report)
     assert found["knee"]["label"] == "dpmpp_3m (ema 0.999)" and len(found["budgets"]) == 5

@@ -7,16 +7,16 @@
   const announce = (text) => { byId("announcement").textContent = text; };
 
   // --- what is shown ---------------------------------------------------------------------------------------------
-  const state = { shown: new Set(data.labels), subjects: new Set(data.subjects), metric: byId("metric")?.value, cost: "nfe" };
+  const state = { shown: new Set(data.labels), variants: new Set(data.variants), metric: byId("metric")?.value, cost: "nfe" };
 
   function visible(element) {
-    return state.shown.has(element.dataset.label) && state.subjects.has(element.dataset.subject ?? data.subjects[0]);
+    return state.shown.has(element.dataset.label) && state.variants.has(element.dataset.variant ?? data.variants[0]);
   }
 
   function show() {
     for (const chip of all(".chip[data-label]")) chip.setAttribute("aria-pressed", state.shown.has(chip.dataset.label));
-    for (const chip of all(".chip[data-subject]")) chip.setAttribute("aria-pressed", state.subjects.has(chip.dataset.subject));
-    for (const element of all(".row, .walk, #cells tbody tr")) element.hidden = !visible(element);
+    for (const chip of all(".chip[data-variant]")) chip.setAttribute("aria-pressed", state.variants.has(chip.dataset.variant));
+    for (const element of all(".row, .walk, #runs tbody tr")) element.hidden = !visible(element);
     for (const id of Object.keys(charts)) signals(id);
     fitAll();
   }
@@ -57,7 +57,7 @@
 
   function signals(id) {
     const view = charts[id]?.result?.view;
-    view?.signal("shown", [...state.shown]).signal("subjects", [...state.subjects]).run();
+    view?.signal("shown", [...state.shown]).signal("variants", [...state.variants]).run();
   }
 
   function focus(label) {
@@ -73,8 +73,8 @@
     for (const event of ["mouseenter", "focus"]) chip.addEventListener(event, () => focus(state.shown.has(label) ? label : ""));
     for (const event of ["mouseleave", "blur"]) chip.addEventListener(event, () => focus(""));
   }
-  for (const chip of all(".chip[data-subject]")) chip.addEventListener("click", () => toggle(state.subjects, chip.dataset.subject));
-  byId("all").addEventListener("click", () => { state.shown = new Set(data.labels); state.subjects = new Set(data.subjects); show(); });
+  for (const chip of all(".chip[data-variant]")) chip.addEventListener("click", () => toggle(state.variants, chip.dataset.variant));
+  byId("all").addEventListener("click", () => { state.shown = new Set(data.labels); state.variants = new Set(data.variants); show(); });
   byId("none").addEventListener("click", () => { state.shown.clear(); show(); });
 
   byId("metric")?.addEventListener("change", (event) => { state.metric = event.target.value; choose(state.cost); });
@@ -137,13 +137,13 @@
 
   // --- the walk --------------------------------------------------------------------------------------------------
   const walks = all(".walk").map((element) => {
-    const film = data.films[element.dataset.film];
+    const trajectory = data.trajectories[element.dataset.trajectory];
     const canvases = all("canvas", element).map((canvas) => {
       const sheet = new Image();
-      sheet.src = film[canvas.dataset.kind];
+      sheet.src = trajectory[canvas.dataset.kind];
       return { canvas, sheet };
     });
-    return { film, canvases, caption: element.querySelector(".frame") };
+    return { trajectory, canvases, caption: element.querySelector(".frame") };
   });
   const way = byId("way");
   const play = byId("play");
@@ -151,9 +151,9 @@
   function step() {
     const part = Number(way.value) / Number(way.max);
     way.setAttribute("aria-valuetext", `${Math.round(100 * part)} % of the way`);
-    for (const { film, canvases, caption } of walks) {
-      const frame = Math.round(part * (film.frames - 1));
-      caption.textContent = film.captions[frame];
+    for (const { trajectory, canvases, caption } of walks) {
+      const frame = Math.round(part * (trajectory.frames - 1));
+      caption.textContent = trajectory.captions[frame];
       for (const { canvas, sheet } of canvases) {
         const context = canvas.getContext("2d");
         context.clearRect(0, 0, canvas.width, canvas.height); // sheets may have clear pixels
@@ -189,7 +189,7 @@
   });
 
   // --- the table -------------------------------------------------------------------------------------------------
-  const table = byId("cells");
+  const table = byId("runs");
   const keys = new Map(all("tbody tr", table).map((row) => [row, JSON.parse(row.dataset.keys)]));
 
   // What is missing comes last in both directions.

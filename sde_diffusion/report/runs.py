@@ -1,4 +1,4 @@
-"""What a comparison says of its cells, read with care: figures may be missing, and cells may have failed."""
+"""What a comparison says of its runs, read with care: figures may be missing, and runs may have failed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from sde_diffusion.report.front import SIGN
 
 Report = Mapping[str, Any]
-"""compare.json as read: title, metrics, cells, baselines, likelihood, protocol, warnings, recommendation."""
-Cell = Mapping[str, Any]
+"""compare.json as read: title, metrics, runs, baselines, likelihood, protocol, warnings, recommendation."""
+Run = Mapping[str, Any]
 """One run of the comparison: a sampler with its options and its number of steps."""
 
 AGREEMENT = "flow_distance"
-"""The metric with a chart of its own: how far a cell is from the converged flow, which is no measure of quality."""
+"""The metric with a chart of its own: how far a run is from the converged flow, which is no measure of quality."""
 MISSING = "\N{EN DASH}"
 
 
@@ -45,52 +45,52 @@ def finite(value: object) -> float | None:
     return float(value)
 
 
-def estimate(cell: Cell, metric: str) -> Estimate | None:
-    """A cell's (or a baseline's) value of a metric; None where the cell failed or has none."""
-    entry = cell.get("values", {}).get(metric) or {}
+def estimate(run: Run, metric: str) -> Estimate | None:
+    """A run's (or a baseline's) value of a metric; None where the run failed or has none."""
+    entry = run.get("values", {}).get(metric) or {}
     value = finite(entry.get("value"))
-    if value is None or cell.get("failed"):
+    if value is None or run.get("failed"):
         return None
     low, high = finite(entry.get("low")), finite(entry.get("high"))
     return Estimate(value) if low is None or high is None else Estimate(value, low, high)
 
 
-def missing(cell: Cell, metric: str) -> str:
-    """Why a cell has no value of a metric, or nothing."""
-    return str(cell.get("failed") or (cell.get("values", {}).get(metric) or {}).get("reason") or "")
+def missing(run: Run, metric: str) -> str:
+    """Why a run has no value of a metric, or nothing."""
+    return str(run.get("failed") or (run.get("values", {}).get(metric) or {}).get("reason") or "")
 
 
-def milliseconds(cell: Cell) -> float | None:
-    """What one sample of a cell took."""
-    return finite((cell.get("timing") or {}).get("milliseconds_per_sample"))
+def milliseconds(run: Run) -> float | None:
+    """What one sample of a run took."""
+    return finite((run.get("timing") or {}).get("milliseconds_per_sample"))
 
 
-def steps(cell: Cell) -> str:
-    """A cell's number of steps, or the tolerance by which its sampler chooses them itself."""
-    if cell.get("steps") is not None:
-        return str(cell["steps"])
-    tolerance = finite(cell.get("tolerance"))
+def steps(run: Run) -> str:
+    """A run's number of steps, or the tolerance by which its sampler chooses them itself."""
+    if run.get("steps") is not None:
+        return str(run["steps"])
+    tolerance = finite(run.get("tolerance"))
     return "adaptive" if tolerance is None else f"tol {tolerance:g}"
 
 
 def labels(report: Report) -> list[str]:
-    """The labels of the cells, in the order in which they first come."""
-    return list(dict.fromkeys(cell["label"] for cell in report["cells"]))
+    """The labels of the runs, in the order in which they first come."""
+    return list(dict.fromkeys(run["label"] for run in report["runs"]))
 
 
-def subjects(report: Report) -> list[str]:
-    """The subjects (weights, checkpoints, guidances) of the cells, in the order in which they first come."""
-    return list(dict.fromkeys(cell.get("subject", "") for cell in report["cells"]))
+def variants(report: Report) -> list[str]:
+    """The variants (weights, checkpoints, guidances) of the runs, in the order in which they first come."""
+    return list(dict.fromkeys(run.get("variant", "") for run in report["runs"]))
 
 
-def name(report: Report, cell: Cell) -> str:
-    """A cell's label, with its subject where there are several."""
-    return f"{cell['label']} ({cell['subject']})" if len(subjects(report)) > 1 else str(cell["label"])
+def name(report: Report, run: Run) -> str:
+    """A run's label, with its variant where there are several."""
+    return f"{run['label']} ({run['variant']})" if len(variants(report)) > 1 else str(run["label"])
 
 
 def measured(report: Report) -> list[str]:
-    """The metrics of quality of which at least one cell has a value; the primary one, if it has, comes first."""
-    return [m for m in report["metrics"] if m != AGREEMENT and any(estimate(cell, m) for cell in report["cells"])]
+    """The metrics of quality of which at least one run has a value; the primary one, if it has, comes first."""
+    return [m for m in report["metrics"] if m != AGREEMENT and any(estimate(run, m) for run in report["runs"])]
 
 
 def primary(report: Report) -> str | None:

@@ -267,7 +267,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.design, self.factor = design, 2 ** (len(channels) - 1)
-        _check_size(image_size, self.factor)
+        check_size(image_size, self.factor)
         to_half, to_twice = choose("resampling", design.resampling, RESAMPLINGS)
         joins = choose("input pyramid", design.input_pyramid, INPUT_PYRAMIDS)
         emits = choose("output pyramid", design.output_pyramid, OUTPUT_PYRAMIDS)
@@ -348,7 +348,8 @@ class Backbone(nn.Module):
         return out
 
 
-def _check_size(image_size: Size, factor: int) -> None:
+def check_size(image_size: Size, factor: int) -> None:
+    """Raises UserError, with the nearest that can, for a size that cannot be halved into so many parts a side."""
     valid = nearest_multiples(image_size, factor)
     if valid:
         raise UserError(

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sde_diffusion.core.errors import UserError
-from sde_diffusion.nets.backbone import Levels
+from sde_diffusion.core.sizes import Size
+from sde_diffusion.nets.backbone import Levels, check_size
 from sde_diffusion.nets.blocks import conv1x1, conv3x3
 from sde_diffusion.nets.embedding import Conditioning
 from sde_diffusion.nets.initialisation import xavier
@@ -168,14 +169,14 @@ class LucidUNet(nn.Module):
     former              the layers before release 1.7: standardised convolutions, centred norms, means of values
     Shapes: x [B, in_channels, H, W], c_noise [B], labels int64 [B] (num_classes, or None for all, means "no class") ->
     [B, out_channels, H, W]; H and W are multiples of 2^(levels - 1), image_size or others.
-    Raises UserError in forward for x, c_noise or labels of another shape.
+    Raises UserError for a size that the levels do not divide, and in forward for x, c_noise or labels of another shape.
     """
 
     def __init__(
         self,
         *,
         in_channels: int,
-        image_size: int | Sequence[int],
+        image_size: Size,
         out_channels: int | None = None,
         channels: int = 64,
         stem: int = 0,
@@ -192,6 +193,7 @@ class LucidUNet(nn.Module):
         super().__init__()
         stem, last = stem or channels, len(multipliers) - 1
         self.in_channels, self.factor = in_channels, 2**last
+        check_size(image_size, self.factor)
         self.conditioning = Conditioning(channels, 4 * channels, shift=1, num_classes=num_classes, activation=F.gelu)
         full = list(full_attention) or [level == last for level in range(len(multipliers))]
         widths = [stem, *(channels * multiple for multiple in multipliers)]

@@ -13,6 +13,7 @@ from sde_diffusion.data.dataset import Dataset, Source, Splits
 from sde_diffusion.data.dequantize import DEQUANTIZERS, Dequantized, Dequantizer, LogitNormal, Uniform
 from sde_diffusion.data.loader import Stream, batches
 from sde_diffusion.data.mapped import Reading
+from sde_diffusion.data.modes import MAX_PIXELS, Decoding
 from sde_diffusion.data.transform import MEANS, DataTransform
 from sde_diffusion.data.watching import Watch, unwatched
 
@@ -48,7 +49,8 @@ class DataOptions:
     name: name on the Hugging Face hub. shape, size, seed: the figure, the number of training points
     (0 for the default) and the seed of toy2d.
     storage, split, held_out, corrupt_limit, shuffle_window, lanes, cache, watch: as in `Reading`, which calls
-    shuffle_window window. crop, min_crop, fit, draft: as in `Cut`.
+    shuffle_window window. crop, min_crop, fit, draft: as in `Cut`; background, channels,
+    max_pixels: as in `Decoding`.
     Raises UserError for values that no set can be read with.
     """
 
@@ -73,6 +75,9 @@ class DataOptions:
     crop: str = "centre"
     min_crop: float = 0.8
     fit: str = "crop"
+    background: str = "white"
+    channels: int = 0
+    max_pixels: int = MAX_PIXELS
     watch: Watch = field(default=unwatched, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -86,14 +91,32 @@ class DataOptions:
 
     def reading(self, image_size: Size) -> Reading:
         """How pictures are read."""
-        cut = Cut(image_size, self.crop, self.min_crop, self.fit, draft=self.draft)
+        cut = Cut(image_size, self.crop, self.min_crop, self.fit, self.background, self.draft)
+        decoding = Decoding(self.background, self.max_pixels, self.channels)
         limit, window = self.corrupt_limit, self.shuffle_window
-        return Reading(self.storage, cut, self.held_out, limit, window, self.split, self.lanes, self.cache, self.watch)
+        how = (self.split, self.lanes, self.cache, self.watch, decoding)
+        return Reading(self.storage, cut, self.held_out, limit, window, *how)
+
+
+def _without_root(name: str, options: DataOptions) -> None:
+    """Raises UserError where a set that comes from elsewhere is given a folder."""
+    if options.root:
+        raise UserError(
+            f"the data set {name!r} is not read from a folder, and data.root is {options.root!r}: for your own files "
+            "choose data.dataset=folder."
+        )
 
 
 def _in_memory(load: Callable[[Reading], Splits], options: DataOptions) -> Splits:
     reading = options.reading(options.image_size or 1)
-    return reading.only_memory(load(reading))
+    splits = reading.only_memory(load(reading))
+    _without_root(splits.train.title, options)
+    return splits
+
+
+def _huggingface(options: DataOptions) -> Splits:
+    _without_root("huggingface", options)
+    return arrow.huggingface(options.name, options.reading(options.image_size))
 
 
 DATASETS: dict[str, Callable[[DataOptions], Splits]] = {
@@ -104,16 +127,19 @@ DATASETS: dict[str, Callable[[DataOptions], Splits]] = {
     "folder": lambda o: folder.load(o.root, o.reading(o.image_size), o.columns),
     "webdataset": lambda o: webdataset.load(o.root, o.reading(o.image_size)),
     "array": lambda o: arrays.load(o.root, o.reading(o.image_size or 1), o.columns),
-    "huggingface": lambda o: arrow.huggingface(o.name, o.reading(o.image_size)),
+    "huggingface": _huggingface,
 }
 
 
-def load_pictures(root: str, image_size: Size = 0, fit: str = "crop") -> tuple[Dataset, list[str]]:
+def load_pictures(
+    root: str, image_size: Size = 0, fit: str = "crop", background: str = "white"
+) -> tuple[Dataset, list[str]]:
     """All pictures of a folder, in class folders or without them, as one set, and their names in it.
 
-    image_size, fit: as in `Cut`. Raises UserError as the loader does.
+    image_size, fit, background: as in `Cut`. Raises UserError as the loader does.
     """
-    return folder.load_whole(root, Cut(image_size, fit=fit))
+    cut = Cut(image_size, fit=fit, background=background)
+    return folder.load_whole(root, Reading(cut=cut, decoding=Decoding(background)))
 
 
 def load_splits(dataset: str, options: DataOptions) -> Splits:

@@ -99,10 +99,13 @@ def splits_from_tables(tables: Mapping[str, Any], title: str, reading: Reading) 
     """
     chosen = two_parts(tables, title)
     pictures = [rows_of(table, f"{title}, {part}") for part, table in chosen.items()]
-    shape = common_shape(pictures, reading.cut, title)
+    shape = common_shape(pictures, reading.cut, title, reading.decoding)
     labels, classes = _labels(list(chosen.values()), title)
     parts = [
-        Mapped(rows, torch.arange(len(rows)), own, classes, title, shape, reading.cut, reading.corrupt_limit)
+        Mapped(
+            *(rows, torch.arange(len(rows)), own, classes, title, shape, reading.cut, reading.corrupt_limit),
+            decoding=reading.decoding,
+        )
         for rows, own in zip(pictures, labels)
     ]
     return kept(parts[0], parts[1] if len(parts) > 1 else None, reading)
@@ -150,7 +153,7 @@ def _small(files: Mapping[str, Sequence[Path]], title: str, reading: Reading) ->
 
     first = [first_row(found[0], title) for found in files.values()]
     count = sum(pyarrow.parquet.ParquetFile(file).metadata.num_rows for file in files["train"])
-    return reading.in_memory(count, common_shape(first, reading.cut, title))
+    return reading.in_memory(count, common_shape(first, reading.cut, title, reading.decoding))
 
 
 def _read(files: Sequence[Path]) -> Any:

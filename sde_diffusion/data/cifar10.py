@@ -12,8 +12,10 @@ from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.core.packages import extra
 from sde_diffusion.data.arrow import first_row, huggingface, parquet, parquet_files
 from sde_diffusion.data.dataset import Dataset, Splits
+from sde_diffusion.data.layouts import belonging, some
 from sde_diffusion.data.mapped import Reading
 from sde_diffusion.data.pictures import format_of
+from sde_diffusion.data.places import Folder
 
 # https://www.cs.toronto.edu/~kriz/cifar.html, "CIFAR-10 binary version".
 ARCHIVE_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -36,7 +38,7 @@ def load(root: str, source: str, name: str, reading: Reading) -> Splits:
     source: "parquet" (root holds train-*.parquet and test-*.parquet), "huggingface" (from the hub, by
     `name`), "binary" (root holds the official archive or its extracted folder, else it is downloaded
     there), or "auto": parquet files if root has some, else binary in a root that exists. root defaults to the
-    user's cache folder.
+    user's cache folder. Nothing is downloaded into a folder that holds other files.
     reading: mapped and streaming are for parquet and huggingface.
     The title says "CIFAR-10 (JPEG)" where the pixels went through JPEG: figures on them do not compare
     with published ones. Raises UserError for a damaged or missing file, and for a failed download.
@@ -84,6 +86,7 @@ def _archive(root: Path) -> Path:
 
     path = root if root.is_file() else root / ARCHIVE_NAME
     if not path.exists():
+        _check_free(root)
         known = f"md5:{ARCHIVE_MD5}"
         try:
             pooch.retrieve(ARCHIVE_URL, known, fname=path.name, path=root, progressbar=True)
@@ -92,6 +95,8 @@ def _archive(root: Path) -> Path:
                 f"cannot download {ARCHIVE_URL} to {path} ({error}). Check the network, or fetch the file "
                 "on another machine and put it there."
             ) from error
+    if path.suffix == ".zip":
+        raise UserError(f"{path} is a zip archive, and CIFAR-10's is {ARCHIVE_NAME}; data.dataset=folder reads zips.")
     # pooch replaces a file whose checksum differs; a person's own file is theirs to delete.
     found = pooch.file_hash(path, alg="md5")
     if found != ARCHIVE_MD5:
@@ -101,6 +106,19 @@ def _archive(root: Path) -> Path:
             "Move it away to have it downloaded again."
         )
     return path
+
+
+def _check_free(root: Path) -> None:
+    """Raises UserError where a download would go into a folder of something else."""
+    if root == _cache() or not root.is_dir():
+        return
+    names = Folder.at(root).names
+    if names:
+        hint = belonging(names, "cifar10") or "Name an empty folder, or that of CIFAR-10."
+        raise UserError(
+            f"{root} holds {some(names)}, and neither CIFAR-10's parquet files nor its archive, which is not "
+            f"downloaded into a folder of other files. {hint}"
+        )
 
 
 def _read_archive(path: Path) -> dict[str, bytes]:

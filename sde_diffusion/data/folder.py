@@ -12,13 +12,12 @@ from sde_diffusion.data import arrays
 from sde_diffusion.data.archive import Archive
 from sde_diffusion.data.class_folders import Labels
 from sde_diffusion.data.columns import Columns
-from sde_diffusion.data.cut import Cut
 from sde_diffusion.data.dataset import Dataset, Splits
 from sde_diffusion.data.inventory import Inventory, by_ending
 from sde_diffusion.data.labels import labels_of
 from sde_diffusion.data.listing import Listing, parted, whole
 from sde_diffusion.data.mapped import Mapped, Reading, kept
-from sde_diffusion.data.pictures import common_shape
+from sde_diffusion.data.pictures import Notes, common_shape
 from sde_diffusion.data.places import Folder, Place
 
 
@@ -36,22 +35,23 @@ def load(root: str, reading: Reading, columns: Columns | None = None) -> Splits:
         raise UserError("folders and archives are not streamed: choose the storage 'mapped', which reads any picture.")
     place = place_at(root)
     listing = parted(place)
-    labels = labels_of(place, listing, columns)
+    labels, notes = labels_of(place, listing, columns), Notes(len(listing.names))
     # All parts are looked at for the channels, so that one grey picture decides those of neither part alone.
-    train, *held = _mapped(place, listing, labels, reading.cut, reading.corrupt_limit)
+    train, *held = _mapped(place, listing, labels, reading, notes)
     splits = kept(train, held[0] if held else None, reading)
     files = {name: place.size(name) for name in (*listing.names, *labels.files)}
-    return replace(splits, inventory=inventory_of(place, listing, labels), files=files)
+    inventory = replace(inventory_of(place, listing, labels), notes=notes.counts(), decoded=int(notes.seen.sum()))
+    return replace(splits, inventory=inventory, files=files)
 
 
-def load_whole(root: str, cut: Cut, shape: tuple[int, int, int] | None = None) -> tuple[Dataset, list[str]]:
-    """All pictures of root/CLASS/** or root/**, as they are cut, without a split, and their names.
+def load_whole(root: str, reading: Reading, shape: tuple[int, int, int] | None = None) -> tuple[Dataset, list[str]]:
+    """All pictures of root/CLASS/** or root/**, without a split, and their names.
 
     shape: (C, H, W) that they are brought to; by default the pictures' own. Raises UserError for a broken one.
     """
     place = place_at(root)
     listing = whole(place)
-    (mapped,) = _mapped(place, listing, labels_of(place, listing), cut, 0.0, shape)
+    (mapped,) = _mapped(place, listing, labels_of(place, listing), reading, None, shape)
     dataset, failures = mapped.in_memory()
     if failures:  # each has a name, by which it would be missed
         name, reason = failures[0]
@@ -85,16 +85,17 @@ def _mapped(
     place: Place,
     listing: Listing,
     labels: Labels,
-    cut: Cut,
-    limit: float,
+    reading: Reading,
+    notes: Notes | None = None,
     shape: tuple[int, int, int] | None = None,
 ) -> list[Mapped]:
     """The pictures of each part, as parts of one set."""
     pictures = place.pictures(listing.names)
-    shape = shape or common_shape([pictures], cut, place.said(""))
+    shape = shape or common_shape([pictures], reading.cut, place.said(""), reading.decoding)
+    about = (labels.classes, place.title, shape, reading.cut, reading.corrupt_limit)
     parts, start = [], 0
     for part, own, others in zip(listing.parts, labels.parts, labels.others or ({},) * len(labels.parts)):
         rows = torch.arange(start, start := start + len(part.names))
-        mapped = Mapped(pictures, rows, own, labels.classes, place.title, shape, cut, limit)
+        mapped = Mapped(pictures, rows, own, *about, decoding=reading.decoding, notes=notes)
         parts.append(replace(mapped, others=others, columns=labels.columns))
     return parts

@@ -14,6 +14,7 @@ from sde_diffusion.core.errors import UserError
 from sde_diffusion.data.cut import Cut
 from sde_diffusion.data.folder import load_whole
 from sde_diffusion.data.formats import ending, endings
+from sde_diffusion.data.mapped import Reading
 from sde_diffusion.data.pictures import Unreadable, decode, pixels
 from sde_diffusion.data.places import Files
 
@@ -48,7 +49,7 @@ def load_inputs(path: str, shape: Sequence[int], fit: str = "crop") -> Inputs:
     channels, height, width = shape
     cut = Cut((height, width), fit=fit)
     if place.is_dir() or place.suffix == ".zip":
-        found, names = load_whole(str(place), cut, (channels, height, width))
+        found, names = load_whole(str(place), Reading(cut=cut), (channels, height, width))
         classes = () if found.labels is None else tuple(found.classes[int(label)] for label in found.labels)
         return Inputs(found.samples, tuple(names), classes)
     if ending(place.name) not in endings():

@@ -46,7 +46,7 @@ class Inventory:
     place: where, as a person knows it. types: the pictures that are read, by ending. parts: by part of the set.
     classes: by class, {} without classes. skipped: what is not read.
     labels: the files that tell what the pictures show, in words; "" without.
-    notes: what was done to how many of the pictures that have been decoded, by what it is in words.
+    notes: what was done to how many of the `decoded` pictures, by what it is in words that follow "are".
     """
 
     place: str
@@ -55,6 +55,7 @@ class Inventory:
     classes: Mapping[str, int] = field(default_factory=dict)
     skipped: tuple[Skipped, ...] = ()
     notes: Mapping[str, int] = field(default_factory=dict)
+    decoded: int = 0
     labels: str = ""
 
     @property
@@ -63,7 +64,9 @@ class Inventory:
 
     def told(self) -> list[str]:
         """What a person should know before a training, a sentence each: what is left out, and what was changed."""
-        return [*filter(None, [self.labels]), *(str(each) for each in self.skipped if not each.expected)]
+        some = "" if self.decoded == self.pictures else f" of the {self.decoded:,} that were decoded to begin with"
+        done = [f"{count:,} pictures{some} are {note}" for note, count in self.notes.items()]
+        return [*filter(None, [self.labels]), *(str(each) for each in self.skipped if not each.expected), *done]
 
 
 def by_ending(names: Iterable[str]) -> dict[str, int]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.data.formats import HEAD, begins_as_picture, ending, endings, has_other_type
 from sde_diffusion.data.inventory import Skipped
+from sde_diffusion.data.layouts import belonging
 from sde_diffusion.data.places import Place
 
 HELD_OUT = ("test", "val", "valid", "validation")
@@ -79,7 +80,8 @@ def parted(place: Place) -> Listing:
 
 def _part(place: Place, base: str, names: Sequence[str]) -> Part:
     if not names:
-        raise UserError(f"{place.said(base)} holds no pictures, of any type that is read: {_types()}.")
+        hint = belonging(place.names, "folder")
+        raise UserError(f"{place.said(base)} holds no pictures, of any type that is read: {_types()}. {hint}".strip())
     return Part(base, names)
 
 

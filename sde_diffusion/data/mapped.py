@@ -34,14 +34,15 @@ from sde_diffusion.data.dataset import (
     in_turn,
     shortened,
 )
-from sde_diffusion.data.pictures import FEW, Failure, Pictures, Tally, Unreadable, decode, listed, pixels
+from sde_diffusion.data.modes import Decoding
+from sde_diffusion.data.pictures import FEW, Failure, Notes, Pictures, Tally, Unreadable, decoded, listed, pixels
 from sde_diffusion.data.watching import Watch, unwatched
 
 MEMORY_LIMIT = 2 << 30  # bytes of decoded pictures that are kept without being asked to
 PATIENCE = 100  # broken pictures in a row
 SPLITS = ("auto", "none")
 TURN = 32  # pictures that a thread decodes at a time
-FORMAT = 1  # to be raised when pictures are decoded in another way
+FORMAT = 2  # to be raised when pictures are decoded in another way
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Reading:
     corrupt_limit: the share of broken pictures that is borne. window: rows of a stream that change places.
     lanes: of a stream, at most. cache: whether what is decoded once is kept for the next time. watch: who is shown how
     far it is.
+    decoding: how files become pixels.
     Raises UserError for another storage and for numbers that make none.
     """
 
@@ -76,6 +78,7 @@ class Reading:
     lanes: int = 32
     cache: bool = True
     watch: Watch = field(default=unwatched, repr=False, compare=False)
+    decoding: Decoding = field(default_factory=Decoding)
 
     def __post_init__(self) -> None:
         choose("storage", self.storage, dict.fromkeys(("auto", "memory", "mapped", "streaming")))
@@ -132,6 +135,7 @@ class Mapped:
 
     rows: int64 [N], which of the pictures belong to it. labels: int64 [N], or None without classes. shape: (C, H, W).
     left_out, columns: as in `Source`; others: conditions [N, ...] beside the labels, by name.
+    decoding: how files become pixels. notes: where it is entered what was done to them.
     A picture that cannot be read is replaced by the next one of the part that can. Raises UserError as Dataset does.
     """
 
@@ -146,6 +150,8 @@ class Mapped:
     left_out: tuple[str, ...] = ()
     others: Mapping[str, Tensor] = field(default_factory=dict)
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    decoding: Decoding = field(default_factory=Decoding)
+    notes: Notes | None = None
 
     levels: ClassVar[int] = 256
     decodes: ClassVar[bool] = True
@@ -198,10 +204,12 @@ class Mapped:
         if where:
             # What Pillow makes of a file may change from version to version.
             made_of = cache.digest(what, self.rows.tolist(), version("pillow"), FORMAT)
-            name = cache.digest(where, keeping.part, self.shape, self.cut)
+            name = cache.digest(where, keeping.part, self.shape, self.cut, self.decoding)
             array, about = cache.recalled(self.title, name, made_of, lambda: self._whole(keeping.watch))
         else:
             array, about = self._whole(keeping.watch)
+        if self.notes:
+            self.notes.enter(self.rows.numpy(), about["notes"])
         samples, failed = torch.from_numpy(array), about["failed"]
         good = torch.ones(len(self), dtype=torch.bool)
         good[[index for index, _, _ in failed]] = False
@@ -216,13 +224,13 @@ class Mapped:
 
         Pillow leaves Python to the other threads while it unpacks and resizes.
         """
-        samples = np.empty((len(self), *self.shape), np.uint8)
+        samples, notes = np.empty((len(self), *self.shape), np.uint8), Notes(len(self.pictures))
 
-        def decoded(indices: range) -> list[tuple[int, str, str]]:
+        def turn(indices: range) -> list[tuple[int, str, str]]:
             failed = []
             for index in indices:
                 try:
-                    samples[index] = self._decoded(index, None)
+                    samples[index] = self._decoded(index, None, notes)
                 except Unreadable as error:
                     failed.append((index, *error.failure))
             return failed
@@ -230,14 +238,14 @@ class Mapped:
         parts = [range(first, min(first + TURN, len(self))) for first in range(0, len(self), TURN)]
         failed = list[tuple[int, str, str]]()
         with watch(len(self), self.title) as counter, ThreadPoolExecutor(usable_cpus()) as pool:
-            for part, found in zip(parts, pool.map(decoded, parts)):
+            for part, found in zip(parts, pool.map(turn, parts)):
                 failed += found
                 counter.update(len(part))
         if len(failed) == len(self):
             raise UserError(f"{self.title}: no picture can be read: {listed([(n, why) for _, n, why in failed])}.")
         if failed:  # a copy of the samples, which is not made without need
             samples = np.delete(samples, [index for index, _, _ in failed], axis=0)
-        return samples, {"failed": failed}
+        return samples, {"failed": failed, "notes": notes.rows()}
 
     def readable(self, index: int, draw: Sequence[float] | None) -> tuple[np.ndarray, int, list[Failure]]:
         """Sample `index` or the next that can be read, uint8 [C, H, W]; which one it is; those that cannot.
@@ -253,9 +261,11 @@ class Mapped:
                 failures.append(error.failure)
         raise UserError(f"{self.title}: {len(failures)} pictures in a row cannot be read: {listed(failures)}.")
 
-    def _decoded(self, index: int, draw: Sequence[float] | None) -> np.ndarray:
+    def _decoded(self, index: int, draw: Sequence[float] | None, notes: Notes | None = None) -> np.ndarray:
         row = int(self.rows[index])
-        image = decode(self.pictures, row, self.cut.least)
+        image, done = decoded(self.pictures, row, self.cut.least, self.decoding)
+        if notes:
+            notes.mark(row, done)
         cut = self.cut.fitted(image) if draw is None else self.cut.at(image, draw)
         return pixels(cut, self.shape, self.pictures.name(row))
 

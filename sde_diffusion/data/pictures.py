@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.packages import extra
 from sde_diffusion.data.cut import Cut
 from sde_diffusion.data.formats import tried
+from sde_diffusion.data.modes import MAX_PIXELS, Decoding, is_grey, left_in_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 NAMED = 5  # pictures named in a sentence
 _OPENING = Lock()  # filters of warnings are those of all threads
 FEW = 1000  # pictures to be read before the share of broken ones means anything
+
+DEFAULT = Decoding()
 
 Failure = tuple[str, str]
 """The name of a picture that cannot be read, and why."""
@@ -50,20 +54,28 @@ class Pictures(Protocol):
         """Where the pictures lie, and a digest of what tells their files from changed ones; "" where nobody knows."""
 
 
-def decode(pictures: Pictures, index: int, least: int = 0) -> Image.Image:
-    """One picture, upright, of mode "L" (grey) or "RGB". Raises Unreadable, also for more than 8 bits a channel.
+def decode(pictures: Pictures, index: int, least: int = 0, how: Decoding = DEFAULT) -> Image.Image:
+    """One picture, upright, of mode "L" (grey) or "RGB". Raises Unreadable.
 
     least: a JPEG picture may be unpacked at a smaller size, whose shorter side has so many pixels; 0: it may not.
     """
+    return decoded(pictures, index, least, how)[0]
+
+
+def decoded(
+    pictures: Pictures, index: int, least: int = 0, how: Decoding = DEFAULT
+) -> tuple[Image.Image, tuple[str, ...]]:
+    """The same, and what was done to it, in words as those of `Decoding.eight_bits`."""
     with extra("data"):
         from PIL import ImageOps
 
-    with _opened(pictures, index) as file:
+    with _opened(pictures, index, how.max_pixels) as file:
+        left = left_in_file(file)
         if least:
             file.draft(None, (least, least))  # of all formats, JPEG alone can
         # Cameras store a turned picture as it was shot, with a note of how to turn it.
-        image: Image.Image = ImageOps.exif_transpose(file)
-        return image if image.mode in ("L", "RGB") else image.convert("RGB")
+        image, done = how.eight_bits(ImageOps.exif_transpose(file))
+        return image, (*left, *done)
 
 
 def format_of(pictures: Pictures, index: int) -> str:
@@ -88,30 +100,69 @@ def pixels(image: Image.Image, shape: Sequence[int], name: str) -> np.ndarray:
     return array[None] if channels == 1 else array.transpose(2, 0, 1)
 
 
-def common_shape(parts: Sequence[Pictures], cut: Cut, title: str) -> tuple[int, int, int]:
+def common_shape(parts: Sequence[Pictures], cut: Cut, title: str, how: Decoding = DEFAULT) -> tuple[int, int, int]:
     """(C, H, W) of all pictures: C = 1 if every one is grey, else 3; the size is that of the first, or of the cut.
 
-    Reads on until it meets a picture in colour, and of grey ones their headers only.
+    Looks for a picture in colour here and there, of grey modes at the header only, and stops at the first one.
     Raises UserError where no picture can be read.
     """
-    first, failed = None, []
-    for pictures in parts:
-        for index in range(len(pictures)):
-            try:
-                if first is None:
-                    first = cut.fitted(decode(pictures, index))
-                    grey = first.mode == "L"
-                else:
-                    with _opened(pictures, index) as file:
-                        grey = file.mode == "L"
-            except Unreadable as error:
-                failed.append(error.failure)
-                continue
-            if not grey:
-                return 3, first.height, first.width
-    if first is None:
-        raise UserError(f"{title}: no picture can be read: {listed(failed)}.")
-    return 1, first.height, first.width
+    failed = list[Failure]()
+    for part, index in ((pictures, index) for pictures in parts for index in range(len(pictures))):
+        try:
+            first = cut.fitted(decode(part, index, how=how))
+        except Unreadable as error:
+            failed.append(error.failure)
+            continue
+        grey = how.channels == 1 or (not how.channels and all(_are_grey(pictures, how) for pictures in parts))
+        return 1 if grey else 3, first.height, first.width
+    raise UserError(f"{title}: no picture can be read: {listed(failed)}.")
+
+
+def _are_grey(pictures: Pictures, how: Decoding) -> bool:
+    """Whether every picture that can be read is grey."""
+    for index in spread(len(pictures)):
+        try:
+            with _opened(pictures, index, how.max_pixels) as file:
+                known = how.is_grey_by_mode(file)
+            if not known and not is_grey(decode(pictures, index, how=how)):
+                return False
+        except Unreadable:
+            continue
+    return True
+
+
+def spread(count: int) -> Iterator[int]:
+    """0 .. count - 1, each once, so that the first few lie everywhere: what is alike often lies together."""
+    step = max(1, round(0.618 * count))
+    while math.gcd(step, count) > 1:
+        step += 1
+    return (number * step % count for number in range(count))
+
+
+class Notes:
+    """What was done to the pictures of a set as they were decoded: each is counted once, however often it is read."""
+
+    def __init__(self, size: int) -> None:
+        self.seen, self.found = np.zeros(size, bool), dict[str, np.ndarray]()
+
+    def mark(self, index: int | np.ndarray, notes: Sequence[str]) -> None:
+        """Enter what was done to a picture, or to several."""
+        for note in notes:
+            self.found.setdefault(note, np.zeros_like(self.seen))[index] = True
+
+    def enter(self, seen: np.ndarray, rows: Mapping[str, Sequence[int]]) -> None:
+        """Enter the pictures that were looked at, and those of them to which something was done, as `rows` has them."""
+        self.seen[seen] = True
+        for note, marked in rows.items():
+            self.mark(np.array(marked, int), [note])
+
+    def rows(self) -> dict[str, list[int]]:
+        """The numbers of the pictures, by what was done to them."""
+        return {note: np.flatnonzero(marks).tolist() for note, marks in sorted(self.found.items())}
+
+    def counts(self) -> dict[str, int]:
+        """The number of pictures by what was done to them."""
+        return {note: len(rows) for note, rows in self.rows().items()}
 
 
 class Tally:
@@ -154,20 +205,25 @@ class Tally:
 
 
 @contextmanager
-def _opened(pictures: Pictures, index: int) -> Iterator[Image.Image]:
+def _opened(pictures: Pictures, index: int, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """The picture with its header read, and whatever goes wrong with it as Unreadable."""
     with extra("data"):
         from PIL import Image, UnidentifiedImageError
 
     name = pictures.name(index)
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > 2 * Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow has no other way to be told
     try:
         with _OPENING, warnings.catch_warnings():
-            # Small files that unpack to billions of pixels; Pillow itself stops at twice as many.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            # Pillow warns of half the pixels at which it stops, which harm nothing.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             file = Image.open(pictures.open(index), formats=tried(name))
         with file:
-            if file.mode.startswith(("I", "F")):
-                raise Unreadable(name, "it has more than 8 bits a channel; convert it to 8 bits")
+            if file.width * file.height > max_pixels:
+                raise Unreadable(
+                    name,
+                    f"it has {file.width * file.height:,} pixels, and data.max_pixels lets {max_pixels:,} be read",
+                )
             yield file
     except (Unreadable, UserError):
         raise

@@ -12,6 +12,7 @@ from sde_diffusion.core.settings import Section, at_least, one_of, optional, set
 from sde_diffusion.data import DATASETS, MEANS, DataOptions, Source, Splits, Stream, batches, load_splits
 from sde_diffusion.data.cut import FITS
 from sde_diffusion.data.mapped import SPLITS
+from sde_diffusion.data.modes import MAX_PIXELS
 from sde_diffusion.data.watching import Watch, unwatched
 
 
@@ -44,6 +45,11 @@ class DataSettings(Section):
         '"stretch" changes its proportions',
         one_of("fit", FITS),
     )
+    background: str = setting(
+        "white", "colour on which transparent pictures are laid, and padded ones: a name or #rrggbb"
+    )
+    channels: int = setting(0, "1 makes pictures grey, 3 gives them colours; 0: 1 where all are grey, else 3")
+    max_pixels: int = setting(MAX_PIXELS, "pictures of more pixels count as broken", at_least(1))
     shape: str = setting("moons", 'toy2d: "moons", "checkerboard" or "mixture"')
     size: int = setting(0, "toy2d: number of training points; 0 for its default")
     label_column: str = setting("", 'of a table: the class of each row; "" for "label", "labels" or "class"')

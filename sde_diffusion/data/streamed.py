@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, count, islice
 from typing import Any, ClassVar, NamedTuple
 
@@ -31,6 +31,7 @@ from sde_diffusion.data.dataset import (
     in_turn,
 )
 from sde_diffusion.data.mapped import MEMORY_LIMIT, Mapped, Reading, gathered, too_many
+from sde_diffusion.data.modes import Decoding
 from sde_diffusion.data.pictures import FEW, Tally, common_shape
 from sde_diffusion.data.tables import Rows, declared_classes, first_line, image_column, label_column
 
@@ -70,6 +71,7 @@ class Streamed:
     cut: Cut
     corrupt_limit: float
     left_out: tuple[str, ...]
+    decoding: Decoding = field(default_factory=Decoding)
 
     levels: ClassVar[int] = 256
     decodes: ClassVar[bool] = True
@@ -135,7 +137,8 @@ class Streamed:
         begin = Place(place.epoch, place.window, chunks[0].turn, chunks[0].row)
         order = torch.randperm(len(rows), generator=seeded(seed, place.epoch, place.window, stream=WINDOW_STREAM))
         labels = None if self.column is None else labels_of(rows.table, self.column, self.title)[order]
-        return begin, Mapped(rows, order, labels, self.classes, self.title, self.shape, self.cut, self.corrupt_limit)
+        about = (self.classes, self.title, self.shape, self.cut, self.corrupt_limit)
+        return begin, Mapped(rows, order, labels, *about, decoding=self.decoding)
 
 
 class Chunk(NamedTuple):
@@ -180,20 +183,22 @@ def streamed(parts: Mapping[str, Any], title: str, reading: Reading) -> Splits:
     rows = WindowRows.of(chunks, title)
     column = label_column(rows.table.schema)
     classes = _declared(train, rows.table.schema, column)
-    shape = common_shape([rows], reading.cut, title)
+    shape = common_shape([rows], reading.cut, title, reading.decoding)
     every = torch.arange(len(rows))[: reading.held_out or None]
     most = MEMORY_LIMIT // math.prod(shape)
     if len(every) > most:
         raise UserError(too_many(title, len(every), most))
     column = column if classes else None
     labels = labels_of(rows.table, column, title)[: len(every)] if column else None
-    held, failures = Mapped(rows, every, labels, classes, title, shape, reading.cut, 0.0).in_memory()
+    first = Mapped(rows, every, labels, classes, title, shape, reading.cut, 0.0, decoding=reading.decoding)
+    held, failures = first.in_memory()
     tally = Tally(title, reading.corrupt_limit, FEW)
     tally.add(len(every), failures, "left out")
     own = () if others or reading.split == "none" else chunks
     skipped = {chunk.shard: chunk.row + len(chunk.table) for chunk in own}
     limit, broken = reading.corrupt_limit, tuple(tally.names)
-    stream = Streamed(train, skipped, column, classes, title, shape, reading.window, reading.cut, limit, broken)
+    how = (reading.window, reading.cut, limit, broken, reading.decoding)
+    stream = Streamed(train, skipped, column, classes, title, shape, *how)
     if next(stream._chunks(0, Place()), None) is None:
         raise UserError(f"{title} has no more than {len(rows):,} pictures, which are held out: choose 'mapped'.")
     return Splits(stream, held if reading.split == "auto" else None)

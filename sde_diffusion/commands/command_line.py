@@ -13,6 +13,8 @@
     torchrun --nproc_per_node 8 -m sde_diffusion --config vpsde_cifar   the same, by several processes
     sde-diffusion --mode samplers                                the samplers and grids with their options
     sde-diffusion --mode settings sampling                       every key of a section; without its name, of all
+    sde-diffusion --config folder --config.data.root=DIR         the same on a folder or a zip archive of your pictures
+    sde-diffusion --config folder --config.data.root=DIR --mode data    what would be read of it
     sde-diffusion --config vpsde_cifar --config.training.batch_size=64 --config.data.root=FOLDER
 
 Any setting can be changed by --config.SECTION.KEY=VALUE.
@@ -52,11 +54,14 @@ def run(argv: list[str]) -> None:
     if listing:
         return print(listing(*argv[1:]))
     config, name = chosen_config()
-    apply_flags(config)
+    folder = Path(FLAGS.workdir or f"runs/{name}")
 
+    from sde_diffusion.settings.completing import completed
     from sde_diffusion.settings.root import Settings
 
     try:
+        chosen = completed(config, folder)
+        apply_flags(config)
         settings = Settings.from_config(config)
         settings.check()
     except UserError as error:
@@ -71,7 +76,8 @@ def run(argv: list[str]) -> None:
         if not engine.main:  # one process speaks for all
             silence.enter_context(redirect_stdout(silence.enter_context(open(os.devnull, "w"))))
             warnings.simplefilter("ignore")
-        MODES[FLAGS.mode](settings, Path(FLAGS.workdir or f"runs/{name}"), engine)
+        print(*chosen, sep="\n", end="\n" * bool(chosen))
+        MODES[FLAGS.mode](settings, folder, engine)
 
 
 def main(argv: list[str]) -> None:

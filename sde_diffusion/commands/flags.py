@@ -28,6 +28,7 @@ flags.DEFINE_string(
     "mode",
     "all",
     f"What to do: {', '.join((*MODES, *LISTINGS))}. 'all' trains, samples, evaluates and compares; "
+    "'data' says what a training would read; "
     "'compare' puts samplers in one report; 'samplers' lists samplers and grids, 'settings [SECTION]' every key; "
     "'edit' gives pictures noise and takes them back; "
     "'ema' makes averages of the weights of any length from the snapshots of a training; "

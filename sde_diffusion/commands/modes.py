@@ -51,6 +51,7 @@ MODES: Lazy[Mode] = Lazy(
     {
         "all": "commands.everything:everything",
         "train": "commands.training:train",
+        "data": "commands.data:data",
         "sample": "commands.sampling:sample",
         "edit": "commands.edit:edit",
         "compare": "commands.compare:compare",

@@ -52,8 +52,7 @@ def train(settings: Settings, folder: Path, engine: Engine) -> None:
             )
         splits = splits or settings.splits()
         splits = splits_of(settings, resumed, splits) if resumed else splits
-        for line in splits.inventory.told() if splits.inventory else ():
-            print(line)
+        splits.tell(print)
         start = going_on(settings, resumed, splits.train) if resumed else start or fresh(settings, splits.train)
         settings = start.settings
         engine.on_main(partial(write_json, folder / "config.json", settings.plain()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
@@ -267,6 +267,11 @@ class Splits:
     test: Dataset | None
     inventory: Inventory | None = None
     files: Mapping[str, int] = field(default_factory=dict)
+
+    def tell(self, say: Callable[[str], object]) -> None:
+        """Say what a person should know of the files before a training, a sentence each."""
+        for line in self.inventory.told() if self.inventory else ():
+            say(line)
 
     def held_out(self, wanted: str, remedy: str = "") -> Dataset:
         """What is held out. wanted: what needs it, in words; remedy: what else can be done.

@@ -19,6 +19,7 @@ from sde_diffusion.data.listing import Listing, parted, whole
 from sde_diffusion.data.mapped import Mapped, Reading, kept
 from sde_diffusion.data.pictures import Notes, common_shape
 from sde_diffusion.data.places import Folder, Place
+from sde_diffusion.data.survey import LOOKED_AT, Suggestion, Survey, suggestions, surveyed
 
 
 def load(root: str, reading: Reading, columns: Columns | None = None) -> Splits:
@@ -57,6 +58,20 @@ def load_whole(root: str, reading: Reading, shape: tuple[int, int, int] | None =
         name, reason = failures[0]
         raise UserError(f"{name} is not a readable picture ({reason}); repair or remove it.")
     return dataset, listing.names
+
+
+def survey_of(root: str, most: int = 0) -> Survey:
+    """The sizes of the pictures at a place, or of `most` of them, by their headers."""
+    place = place_at(root)
+    return surveyed(place.pictures(parted(place).names), most)
+
+
+def suggested(root: str) -> list[Suggestion]:
+    """Settings that suit the pictures at a place, whose sizes are those of 1,000 of them at most."""
+    place = place_at(root)
+    listing = parted(place)
+    inventory = inventory_of(place, listing, labels_of(place, listing))
+    return suggestions(surveyed(place.pictures(listing.names), LOOKED_AT), inventory)
 
 
 def place_at(root: str) -> Place:

@@ -64,9 +64,13 @@ class Inventory:
 
     def told(self) -> list[str]:
         """What a person should know before a training, a sentence each: what is left out, and what was changed."""
+        unread = [str(each) for each in self.skipped if not each.expected]
+        return [*filter(None, [self.labels]), *unread, *self.changed()]
+
+    def changed(self) -> list[str]:
+        """What was done to how many pictures, a sentence each."""
         some = "" if self.decoded == self.pictures else f" of the {self.decoded:,} that were decoded to begin with"
-        done = [f"{count:,} pictures{some} are {note}" for note, count in self.notes.items()]
-        return [*filter(None, [self.labels]), *(str(each) for each in self.skipped if not each.expected), *done]
+        return [f"{count:,} pictures{some} are {note}" for note, count in self.notes.items()]
 
 
 def by_ending(names: Iterable[str]) -> dict[str, int]:

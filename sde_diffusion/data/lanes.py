@@ -252,7 +252,8 @@ def mapped(
 ) -> Mapped:
     """These pictures, in that order, as a set."""
     labels = torch.tensor([row.label for row in rows])[order] if shards.classes else None
-    return Mapped(Window(rows), order, labels, shards.classes, shards.title, shape, reading.cut, reading.corrupt_limit)
+    about = (shards.classes, shards.title, shape, reading.cut, reading.corrupt_limit)
+    return Mapped(Window(rows), order, labels, *about, decoding=reading.decoding)
 
 
 def in_lanes(train: Shards, test: Shards | None, reading: Reading) -> Splits:
@@ -276,7 +277,7 @@ def in_lanes(train: Shards, test: Shards | None, reading: Reading) -> Splits:
             f"{train.title} holds too few pictures to train on, one at least beside one that is held out: with "
             "data.split=none nothing is."
         )
-    shape = common_shape([Window(held)], reading.cut, train.title)
+    shape = common_shape([Window(held)], reading.cut, train.title, reading.decoding)
     if reading.split == "none":
         return Splits(Lanes(train, spans, shape, reading), None)
     most = MEMORY_LIMIT // math.prod(shape)

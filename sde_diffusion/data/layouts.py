@@ -11,6 +11,7 @@ CIFAR10_FILES = frozenset({"cifar-10-binary.tar.gz", "test_batch.bin"})
 
 LAYOUTS: dict[str, Callable[[str], bool]] = {
     "cifar10": lambda name: PurePosixPath(name).name in CIFAR10_FILES or ending(name) == ".parquet",
+    "webdataset": lambda name: ending(name) == ".tar",
     "folder": lambda name: ending(name) in endings(),
 }
 """For each data set that is read from a place: whether a file of this name is one that it reads."""

@@ -26,6 +26,7 @@ _OPENING = Lock()  # filters of warnings are those of all threads
 FEW = 1000  # pictures to be read before the share of broken ones means anything
 
 DEFAULT = Decoding()
+ORIENTATION, SIDEWAYS = 0x0112, range(5, 9)  # EXIF's tag, and its values for a quarter turn
 
 Failure = tuple[str, str]
 """The name of a picture that cannot be read, and why."""
@@ -76,6 +77,13 @@ def decoded(
         # Cameras store a turned picture as it was shot, with a note of how to turn it.
         image, done = how.eight_bits(ImageOps.exif_transpose(file))
         return image, (*left, *done)
+
+
+def size_of(pictures: Pictures, index: int, how: Decoding = DEFAULT) -> tuple[int, int]:
+    """(height, width) of one picture, upright, by its header. Raises Unreadable."""
+    with _opened(pictures, index, how.max_pixels) as file:
+        turned = file.getexif().get(ORIENTATION, 1) in SIDEWAYS
+        return (file.width, file.height) if turned else (file.height, file.width)
 
 
 def format_of(pictures: Pictures, index: int) -> str:

@@ -124,10 +124,14 @@ def load(root: str, reading: Reading) -> Splits:
     train, *tests = archives
     if reading.streams:
         return in_lanes(train, tests[0] if tests else None, reading)
-    shape = common_shape(archives, reading.cut, train.title)
+    shape = common_shape(archives, reading.cut, train.title, reading.decoding)
     cut, limit = reading.cut, reading.corrupt_limit
     sets = [
-        Mapped(each, torch.arange(len(each)), each.labels, classes, each.title, shape, cut, limit) for each in archives
+        Mapped(
+            *(each, torch.arange(len(each)), each.labels, classes, each.title, shape, cut, limit),
+            decoding=reading.decoding,
+        )
+        for each in archives
     ]
     return kept(sets[0], sets[1] if tests else None, reading)
 

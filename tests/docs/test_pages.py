@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -106,6 +107,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with runs/vpsde_digits, a tiny network after one step, and with the other runs that pages name."""
     place = tmp_path_factory.mktemp("pages")
     (place / "FOLDER").mkdir()  # what pages call a folder of the reader's
+    for index in range(4):
+        Image.new("RGB", (16, 16), (index, 0, 9)).save(place / "FOLDER" / f"{index}.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.syspath_prepend(str(ROOT))

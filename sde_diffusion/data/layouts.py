@@ -11,6 +11,7 @@ CIFAR10_FILES = frozenset({"cifar-10-binary.tar.gz", "test_batch.bin"})
 
 LAYOUTS: dict[str, Callable[[str], bool]] = {
     "cifar10": lambda name: PurePosixPath(name).name in CIFAR10_FILES or ending(name) == ".parquet",
+    "array": lambda name: ending(name) in (".npy", ".npz", ".csv"),
     "webdataset": lambda name: ending(name) == ".tar",
     "folder": lambda name: ending(name) in endings(),
 }

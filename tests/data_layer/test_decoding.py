@@ -67,13 +67,13 @@ class Decodings:
     """Counts the pictures that are decoded."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.count, decode = 0, mapped.decode
+        self.count, decode = 0, mapped.decoded
 
         def counted(*arguments: Any) -> Any:
             self.count += 1
             return decode(*arguments)
 
-        monkeypatch.setattr(mapped, "decode", counted)
+        monkeypatch.setattr(mapped, "decoded", counted)
 
     def made(self) -> int:
         """Since it was asked last."""

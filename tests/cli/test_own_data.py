@@ -8,6 +8,7 @@ from PIL import Image
 from warm import Warm
 
 from sde_diffusion.pipelines.run_data import FILES
+from sde_diffusion.storage.checkpoint import read_checkpoint
 
 TINY = (
     *("--config", "vpsde_digits", "--config.data.dataset=folder", "--config.data.image_size=8"),
@@ -64,3 +65,38 @@ def test_classes_are_matched_by_name_when_a_training_goes_on(warm: Warm, tmp_pat
     # Of an unchanged folder nothing is said.
     (data / "two").rename(data / "2")
     assert "changed" not in warm.run(*flags, f"--config.data.root={data}", "--config.training.steps=4")
+
+
+def test_attributes_are_trained_sampled_and_matched_by_name(warm: Warm, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for index in range(12):
+        paint(data / f"{index}.png", 200 * (index % 2))
+    rows = {f"{index}.png": (index % 2, index % 3 // 2) for index in range(12)}
+    head = "file_name,bright,third\n"
+    (data / "metadata.csv").write_text(head + "".join(f"{name},{a},{b}\n" for name, (a, b) in rows.items()))
+    flags = (
+        *TINY,
+        f"--config.data.root={data}",
+        "--config.model.conditions=('attributes',)",
+        "--workdir",
+        tmp_path / "r",
+    )
+    told = (*flags, "--config.training.label_dropout=0.2")
+    text = warm.run(*told, "--mode", "train")
+    assert "attributes by bright, third" in text and "2 attributes: bright, third" in text
+    kept = read_checkpoint(tmp_path / "r")
+    assert kept.columns == {"attributes": ("bright", "third")} and kept.spec.options["vectors"] == {"attributes": 2}
+    assert kept.spec.conditions == ("attributes",)
+    warm.run(*told, "--mode", "evaluate", "--config.likelihood.num_samples=1")
+    head = "file_name,third,bright\n"
+    (data / "metadata.csv").write_text(head + "".join(f"{name},{b},{a}\n" for name, (a, b) in rows.items()))
+    text = warm.run(*told, "--mode", "train", "--config.training.steps=3")
+    assert "the columns of data come in another order; they are matched by name" in text
+    assert read_checkpoint(tmp_path / "r").columns == kept.columns
+    line = warm.refused(
+        *told, "--mode", "train", "--config.training.steps=4", "--config.data.target_columns=('third',)"
+    )
+    assert "data.target_columns" in line
+    line = warm.refused(*TINY, f"--config.data.root={data}", "--mode", "train", "--workdir", tmp_path / "other",
+                        "--config.model.conditions=('targets',)")  # fmt: skip
+    assert "names 'targets', which data does not have; it has 'attributes'" in line

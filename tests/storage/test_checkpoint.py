@@ -24,7 +24,15 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimi
 import sde_diffusion as sd
 from sde_diffusion.data import DataTransform
 from sde_diffusion.nets.building import build_network, load_weights
-from sde_diffusion.storage.checkpoint import FOLDER, Checkpoint, checkpoint_files, read_checkpoint, save_checkpoint
+from sde_diffusion.storage.checkpoint import (
+    FOLDER,
+    Checkpoint,
+    _joined,
+    _split,
+    checkpoint_files,
+    read_checkpoint,
+    save_checkpoint,
+)
 from sde_diffusion.storage.files import sha256_of
 from tests.faults import deaths, recorded
 
@@ -546,3 +554,13 @@ def test_loading_runs_no_code(run: Path, tmp_path: Path) -> None:
     with pytest.raises(sd.UserError, match=f"{name} is no file of safetensors"):
         sd.load(folder)
     assert not mark.exists()
+
+
+def test_a_checkpoint_from_before_the_names_of_columns_is_read() -> None:
+    """Their manifests have no "columns"."""
+    saved = replace(checkpoint(5, sd.VPSDE()), columns={"attributes": ("a", "b")})
+    manifest, parts = _split(saved)
+    tensors = {name.removesuffix(".safetensors"): part for name, part in parts.items()}
+    assert _joined(manifest, tensors).columns == saved.columns
+    del manifest["columns"]
+    assert _joined(manifest, tensors).columns == {}

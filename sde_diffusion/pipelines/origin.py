@@ -16,6 +16,7 @@ from sde_diffusion.denoisers.network import NetworkSpec
 from sde_diffusion.runtime.engine import Engine
 from sde_diffusion.settings.root import Settings
 from sde_diffusion.storage.checkpoint import Checkpoint, checkpoint_files, read_checkpoint
+from sde_diffusion.storage.manifest import MANIFEST
 from sde_diffusion.storage.trained import usual_weights, with_average
 from sde_diffusion.training.initial import Initial, Wanted, initial
 from sde_diffusion.training.trainer import RAW
@@ -81,6 +82,11 @@ class Origin:
     def read(cls, place: str, weights: str) -> Origin:
         """The network of a run folder or a checkpoint. Raises UserError where it or its weights are not there."""
         path = Path(place).expanduser()
+        if path.is_file() or (path.is_dir() and not (checkpoint_files(path) or (path / MANIFEST).exists())):
+            raise UserError(
+                f"training.init_from={place!r} is neither a run folder nor a checkpoint of one; a network of another "
+                f"code base becomes a run first, by --mode import --source NAME --path {place} --workdir RUN"
+            )
         found = read_checkpoint(path)
         wanted = weights or usual_weights(found)
         return cls(place, wanted, with_average(found, path, wanted))

@@ -106,6 +106,15 @@ def test_it_is_sampled_and_diffusers_reads_it(warm: Warm, tuned: tuple[Path, str
         torch.testing.assert_close(theirs(x, t).sample, sd.load(folder).net(x, t.float()), rtol=1e-5, atol=1e-5)
 
 
+def test_an_imported_network_without_an_average_stamps_raw(warm: Warm, imported: Path) -> None:
+    """Whatever a configuration would take: it is said, and stands in the protocol of what is drawn."""
+    assert json.loads((imported / "config.json").read_text())["sampling"]["weights"] == "raw"
+    ask = ("--mode", "sample", "--sampler", "ddim", "--steps", 2, "--num_samples", 1, "--workdir", imported)
+    said = warm.run("--config", "vpsde_cifar", *ask)
+    assert f"{imported} has no averaged weights: sampling.weights is 'raw'" in said
+    assert json.loads((imported / "samples_ddim.json").read_text())["weights"] == "raw"
+
+
 def test_it_goes_on_without_its_source(warm: Warm, tuned: tuple[Path, str], pictures: Path, tmp_path: Path) -> None:
     """The key may stay, with or without the network's own configuration; another source is refused."""
     folder = tmp_path / "mine"
@@ -130,6 +139,10 @@ def test_bad_requests_are_one_sentence(warm: Warm, imported: Path, pictures: Pat
     folder = tmp_path / "mine"
     for origin, says in (
         (tmp_path / "nowhere", f"{tmp_path / 'nowhere'} does not exist"),
+        (
+            imported.with_name("ddpm"),
+            f"a run first, by --mode import --source NAME --path {imported.with_name('ddpm')}",
+        ),
         (f"{imported} --config.training.init_weights=ema", "unknown weights 'ema'; Valid names: raw"),
         (f"{imported} --config.model.class_conditional=True", "model.class_conditional needs labels, which"),
         (f"{imported} --config.data.image_size=15", "image_size=15 cannot be halved"),

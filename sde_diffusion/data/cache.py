@@ -62,9 +62,9 @@ def recalled(
 def _read(title: str, place: Path, made_of: str) -> tuple[Array, dict[str, Any]] | None:
     try:
         told = json.loads(place.with_suffix(".json").read_bytes())
-    except FileNotFoundError:
+    except OSError:  # not there, or in a place that cannot be read or written
         return None
-    except (OSError, ValueError):
+    except ValueError:
         told = {}
     if told and told.get("made_of") != made_of:
         warnings.warn(f"{title}: its files have changed since they were decoded: they are decoded again", stacklevel=5)

@@ -13,7 +13,7 @@ import os
 import shutil
 import socket
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
@@ -24,7 +24,8 @@ from typing import IO, Any
 from sde_diffusion.core.errors import UserError
 
 LOCK = ".lock"
-FLUSHES = 16  # files that wait for the disk at the same time
+FLUSHES = 8  # files that wait for the disk at the same time
+TOGETHER = 8  # files that a thread is given at once
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {*_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
@@ -75,9 +76,9 @@ def flush_folder(folder: Path) -> None:
 def write_aside(path: Path, data: bytes) -> None:
     """Write a file whole or not at all. Raises UserError for a full disk, or a folder that may not be written."""
     aside = _aside(path)
+    with written(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with written(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
         _write_flushed(aside, data, path)
         with written(path):
             os.replace(aside, path)
@@ -95,14 +96,18 @@ def write_together(folder: Path, files: Iterable[tuple[str, bytes]]) -> None:
     asides: dict[Path, Path] = {}
     try:
         with ThreadPoolExecutor(FLUSHES) as pool:
-            begun = []
+            begun, batch = [], list[tuple[Path, bytes, Path]]()
             for name, data in files:
                 path = folder / name
                 if not asides:
                     with written(path):
                         folder.mkdir(parents=True, exist_ok=True)
-                asides[aside := _aside(path)] = path
-                begun.append(pool.submit(_write_flushed, aside, data, path))
+                batch.append((aside := _aside(path), data, path))
+                asides[aside] = path
+                if len(batch) == TOGETHER:
+                    begun.append(pool.submit(_write_all, batch))
+                    batch = []
+            begun.append(pool.submit(_write_all, batch))
             for job in begun:
                 job.result()
         for aside, path in asides.items():
@@ -118,6 +123,11 @@ def write_together(folder: Path, files: Iterable[tuple[str, bytes]]) -> None:
 
 def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def _write_all(batch: Sequence[tuple[Path, bytes, Path]]) -> None:
+    for aside, data, path in batch:
+        _write_flushed(aside, data, path)
 
 
 def _write_flushed(aside: Path, data: bytes, path: Path) -> None:

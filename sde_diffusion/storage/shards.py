@@ -16,7 +16,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.core.packages import extra
 from sde_diffusion.storage.files import flush_folder, sha256_of, write_aside, write_together, written
+from sde_diffusion.storage.png import png
 from sde_diffusion.storage.records import digest
 
 Array = NDArray[Any]
@@ -45,16 +46,6 @@ class Part:
     first: int
     last: int
     content: bytes
-
-
-def _png(image: Array) -> bytes:
-    """An image [H, W, C], C = 1 or 3, as a PNG file."""
-    with extra("report"):
-        from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def _from_png(content: bytes) -> Array:
@@ -90,7 +81,7 @@ def _to_pngs(indices: range, kind: str, samples: Array) -> Iterator[Part]:
             "of one or three channels in uint8, and npz any"
         )
     for index, image in zip(indices, samples, strict=True):
-        yield Part(f"{index:06d}.png", index, index, _png(image))
+        yield Part(f"{index:06d}.png", index, index, png(image))
 
 
 def _to_zip(indices: range, kind: str, samples: Array) -> Iterator[Part]:
@@ -144,7 +135,7 @@ class Mark:
 
     def to_json(self) -> bytes:
         """With a digest of its own: damage to a label is damage as well."""
-        return json.dumps({**asdict(self), "digest": digest(asdict(self))}).encode()
+        return json.dumps({**vars(self), "digest": digest(vars(self))}).encode()
 
     @classmethod
     def from_json(cls, content: bytes) -> Mark:

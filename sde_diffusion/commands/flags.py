@@ -18,7 +18,8 @@ NAMED_OPTIONS = {
     "network": "network_option",
     "config.model.options": "network_option",
 }
-"""--KEY.NAME VALUE -> the flag that takes it as NAME=VALUE."""
+"""--KEY.NAME VALUE -> the flag that takes it as NAME=VALUE. A table, as the settings' fields come with torch, and flags
+are read before that."""
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file(

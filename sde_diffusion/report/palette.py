@@ -1,6 +1,7 @@
 """How charts look: the colour, the outline and the dashes of each label, and their theme for light and for dark paper.
 
-A label has one colour and one shape everywhere.
+A label has one colour and one shape everywhere. Vega's own themes would spare the table of colours alone: they
+have no outlines, and the chips of the page need both in Python.
 """
 
 from __future__ import annotations

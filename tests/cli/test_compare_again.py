@@ -125,10 +125,15 @@ def test_data_without_labels(warm: Warm, tmp_path: Path) -> None:
     request = (*flags, "--mode", "compare", "--samplers", "ddim", "--steps", "2")
     request += ("--metrics", "frechet,sliced_wasserstein")
     assert "labels" in warm.refused(*request, "--config.compare.features=classifier")
-    warm.run(*request)
+    said = warm.run(*request)
     found = report(tmp_path / "run")
     assert found["protocol"]["features"]["network"] == "values"
-    # 64 samples, fewer than the 64 features and one of a covariance: said, and the other figures are there.
+    # 64 samples, fewer than the 64 features and one of a covariance: said before anything is drawn, and the kernel
+    # distance decides.
+    few = "64 samples are too few for the Fréchet distance by 64 features: 65 are needed"
+    instead = f"{few}; the kernel distance decides instead"
+    assert said.splitlines()[0] == instead
+    assert found["warnings"][0] == instead and found["recommendation"]["metric"] == "kid"
     (cell,) = found["runs"]
-    assert cell["values"]["frechet"]["value"] is None and "covariance" in cell["values"]["frechet"]["reason"]
+    assert cell["values"]["frechet"] == {"value": None, "low": None, "high": None, "reason": few}
     assert cell["values"]["sliced_wasserstein"]["value"] > 0

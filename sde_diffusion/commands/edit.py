@@ -76,7 +76,7 @@ def labels_of(settings: Settings, trained: Checkpoint, inputs: Inputs) -> Tensor
 def edit(settings: Settings, folder: Path, engine: Engine) -> None:
     """Change the pictures of edit.input by the run's network; write them with what they were."""
     settings, trained = trained_network(settings, folder, engine)
-    inputs = load_inputs(settings.edit.input, trained.spec.shape, settings.data.fit)
+    inputs = load_inputs(settings.edit.input, trained.spec.shape, settings.data.options(settings.seed))
     labels = labels_of(settings, trained, inputs)
     x0 = in_model_space(trained.transform, inputs.samples, labels)
     model = replace(trained_model(settings, trained, engine.device), given={} if labels is None else {"labels": labels})

@@ -97,6 +97,11 @@ class DataOptions:
         how = (self.split, self.lanes, self.cache, self.watch, decoding)
         return Reading(self.storage, cut, self.held_out, limit, window, *how)
 
+    def reading_others(self, image_size: Size) -> Reading:
+        """How pictures that are not of the set are read: decoded as the set's, brought to a size without chance."""
+        cut = Cut(image_size, fit=self.fit if image_size else "crop", background=self.background)
+        return Reading(cut=cut, decoding=Decoding(self.background, self.max_pixels, self.channels))
+
 
 def _without_root(name: str, options: DataOptions) -> None:
     """Raises UserError where a set that comes from elsewhere is given a folder."""
@@ -131,15 +136,12 @@ DATASETS: dict[str, Callable[[DataOptions], Splits]] = {
 }
 
 
-def load_pictures(
-    root: str, image_size: Size = 0, fit: str = "crop", background: str = "white"
-) -> tuple[Dataset, list[str]]:
+def load_pictures(root: str, image_size: Size = 0, like: DataOptions | None = None) -> tuple[Dataset, list[str]]:
     """All pictures of a folder, in class folders or without them, as one set, and their names in it.
 
-    image_size, fit, background: as in `Cut`. Raises UserError as the loader does.
+    image_size: as in `Cut`; like: of the set as whose pictures these are read. Raises UserError as the loader does.
     """
-    cut = Cut(image_size, fit=fit, background=background)
-    return folder.load_whole(root, Reading(cut=cut, decoding=Decoding(background)))
+    return folder.load_whole(root, (like or DataOptions()).reading_others(image_size))
 
 
 def load_splits(dataset: str, options: DataOptions) -> Splits:

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.core.errors import UserError
-from sde_diffusion.data.cut import Cut
+from sde_diffusion.data import DataOptions
 from sde_diffusion.data.folder import load_whole
 from sde_diffusion.data.formats import ending, endings
-from sde_diffusion.data.mapped import Reading
 from sde_diffusion.data.pictures import Unreadable, decode, pixels
 from sde_diffusion.data.places import Files
 
@@ -31,12 +30,11 @@ class Inputs:
     classes: tuple[str, ...] = ()
 
 
-def load_inputs(path: str, shape: Sequence[int], fit: str = "crop") -> Inputs:
+def load_inputs(path: str, shape: Sequence[int], like: DataOptions | None = None) -> Inputs:
     """The pictures at a path, brought to a network's shape [C, H, W] and channels; or the arrays of an .npz file.
 
-
     path: a picture, a folder or a zip archive of pictures (in class folders or not), or an .npz with "images" uint8
-    [N, H, W, C] or "samples" [N, D], as sampling writes them. fit: of pictures, as in `Cut`.
+    [N, H, W, C] or "samples" [N, D], as sampling writes them. like: of the set as whose pictures these are read.
     Raises UserError for anything else, and for data of another shape.
     """
     place = Path(path).expanduser()
@@ -47,15 +45,15 @@ def load_inputs(path: str, shape: Sequence[int], fit: str = "crop") -> Inputs:
     if len(shape) != 3:
         raise UserError(f"the network is one of vectors of shape {list(shape)}: --input takes an .npz file of samples")
     channels, height, width = shape
-    cut = Cut((height, width), fit=fit)
+    reading = (like or DataOptions()).reading_others((height, width))
     if place.is_dir() or place.suffix == ".zip":
-        found, names = load_whole(str(place), Reading(cut=cut), (channels, height, width))
+        found, names = load_whole(str(place), reading, (channels, height, width))
         classes = () if found.labels is None else tuple(found.classes[int(label)] for label in found.labels)
         return Inputs(found.samples, tuple(names), classes)
     if ending(place.name) not in endings():
         raise UserError(f"{place} is no picture ({', '.join(sorted(endings()))}), folder or .npz file")
     try:
-        picture = cut.fitted(decode(Files(place.parent, [place.name]), 0))
+        picture = reading.cut.fitted(decode(Files(place.parent, [place.name]), 0, how=reading.decoding))
     except Unreadable as error:
         raise UserError(f"{place} is not a readable picture ({error.failure[1]})") from error
     return Inputs(torch.from_numpy(pixels(picture, shape, place.name)[None].copy()), (place.name,))

@@ -62,7 +62,7 @@ def evaluated_data(settings: Settings, trained: Checkpoint, splits: Splits | Non
     own = settings.likelihood
     if own.folder:
         place = Path(own.folder).expanduser().resolve()
-        dataset, files = load_pictures(own.folder, own.image_size, settings.data.fit if own.image_size else "crop")
+        dataset, files = load_pictures(own.folder, own.image_size, settings.data.options(settings.seed))
         # Folders of one name, and a folder named as a split, have files of their own.
         name = f"{place.name}-{digest(str(place).encode())[:6]}"
     else:

@@ -75,7 +75,7 @@ def test_a_run_on_rectangles(warm: Warm, pictures: Path, tmp_path: Path) -> None
     folder = (f"--config.likelihood.folder={pictures}", f"--config.likelihood.image_size=({HEIGHT},{WIDTH})")
     warm.run(*own, f"--config.data.image_size=({HEIGHT},{WIDTH})", "--mode", "likelihood", *folder)
     (table,) = (run / "likelihood").glob("pictures-*.csv")
-    assert priors(table) == met(load_pictures(str(pictures), (HEIGHT, WIDTH), "pad")[0].samples)
+    assert priors(table) == met(load_pictures(str(pictures), (HEIGHT, WIDTH), DataOptions(fit="pad"))[0].samples)
 
 
 @pytest.mark.parametrize(

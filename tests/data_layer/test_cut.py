@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -127,9 +128,24 @@ def test_every_way_in_takes_the_same_pixels(tmp_path: Path) -> None:
         assert sorted(both.numpy().tobytes()[i * 180 : (i + 1) * 180] for i in range(4)) == sorted(
             picture.transpose(2, 0, 1).tobytes() for picture in expected
         )
-        given, _ = load_pictures(str(tmp_path), (6, 10), fit)
+        given, _ = load_pictures(str(tmp_path), (6, 10), DataOptions(fit=fit))
         assert np.array_equal(given.samples.numpy(), expected.transpose(0, 3, 1, 2))
-        whole = load_inputs(str(tmp_path), (3, 6, 10), fit)
+        whole = load_inputs(str(tmp_path), (3, 6, 10), DataOptions(fit=fit))
         assert torch.equal(whole.samples, given.samples)
-        one = load_inputs(str(tmp_path / "2.png"), (3, 6, 10), fit)
+        one = load_inputs(str(tmp_path / "2.png"), (3, 6, 10), DataOptions(fit=fit))
         assert torch.equal(one.samples[0], given.samples[2])
+
+
+def test_what_is_edited_or_evaluated_is_decoded_as_the_set_was(tmp_path: Path) -> None:
+    """Its transparency is laid on the set's background, on which it is padded too; a size of its own is kept."""
+    half = np.zeros((2, 4, 4), np.uint8)
+    half[:, :2, 3] = 255  # black on the left, clear on the right
+    Image.fromarray(half, "RGBA").save(tmp_path / "0.png")
+    like, grey = DataOptions(fit="pad", background="#0000ff"), [[[0] * 2 + [29] * 2] * 2]  # 0.114 of 255
+    inner = torch.tensor([[[0] * 2 + [level] * 2] * 2 for level in (0, 0, 255)], dtype=torch.uint8)
+    edge = torch.tensor([0, 0, 255], dtype=torch.uint8)[:, None, None].expand(3, 1, 4)
+    expected = torch.cat([edge, inner, edge], dim=1)
+    assert torch.equal(load_inputs(str(tmp_path / "0.png"), (3, 4, 4), like).samples[0], expected)
+    assert torch.equal(load_inputs(str(tmp_path), (3, 4, 4), like).samples[0], expected)
+    assert torch.equal(load_pictures(str(tmp_path), 4, like)[0].samples[0], expected)
+    assert load_pictures(str(tmp_path), 0, replace(like, channels=1))[0].samples.tolist() == [grey]

@@ -102,7 +102,13 @@ def network_model(
         passes = settings.sampling.at_precision(network)
         own = taken_by(network, conditions)
         model: Denoiser = ConditionedDenoiser(passes, **own)
-        if guidance and (untold := network.spec.untold(own)):
+        untold = network.spec.untold(own)
+        if guidance and not untold:
+            raise UserError(
+                f"guidance {guidance:g} pulls towards what samples are told, and these are told nothing: of the "
+                f"network's conditions ({', '.join(network.spec.conditions)}) none is given"
+            )
+        if guidance:
             model = GuidedDenoiser(model, ConditionedDenoiser(passes, **{**own, **untold}), guidance)
         return settings.sampling.clipped(model)
 

@@ -88,6 +88,8 @@ def test_attributes_are_trained_sampled_and_matched_by_name(warm: Warm, tmp_path
     assert kept.columns == {"attributes": ("bright", "third")} and kept.spec.options["vectors"] == {"attributes": 2}
     assert kept.spec.conditions == ("attributes",)
     warm.run(*told, "--mode", "evaluate", "--config.likelihood.num_samples=1")
+    line = warm.refused(*told, "--mode", "sample", "--config.sampling.guidance=2.0")
+    assert "the network's conditions (attributes) none is given" in line
     head = "file_name,third,bright\n"
     (data / "metadata.csv").write_text(head + "".join(f"{name},{b},{a}\n" for name, (a, b) in rows.items()))
     text = warm.run(*told, "--mode", "train", "--config.training.steps=3")

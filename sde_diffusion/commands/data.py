@@ -58,7 +58,7 @@ def files(inventory: Inventory) -> list[tuple[str, str]]:
     """What was found at a place, line by line."""
     classes = dict(list(inventory.classes.items())[:CLASSES])
     more = f" and {len(inventory.classes) - CLASSES} others" if len(inventory.classes) > CLASSES else ""
-    rows = [("place", inventory.place), ("pictures", f"{inventory.pictures:,}: {counted(inventory.types)}")]
+    rows = [("place", inventory.place), ("picture files", f"{inventory.pictures:,}: {counted(inventory.types)}")]
     rows += [("parts", counted(inventory.parts))] if len(inventory.parts) > 1 else []
     rows += [("classes", counted(classes) + more if classes else "none")]
     rows += [("changed", text) for text in inventory.changed()]

@@ -1,4 +1,4 @@
-"""The configurations that come with the package, and those of people: by name or path, and how they name each other.
+"""The configurations that come with the package, those of people, and those of runs; and how they name each other.
 
 In a wheel they are sde_diffusion/configs, in a checkout configs/ beside the package. Wherever they are, a configuration
 file says `from configs import base`.
@@ -7,23 +7,22 @@ file says `from configs import base`.
 from __future__ import annotations
 
 import inspect
-import json
 import re
 import runpy
 import sys
-from collections.abc import Callable
-from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from ml_collections import ConfigDict, config_flags
 
-from sde_diffusion.commands.flags import FLAGS
+from sde_diffusion.commands.flags import FLAGS, value_of
 from sde_diffusion.core.errors import UserError, choose, nearest
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = next(path for path in (PACKAGE / "configs", PACKAGE.parent / "configs") if path.is_dir())
 """The folder of the configurations that come with the package."""
+STORED = PACKAGE / "commands" / "stored.py"
+"""The configuration file of runs: its variant is the run folder."""
 
 
 def name_bundled() -> None:
@@ -59,43 +58,62 @@ def check_variants(file: Path, chosen: str) -> None:
 
 
 def resolve_config(argv: list[str]) -> list[str]:
-    """The arguments with a configuration's name replaced by its path.
+    """The arguments with a configuration's name replaced by its path; without one, with the configuration of the run.
 
-    Raises UserError for a name that is neither a file of configs/ nor a path.
+    Raises UserError for a name that is neither a file of configs/ nor a path, and for keys without a configuration.
     """
-    resolved = list(argv)
+    resolved, named = list(argv), False
     for i, argument in enumerate(argv):
         flag, equals, value = argument.partition("=")
         if flag not in ("--config", "-config"):
             continue
         if not equals and i + 1 == len(argv):
             raise UserError(f"--config needs a name; {nearest('', config_names())}")
-        at = i if equals else i + 1
+        named, at = True, i if equals else i + 1
         name, colon, variants = (value if equals else argv[i + 1]).partition(":")
         file = config_path(name)
         if colon:
             check_variants(file, variants)
         path = f"{file}{colon}{variants}"
         resolved[at] = f"{flag}={path}" if equals else path
-    return resolved
+    return resolved if named else with_stored(resolved)
+
+
+def with_stored(argv: list[str]) -> list[str]:
+    """The arguments, with --config for the run that --workdir names, or for the defaults where a network is imported.
+
+    Keys that are set beside it go over the run's own values.
+    """
+    workdir = value_of(argv, "workdir") or ""
+    if value_of(argv, "mode") == "import" or (workdir and is_run(Path(workdir))):
+        from sde_diffusion.commands.stored import get_config
+
+        get_config(workdir)  # absl would not say what is wrong with it in one sentence
+        return [argv[0], f"--config={STORED}:{workdir}", *argv[1:]]
+    key = next((argument for argument in argv if re.match(r"--?config\.", argument)), None)
+    if key:
+        raise UserError(f"{key} changes a configuration, and there is none: {no_config(workdir)}")
+    return argv
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run, or the beginning of one."""
+    return (folder / "config.json").is_file() or (folder / "checkpoints").is_dir()
+
+
+def no_config(workdir: str) -> str:
+    """The sentence for a command line without a configuration, and without a run that has one."""
+    from sde_diffusion.storage.files import similar_folder
+
+    there = f" ({workdir} is no run folder{similar_folder(Path(workdir))})" if workdir else ""
+    return f"--config is needed{there}; {nearest('', config_names())}"
 
 
 def chosen_config() -> tuple[ConfigDict, str]:
-    """The configuration and its name: of --config, or the one that the run folder holds, or for an import the base.
-
-    Raises UserError where there is none.
-    """
-    if FLAGS.config is not None:
-        path, _, variants = config_flags.get_config_filename(FLAGS["config"]).partition(":")
-        return FLAGS.config, "_".join([Path(path).stem, *filter(None, re.split(r"[\s,]+", variants))])
-    base: Callable[[], ConfigDict] = import_module("configs.base").get_config
-    stored = Path(FLAGS.workdir or "") / "config.json"
-    if FLAGS.workdir and stored.is_file():
-        config = base()
-        known = {name: value for name, value in json.loads(stored.read_text()).items() if name in config}
-        with config.unlocked():
-            config.update(known)
-        return config, Path(FLAGS.workdir).name
-    if FLAGS.mode == "import" or (FLAGS.workdir and (Path(FLAGS.workdir) / "checkpoints").is_dir()):
-        return base(), Path(FLAGS.path or "import").stem
-    raise UserError(f"--config is needed; {nearest('', config_names())}")
+    """The configuration and its name, of --config or of the run. Raises UserError where there is none."""
+    if FLAGS.config is None:
+        raise UserError(no_config(FLAGS.workdir or ""))
+    path, _, variants = config_flags.get_config_filename(FLAGS["config"]).partition(":")
+    if Path(path) == STORED:
+        return FLAGS.config, Path(variants).name if variants else Path(FLAGS.path or "import").stem
+    return FLAGS.config, "_".join([Path(path).stem, *filter(None, re.split(r"[\s,]+", variants))])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from sde_diffusion.core.grid import TimeGrid
 from sde_diffusion.data import DataTransform
 from sde_diffusion.data.inputs import Inputs, load_inputs
 from sde_diffusion.pipelines.batch import samples_of, stored
+from sde_diffusion.pipelines.chosen import Turns, class_turns
 from sde_diffusion.pipelines.run_folder import trained_network
 from sde_diffusion.pipelines.sampling import TOLD, Drawing, Model, drawn_into, sampling_protocol, trained_model
 from sde_diffusion.report.pictures import Picture, picture
@@ -63,12 +66,14 @@ def labels_of(settings: Settings, trained: Checkpoint, inputs: Inputs) -> Tensor
     """
     if not settings.model.class_conditional:
         return None
+    if settings.sampling.classes:
+        return class_turns(settings.sampling.classes, trained.classes).exactly(len(inputs.samples))["labels"]
     unknown = sorted(set(inputs.classes) - set(trained.classes))
     if not inputs.classes or unknown:
         raise UserError(
             f"the network is told classes ({', '.join(trained.classes[:8])}{' ...' * (len(trained.classes) > 8)}), and "
             f"--input has {'none' if not inputs.classes else f'the folder {unknown[0]!r}'}: put the pictures into "
-            "folders of these names"
+            "folders of these names, or say --classes NAME"
         )
     return torch.tensor([trained.classes.index(name) for name in inputs.classes])
 
@@ -79,28 +84,35 @@ def edit(settings: Settings, folder: Path, engine: Engine) -> None:
     inputs = load_inputs(settings.edit.input, trained.spec.shape, settings.data.options(settings.seed))
     labels = labels_of(settings, trained, inputs)
     x0 = in_model_space(trained.transform, inputs.samples, labels)
-    model = replace(trained_model(settings, trained, engine.device), given={} if labels is None else {"labels": labels})
+    given = {} if labels is None else {"labels": labels}
+    model = replace(trained_model(settings, trained, engine.device), turns=Turns(given))
     grid, sampler, options = edit_grid(settings, model), settings.sampling.sampler, settings.sampling.sampler_options
-    protocol = {**sampling_protocol(settings, model, sampler, grid, options), "input": tensor_digest({"x0": x0})}
-    shards = Shards(folder, f"{sampler}_edit", protocol, settings.sampling.format)
+    protocol = {
+        **sampling_protocol(settings, model, sampler, grid, options),
+        "input": tensor_digest({"x0": x0, **given}),
+    }
+    name = settings.sampling.result_name(sampler, "_edit")
+    shards = Shards(folder, name, protocol, settings.sampling.format)
     size = settings.sampling.batch_size
     drawing = Drawing(model, sampler, grid, settings.seed, options, shards, len(x0), size, data=x0)
-    before = samples_of(stored(trained.transform, x0, model.conditions(range(len(x0)))))
+    before = samples_of(stored(trained.transform, x0, model.turns.of(range(len(x0)))))
     row = drawn_into(
         folder,
         engine,
         drawing,
         {**protocol, "names": inputs.names},
         f"edit by {sampler}",
+        entry=settings.sampling.result_name(sampler),
         section="edits",
         sheet=partial(_sheet, before),
     )
     print(table([{name: row[name] for name in (*TOLD, "largest_time")}]))
-    print(f"wrote samples_{sampler}_edit.png (what went in above what came out), .json and the samples, to {folder}")
+    print(f"wrote samples_{name}.png (what went in above what came out), .json and the samples, to {folder}")
 
 
-def _sheet(before: NDArray[np.generic], after: NDArray[np.generic]) -> Picture:
+def _sheet(before: NDArray[np.generic], arrays: Mapping[str, NDArray[Any]]) -> Picture:
     """The first pictures before and after, a row each; of vectors the density of all, side by side."""
+    after = samples_of(arrays)
     if before.dtype != np.uint8:
         return np.concatenate([picture(before), picture(after)], axis=1)
     shown = before[:SHOWN]

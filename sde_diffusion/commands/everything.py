@@ -6,12 +6,13 @@ from pathlib import Path
 
 from sde_diffusion.commands.compare import compare
 from sde_diffusion.commands.evaluation import evaluate_on
+from sde_diffusion.commands.sampling import drawn_table
 from sde_diffusion.commands.training import train
+from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.packages import require
 from sde_diffusion.pipelines.run_data import splits_of
 from sde_diffusion.pipelines.run_folder import trained_network
 from sde_diffusion.pipelines.sampling import sample_into
-from sde_diffusion.report.table import table
 from sde_diffusion.runtime.engine import Engine
 from sde_diffusion.settings.root import Settings
 
@@ -26,12 +27,17 @@ def everything(settings: Settings, folder: Path, engine: Engine) -> None:
         return compare(settings, folder, engine)
     gallery = settings.sampling.gallery_entries()
     trials = [(trial.sampler, trial.grid_steps, trial.options) for trial in settings.compare.trials()]
+    if settings.sampling.out and len(gallery) > 1:
+        raise UserError(
+            f"sampling.out={settings.sampling.out!r} names the samples of one sampler, and sampling.gallery has "
+            f"{len(gallery)}: leave it out, or sample by --mode sample"
+        )
     for sampler, steps, options in gallery + trials:
         settings.dry_run(sampler, steps, options)
     train(settings, folder, engine)
     settings, trained = trained_network(settings, folder, engine)
     rows = [sample_into(folder, settings, engine, trained, *entry) for entry in gallery]
-    print(table(rows))
+    print(drawn_table(rows))
     splits = splits_of(settings, trained)
     if splits.test is not None:
         evaluate_on(settings, folder, engine, trained, splits)

@@ -50,6 +50,12 @@ flags.DEFINE_string(
 )
 flags.DEFINE_list("metrics", None, "compare: metrics with commas between them (compare.metrics).")
 flags.DEFINE_integer("num_samples", None, "How many samples to draw (sampling.num_samples).")
+flags.DEFINE_list(
+    "classes", None, "Classes by number or name, with or without counts: cat:10,dog:2 (sampling.classes)."
+)
+flags.DEFINE_string("out", None, "sample, edit: samples are called samples_<out>.* (sampling.out).")
+flags.DEFINE_float("guidance", None, "The weight w of x0_hat + w (x0_hat - that without a class) (sampling.guidance).")
+flags.DEFINE_float("guidance.scale", None, "The same as Imagen and diffusers count it: w + 1.")
 flags.DEFINE_integer("seed", None, "The seed of training, samples and likelihoods (seed).")
 flags.DEFINE_string("input", None, "edit: a picture, a folder or a zip of them, or an .npz (edit.input).")
 flags.DEFINE_float("strength", None, "edit: the share of the grid's steps that are taken, in (0, 1] (edit.strength).")
@@ -58,6 +64,16 @@ flags.DEFINE_multi_string("option", [], "A sampler's option NAME=VALUE, also --s
 flags.DEFINE_string("grid", None, "The grid of noise levels (sampling.grid).")
 flags.DEFINE_multi_string("grid_option", [], "A grid's option NAME=VALUE, also --grid.NAME VALUE; may be repeated.")
 flags.DEFINE_multi_string("network_option", [], "A network's option NAME=VALUE, also --network.NAME VALUE.")
+
+
+def value_of(argv: list[str], name: str) -> str | None:
+    """The value of a flag, before absl reads the flags; None where it is not given."""
+    found = None
+    for argument, following in zip(argv, [*argv[1:], None], strict=True):
+        match = re.fullmatch(rf"--?{name}(?:=(.*))?", argument, re.DOTALL)
+        if match:
+            found = following if match[1] is None else match[1]
+    return found
 
 
 def resolve_options(argv: list[str]) -> list[str]:

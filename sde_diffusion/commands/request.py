@@ -7,7 +7,18 @@ from collections.abc import Iterable
 from ml_collections import ConfigDict
 
 from sde_diffusion.commands.flags import FLAGS, split_entries
+from sde_diffusion.commands.wanted import apply_classes, apply_edit, apply_guidance
 from sde_diffusion.core.errors import UserError
+
+SHORT = {
+    "source": "importing.source",
+    "path": "importing.path",
+    "source_config": "importing.config",
+    "num_samples": "sampling.num_samples",
+    "seed": "seed",
+    "device": "device",
+}
+"""Flags that are short for a key."""
 
 
 def choose_named(section: ConfigDict, key: str, name: str | None, options: str, given: Iterable[str]) -> None:
@@ -39,17 +50,13 @@ def apply_flags(config: ConfigDict) -> None:
         given = dict(map(option, FLAGS.network_option))
         config.model.options = ConfigDict({**config.model.options.to_dict(), **given})
         config.model.options = ConfigDict(ModelSettings.from_values(config.model.to_dict()).own_options())
-    for flag, key in (("source", "source"), ("path", "path"), ("source_config", "config")):
+    for flag, key in SHORT.items():
         if FLAGS[flag].value is not None:
-            config.importing[key] = FLAGS[flag].value
+            config.update_from_flattened_dict({key: FLAGS[flag].value})
     apply_lists(config)
     apply_edit(config)
-    if FLAGS.num_samples is not None:
-        sampling.num_samples = FLAGS.num_samples
-    if FLAGS.seed is not None:
-        config.seed = FLAGS.seed
-    if FLAGS.device is not None:
-        config.device = FLAGS.device
+    apply_classes(config)
+    apply_guidance(config)
     if (
         FLAGS.mode == "all"
         and not config.oracle.kind
@@ -58,16 +65,6 @@ def apply_flags(config: ConfigDict) -> None:
         options = ",".join(f"{name}={value}" for name, value in sampling.options.items())
         sampling.gallery = (f"{sampling.sampler}:{sampling.steps}" + (f":{options}" if options else ""),)
         config.compare.samplers = ()  # one sampler is what is asked for
-
-
-def apply_edit(config: ConfigDict) -> None:
-    """Write the flags of an edit into the configuration. Raises UserError where another mode is asked for."""
-    for flag in ("input", "strength"):
-        if FLAGS[flag].value is None:
-            continue
-        if FLAGS.mode != "edit":
-            raise UserError(f"--{flag} is for --mode edit, and the mode is {FLAGS.mode!r}")
-        config.edit[flag] = FLAGS[flag].value
 
 
 def apply_lists(config: ConfigDict) -> None:

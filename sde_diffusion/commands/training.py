@@ -55,8 +55,9 @@ def train(settings: Settings, folder: Path, engine: Engine) -> None:
         splits.tell(print)
         start = going_on(settings, resumed, splits.train) if resumed else start or fresh(settings, splits.train)
         settings = start.settings
-        engine.on_main(partial(write_json, folder / "config.json", settings.plain()))
-        if resumed and resumed.step >= settings.training.steps:
+        if not resumed:  # else not before something is trained with it
+            engine.on_main(partial(write_json, folder / "config.json", settings.plain()))
+        elif resumed.step >= settings.training.steps:
             print(f"{folder} is trained to step {resumed.step}")
             return
         run = begin(start, folder, engine, splits)
@@ -96,6 +97,7 @@ def begin(start: Start, folder: Path, engine: Engine, splits: Splits) -> Run:
         | {"config": settings.plain()},
         preview=partial(preview, settings, splits.train.classes, transform),
         tracking=settings.tracking,
+        before_checkpoint=partial(write_json, folder / "config.json", settings.plain()),
         on_result=lambda result: engine.on_main(partial(set_result, folder, "training", result)),
         seconds_before=resumed.progress.get("seconds", 0.0) if resumed else 0.0,
     )

@@ -230,7 +230,7 @@ def baselines(
     left[picked] = False
     some, others = (as_samples(real.select(part), len(real)) for part in (picked, left.nonzero()[:, 0]))
     noise = torch.randn((count, *model.shape), generator=seeded(settings.seed, stream=NOISE_STREAM))
-    noisy = samples_of(stored(model.transform, noise, model.conditions(range(count))))
+    noisy = samples_of(stored(model.transform, noise, model.turns.of(range(count))))
     try:
         with in_words("judging", count):
             beside = replace(evaluator, real=evaluator.extractor(others))

@@ -147,7 +147,7 @@ class Run:
     @property
     def classes(self) -> tuple[int, ...]:
         """The class of each sample; empty where samples have none."""
-        labels = self.variant.model.conditions(range(self.count)).get("labels")
+        labels = self.variant.model.turns.of(range(self.count)).get("labels")
         return () if labels is None else tuple(labels.tolist())
 
     def _ends(self) -> list[Path]:

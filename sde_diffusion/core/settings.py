@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
-from sde_diffusion.core.errors import UserError, choose, nearest
+from sde_diffusion.core.errors import UserError, nearest
 from sde_diffusion.core.sizes import Size, sides
 
 S = TypeVar("S", bound="Section")
@@ -172,6 +172,7 @@ def one_of(kind: str, *tables: Mapping[str, Any]) -> Check:
 
     def check(key: str, value: Any) -> None:
         for name in value if isinstance(value, tuple) else (value,):
-            choose(kind, name, valid)
+            if name not in valid:
+                raise UserError(f"{key}: unknown {kind} {name!r}; {nearest(str(name), valid)}")
 
     return check

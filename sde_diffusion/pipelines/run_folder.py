@@ -12,10 +12,18 @@ import torch
 
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.denoisers.network import NetworkDenoiser
-from sde_diffusion.runtime.engine import Engine
+from sde_diffusion.runtime.engine import Engine, everyones
 from sde_diffusion.settings.root import Settings
-from sde_diffusion.storage.checkpoint import Checkpoint, checkpoint_files, newest_whole, read_checkpoint
+from sde_diffusion.storage.checkpoint import (
+    Checkpoint,
+    checkpoint_at,
+    checkpoint_files,
+    checkpoint_path,
+    newest_whole,
+    read_checkpoint,
+)
 from sde_diffusion.storage.trained import denoiser_of, with_average
+from sde_diffusion.training.settings import TrainingSettings
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -73,6 +81,19 @@ def differing(folder: Path, settings: Settings) -> dict[str, str]:
     }
 
 
+def smaller_batch(folder: Path, training: TrainingSettings) -> str:
+    """The end of a sentence about a training whose batch cannot be smaller: how it takes as little memory."""
+    whole = json.loads((folder / "config.json").read_text())["training"]["batch_size"]
+    least = -(-whole * training.accumulate // training.batch_size)
+    passes = next((n for n in range(least, whole) if whole % n == 0), whole)
+    if training.batch_size >= whole:
+        return ""
+    return (
+        f". To need less memory keep training.batch_size={whole} and set training.accumulate={passes}: every update "
+        f"then takes its {whole} samples in {passes} passes, and comes to the same"
+    )
+
+
 def check_folder(folder: Path, settings: Settings, training: bool = False) -> None:
     """Raises UserError if the folder holds a training of another data set, process or model.
 
@@ -89,33 +110,43 @@ def check_folder(folder: Path, settings: Settings, training: bool = False) -> No
         if key in kept or (key.startswith(("data.", "process.", "model.")) and key not in free)
     ]
     if harm:
+        remedy = smaller_batch(folder, settings.training) if "training.batch_size" in kept & found.keys() else ""
         raise UserError(
             f"{folder} holds a training with another configuration: {'; '.join(harm[:4])}"
-            f"{' ...' if len(harm) > 4 else ''}; choose another --workdir, or its own configuration"
+            f"{' ...' if len(harm) > 4 else ''}; choose another --workdir, or its own configuration, which --workdir "
+            f"without --config takes{remedy}"
         )
     if training and found:
         print(f"going on with other values: {'; '.join(found.values())}")
 
 
-def shared_checkpoint(folder: Path, engine: Engine) -> Checkpoint:
-    """The newest whole checkpoint of a run folder, the same in every process."""
+def shared_checkpoint(folder: Path, engine: Engine, step: int = 0) -> Checkpoint:
+    """The newest whole checkpoint of a run folder, or that of a step, the same in every process."""
     if engine.count == 1:
-        return read_checkpoint(folder)
-    path, found = engine.on_main(lambda: newest_whole(folder)), []
+        return checkpoint_at(folder, step) if step else read_checkpoint(folder)
+    path, found = engine.on_main(lambda: checkpoint_path(folder, step) if step else newest_whole(folder)), []
     engine.each(lambda: found.append(read_checkpoint(path)))
     return found[0]
 
 
 def trained_network(settings: Settings, folder: Path, engine: Engine) -> tuple[Settings, Checkpoint]:
-    """The newest checkpoint of the run folder, which must be this configuration's, or an imported one.
+    """The checkpoint of the run folder, which must be this configuration's, or an imported one.
 
-    With it the configuration whose process and model are those of the network. An average that was made after the
-    training is among its weights if it is asked for.
+    The newest, unless sampling.checkpoint names a step. With it the configuration whose process and model are those of
+    the network. An average that was made after the training is among its weights if it is asked for.
     """
     engine.on_main(lambda: check_folder(folder, settings))
-    found = shared_checkpoint(folder, engine)
+    step = settings.sampling.checkpoint
+    found = shared_checkpoint(folder, engine, step)
     settings = with_weights(settings, folder, found)
     trained = with_average(found, folder, settings.sampling.weights)
+    if trained.step != found.step and step:
+        raise everyones(
+            UserError(
+                f"sampling.weights={settings.sampling.weights!r} were made after the training, of step {trained.step}; "
+                f"leave sampling.checkpoint={step} out"
+            )
+        )
     return settings.as_trained(trained.spec), trained
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sde_diffusion.core.conditions import Conditions, rows_of
+from sde_diffusion.core.conditions import Conditions
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.grid import Node, TimeGrid
 from sde_diffusion.core.noise import sample_generators
@@ -28,15 +28,16 @@ from sde_diffusion.denoisers.guidance import GuidedDenoiser
 from sde_diffusion.denoisers.network import NetworkDenoiser
 from sde_diffusion.denoisers.wrappers import ConditionedDenoiser, Seen, WatchedDenoiser
 from sde_diffusion.pipelines.batch import samples_of, stored, taken_by
+from sde_diffusion.pipelines.chosen import Turns, class_turns, listed
 from sde_diffusion.pipelines.run_folder import network_of
-from sde_diffusion.report.pictures import Picture, picture, png
-from sde_diffusion.runtime.engine import Engine
+from sde_diffusion.report.pictures import Picture, by_class, picture, png
+from sde_diffusion.runtime.engine import Engine, everyones
 from sde_diffusion.runtime.progress import progress
 from sde_diffusion.samplers import edit as edit_samples
 from sde_diffusion.samplers import sample as draw_samples
 from sde_diffusion.settings.root import Settings
 from sde_diffusion.storage.checkpoint import Checkpoint
-from sde_diffusion.storage.files import write_aside
+from sde_diffusion.storage.files import FolderLock, InUse, write_aside
 from sde_diffusion.storage.records import tensor_digest
 from sde_diffusion.storage.results import set_result
 from sde_diffusion.storage.shards import Shards
@@ -52,16 +53,17 @@ class Model:
 
     denoiser: for a batch of samples under these conditions
     sde, shape: the process that is run backwards, and the shape of a sample in it; transform: from it to the data
-    classes: the names of those that samples take in turn; empty where the denoiser is told none
+    turns: the conditions of samples, which take them in turn; classes: the names of labels, where there are any
     protocol: all that a denoiser depends on, as plain values
     calls: of the network for one evaluation: two under guidance
-    noise, prior: as `sde_diffusion.sample` takes them; given: the conditions of samples, in place of turns
+    noise, prior: as `sde_diffusion.sample` takes them
     """
 
     denoiser: Callable[[Conditions], Denoiser]
     sde: SDE
     shape: tuple[int, ...]
     transform: DataTransform
+    turns: Turns = field(default_factory=lambda: Turns({}))
     classes: tuple[str, ...] = ()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     protocol: Mapping[str, Any] = field(default_factory=dict)
@@ -69,13 +71,6 @@ class Model:
     dtype: torch.dtype | None = None
     noise: str = "white"
     prior: str | None = None
-    given: Conditions | None = None
-
-    def conditions(self, indices: range) -> Conditions:
-        """Those of samples: what is given, or the classes in turn; {} where the denoiser is told none."""
-        if self.given is not None:
-            return rows_of(self.given, slice(indices.start, indices.stop))
-        return {"labels": torch.tensor([i % len(self.classes) for i in indices])} if self.classes else {}
 
 
 def network_model(
@@ -85,10 +80,12 @@ def network_model(
     classes: tuple[str, ...],
     guidance: float = 0.0,
     protocol: Mapping[str, Any] | None = None,
+    turns: Turns | None = None,
 ) -> Model:
     """A network as samplers are to see it: told classes, guided and clipped as the configuration says.
 
-    Raises UserError for guidance of a network that does not know samples without their class.
+    turns: the conditions of samples; all classes in turn, unless given. Raises UserError for guidance of a network that
+    does not know samples without their class.
     """
     classed = "labels" in network.spec.conditions
     if guidance and not (network.spec.conditions and settings.training.label_dropout > 0.0):
@@ -117,6 +114,7 @@ def network_model(
         network.spec.model_process,
         network.spec.shape,
         transform,
+        turns or all_in_turn(network, classes),
         classes if classed else (),
         network.device,
         protocol or {},
@@ -126,10 +124,29 @@ def network_model(
     )
 
 
+def all_in_turn(network: NetworkDenoiser, classes: Sequence[str]) -> Turns:
+    """The classes of a network, one after another; nothing for one that is told none."""
+    if "labels" not in network.spec.conditions or not classes:
+        return Turns({})
+    return Turns({"labels": torch.arange(len(classes))})
+
+
 def trained_model(settings: Settings, trained: Checkpoint, device: torch.device) -> Model:
-    """The network of a checkpoint under sampling.weights and sampling.guidance."""
-    own = settings.sampling
+    """The network of a checkpoint under sampling.weights and sampling.guidance, for what sampling.classes says.
+
+    Raises UserError for classes of a network that is told none, and for those that it does not know.
+    """
+    own, turns = settings.sampling, None
     network = network_of(settings, trained, device)
+    numbers = range(network.spec.options.get("num_classes") or 0)
+    classes = trained.classes or tuple(map(str, numbers))
+    if own.classes:
+        if "labels" not in network.spec.conditions:
+            raise UserError(
+                f"sampling.classes chooses classes, and the network is told none: it was trained on {trained.title} "
+                "without model.class_conditional=True"
+            )
+        turns = class_turns(own.classes, classes)
     protocol = {
         "clip": own.clip,
         "guidance": own.guidance,
@@ -137,8 +154,9 @@ def trained_model(settings: Settings, trained: Checkpoint, device: torch.device)
         "checkpoint_step": trained.step,
         "weights": own.weights,
         "weights_digest": tensor_digest(trained.weights[own.weights]),
+        **({"conditions": turns.protocol} if turns else {}),  # else the weights say which there are
     }
-    return network_model(settings, network, trained.transform, trained.classes, own.guidance, protocol)
+    return network_model(settings, network, trained.transform, classes, own.guidance, protocol, turns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +184,7 @@ def draw(
 
     Sample i starts from noise that depends on (seed, i) only: the same for every sampler, batch and process.
     """
-    conditions = model.conditions(indices)
+    conditions = model.turns.of(indices)
     watched = WatchedDenoiser(model.denoiser(conditions), watch)
 
     def advance(index: int, node: Node, x: Tensor, x0_hat: Tensor) -> None:
@@ -292,17 +310,30 @@ def sample_into(
     A sampling that was killed goes on where it was.
     """
     model = trained_model(settings, trained, engine.device)
-    own, count = settings.sampling, settings.sampling.num_samples
+    own, count = settings.sampling, model.turns.count or settings.sampling.num_samples
+    if count < len(own.classes):
+        raise everyones(
+            UserError(f"sampling.num_samples={count} is fewer than the {len(own.classes)} classes of sampling.classes")
+        )
     grid = settings.sampling.make_grid(model.sde, steps, sampler)
     protocol = sampling_protocol(settings, model, sampler, grid, options)
-    shards = Shards(folder, sampler, protocol, own.format)
+    shards = Shards(folder, own.result_name(sampler), protocol, own.format)
     drawing = Drawing(model, sampler, grid, settings.seed, options, shards, count, own.batch_size)
-    row = drawn_into(folder, engine, drawing, protocol, f"sample {sampler}")
-    return {name: row[name] for name in (*TOLD, "smallest_time")}
+    entry = own.result_name(sampler)
+    by_chosen = {"sheet": partial(sheet_by_class, model.classes)} if own.classes else {}
+    row = drawn_into(folder, engine, drawing, protocol, f"sample {sampler}", entry=entry, **by_chosen)
+    labels = model.turns.of(range(count)).get("labels")
+    classes = {} if labels is None else {"classes": listed(sorted(set(labels.tolist())), model.classes)}
+    return {**{name: row[name] for name in (*TOLD, "smallest_time")}, **classes}
 
 
-Sheet = Callable[[NDArray[np.generic]], Picture]
-"""The first samples -> the picture of them."""
+Sheet = Callable[[Mapping[str, NDArray[Any]]], Picture]
+"""The first samples, with their labels where they have some -> the picture of them."""
+
+
+def sheet_by_class(classes: Sequence[str], arrays: Mapping[str, NDArray[Any]]) -> Picture:
+    """A row of samples for each class."""
+    return by_class(samples_of(arrays), arrays["labels"], classes)
 
 
 def drawn_into(
@@ -312,15 +343,30 @@ def drawn_into(
     protocol: Mapping[str, Any],
     told: str,
     *,
+    entry: str,
     section: str = "samples",
-    sheet: Sheet = picture,
+    sheet: Sheet = lambda arrays: picture(samples_of(arrays)),
 ) -> dict[str, Any]:
-    """Draw what is left, and finish it: its manifest. section: of results.json; sheet: of its picture."""
-    started = time.perf_counter()
-    left = drawing.carry_out(engine, told)
-    seconds = round(time.perf_counter() - started, 3)
-    row = {**protocol, "samples": drawing.count, "seconds": seconds, "samples_of_last_session": left}
-    return engine.on_main(lambda: finish_sampling(folder, drawing.shards, row, engine, section, sheet))
+    """Draw what is left, and finish it: its manifest. section, entry: of results.json; sheet: of its picture.
+
+    Raises UserError where another process draws into samples of that name.
+    """
+    started, name = time.perf_counter(), drawing.shards.name
+    with ExitStack() as held:
+
+        def lock() -> None:
+            try:
+                held.enter_context(FolderLock(folder, f"sampled into samples_{name}.*", f".lock_samples_{name}"))
+            except InUse as error:
+                raise UserError(f"{error}; wait for it, or give these samples another name by --out NAME") from error
+
+        engine.on_main(lock)
+        left = drawing.carry_out(engine, told)
+        seconds = round(time.perf_counter() - started, 3)
+        row = {**protocol, "samples": drawing.count, "seconds": seconds, "samples_of_last_session": left}
+        finished = engine.on_main(lambda: finish_sampling(drawing, {**row, **made_by(engine)}, sheet))
+        engine.on_main(lambda: set_result(folder, section, finished, entry))
+    return finished
 
 
 def made_by(engine: Engine) -> dict[str, Any]:
@@ -333,16 +379,15 @@ def made_by(engine: Engine) -> dict[str, Any]:
     }
 
 
-def finish_sampling(
-    folder: Path, shards: Shards, row: Mapping[str, Any], engine: Engine, section: str, sheet: Sheet
-) -> dict[str, Any]:
+def finish_sampling(drawing: Drawing, row: Mapping[str, Any], sheet: Sheet) -> dict[str, Any]:
     """The picture, the arrays and the manifest of samples that are all drawn; the manifest."""
-    count = row["samples"]
+    shards, count = drawing.shards, drawing.count
     arrays = shards.first(min(count, PICTURE_SAMPLES))
     if "samples" in arrays:  # points in the plane are drawn as their density, of which more is more
         arrays = shards.first(count)
-    write_aside(shards.manifest.with_suffix(".png"), png(sheet(samples_of(arrays))))
-    manifest = {**row, "nfe": max(note["nfe"] for note in shards.notes(count)), **made_by(engine)}
-    shards.finish(count, manifest)
-    set_result(folder, section, manifest, row["sampler"])
+    if said := shards.keep_former(count):
+        print(said)
+    write_aside(shards.manifest.with_suffix(".png"), png(sheet(arrays)))
+    manifest = {**row, "nfe": max(note["nfe"] for note in shards.notes(count))}
+    shards.finish(count, manifest, drawing.model.classes)
     return manifest

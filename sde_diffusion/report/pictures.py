@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,10 @@ BORDER = 4
 """Pixels between tiles; without them neighbouring images run into one another."""
 PAPER = 255
 """Grey level of the borders."""
+ROWS, COLUMNS = 16, 12
+"""Of a picture with a row for each class: of more classes it is a plain sheet, and longer rows are cut."""
+TEXT, LONGEST = 14, 18
+"""Of the classes' names: the size in pixels, and the characters that are shown."""
 
 
 def _enlarged(image: Picture) -> Picture:
@@ -88,6 +93,45 @@ def picture(samples: NDArray[np.generic], columns: int = 0) -> Picture:
         return tiles(samples.astype(np.uint8, copy=False), columns)
     points = samples.reshape(len(samples), -1).astype(np.float64)
     return density(points if points.shape[1] > 1 else np.repeat(points, 2, axis=1))
+
+
+def by_class(samples: NDArray[np.generic], labels: NDArray[np.integer], names: Sequence[str]) -> Picture:
+    """Samples as a picture; images of some classes, by number [N], have a row for each, with its name before it."""
+    drawn = sorted(set(labels.tolist()))
+    if samples.dtype != np.uint8 or not 1 < len(drawn) <= ROWS:
+        return picture(samples)
+    return class_rows(
+        samples.astype(np.uint8, copy=False), labels, {label: _heading(label, names[label]) for label in drawn}
+    )
+
+
+def _heading(label: int, name: str) -> str:
+    return name if name == str(label) else f"{label} = {name}"
+
+
+def class_rows(images: Picture, labels: NDArray[np.integer], names: Mapping[int, str]) -> Picture:
+    """Images [N, H, W, C], a row for each class with its first COLUMNS ones, and the name of the class before it."""
+    rows = {label: images[labels == label][:COLUMNS] for label in names}
+    columns = max(map(len, rows.values()))
+    blank = np.full((1, *images.shape[1:]), PAPER, dtype=np.uint8)
+    filled = [np.concatenate([row, np.repeat(blank, columns - len(row), axis=0)]) for row in rows.values()]
+    sheet = tiles(np.concatenate(filled), columns)
+    return np.concatenate([_names(list(names.values()), sheet.shape[0]), sheet], axis=1)
+
+
+def _names(names: Sequence[str], height: int) -> Picture:
+    """A column [height, w, 3] of names at the same distances from one another."""
+    with extra("report"):
+        from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(size=TEXT)
+    shown = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
+    width = max(math.ceil(font.getlength(name)) for name in shown) + 2 * BORDER
+    column = Image.new("RGB", (width, height), (PAPER,) * 3)
+    for index, name in enumerate(shown):
+        middle = BORDER + (index + 0.5) * (height - BORDER) / len(shown)
+        ImageDraw.Draw(column).text((width - BORDER, middle), name, fill=(0, 0, 0), font=font, anchor="rm")
+    return np.asarray(column)
 
 
 def png(image: Picture) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ from sde_diffusion.core.kernel import Kernel
 from sde_diffusion.core.noise_sources import NOISES
 from sde_diffusion.core.options import checked_options
 from sde_diffusion.core.process import SDE
-from sde_diffusion.core.settings import Section, at_least, one_of, setting
+from sde_diffusion.core.settings import Section, at_least, one_of, optional, setting
 from sde_diffusion.denoisers.base import Denoiser
 from sde_diffusion.denoisers.wrappers import AutocastDenoiser, ClippedDenoiser
 from sde_diffusion.runtime.engine import PRECISIONS
@@ -33,6 +34,12 @@ def guidance_weight(key: str, value: Any) -> None:
     for weight in value if isinstance(value, tuple) else (value,):
         if not isinstance(weight, (int, float)) or weight < 0.0:
             raise UserError(f"{key}: a guidance weight is 0 (none) or more, got {weight!r}")
+
+
+def file_name(key: str, value: Any) -> None:
+    """A part of a file's name; "" for none."""
+    if value and not re.fullmatch(r"[\w-]+", value):
+        raise UserError(f"{key} is a name of letters, digits, '_' and '-', without a path or an ending, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -67,19 +74,30 @@ class SamplingSettings(Section):
     prior: str = setting(
         "",
         '"process" lets a grid start where its SNR is above 0.1, from the noise of its first node',
-        one_of("prior of sampling.prior", {"": None, "process": None}),
+        one_of("prior", {"": None, "process": None}),
     )
     precision: str = setting(
         "fp32",
         'of the network\'s passes: or "bf16", "fp16"; the state is float32 always',
         one_of("precision", PRECISIONS),
     )
-    num_samples: int = setting(64, "how many are drawn", at_least(1))
+    num_samples: int = setting(64, "how many are drawn, where sampling.classes has no counts", at_least(1))
+    classes: tuple[Any, ...] = setting(
+        (),
+        'numbers or names of the classes that samples take in turn, or counts of each: ("cat:10", "dog:2"); () for all',
+    )
     batch_size: int = setting(500, "samples at once, and stored at once; does not change them", at_least(1))
     format: str = setting(
         "npz", 'one file; or "png", a folder of pictures; or "zip", archives of them', one_of("format", FORMATS)
     )
     weights: str = setting("ema", 'or "raw", or another average of the training or of --mode ema')
+    checkpoint: int = setting(0, "step of the checkpoint that is taken; 0 for the newest", optional("the newest"))
+    out: str = setting("", 'samples are called samples_<out>.*; "" for the sampler\'s name', file_name)
+
+    def result_name(self, sampler: str, suffix: str = "") -> str:
+        """What samples of a sampler are called: samples_<this>.*."""
+        step = f"_step{self.checkpoint}" if self.checkpoint else ""
+        return self.out or f"{sampler}{suffix}{step}"
 
     @property
     def sampler_options(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from torch import Tensor
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.data import DataTransform
 from sde_diffusion.denoisers.network import NetworkSpec
-from sde_diffusion.storage.files import flush_folder, free_bytes, mebibytes, written
+from sde_diffusion.storage.files import flush_folder, free_bytes, mebibytes, similar_folder, written
 from sde_diffusion.storage.manifest import (
     MANIFEST,
     PART,
@@ -229,7 +229,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     source = Path(path)
     if not source.exists():
-        raise UserError(f"{source} does not exist: train first, or name another run folder or a checkpoint")
+        raise UserError(
+            f"{source} does not exist: train first, or name another run folder or a checkpoint{similar_folder(source)}"
+        )
     if not source.is_dir() or (source / MANIFEST).exists() or _CHECKPOINT.fullmatch(source.name):
         return _read(source)
     return _newest(source, _read)[1]
@@ -240,20 +242,26 @@ def newest_whole(folder: Path) -> Path:
     return _newest(folder, _check)[0]
 
 
-def checkpoint_at(folder: Path, step: int) -> Checkpoint:
-    """The checkpoint of a step of a run. Raises UserError where there is none, with the steps that there are."""
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step of a run lies. Raises UserError where there is none, with the steps that are."""
     stored = {_step(path): path for path in checkpoint_files(folder)}
     if step not in stored:
         there = ", ".join(map(str, stored)) or "none"
         raise UserError(f"{folder} has no checkpoint of step {step}; its checkpoints are of steps: {there}")
-    return read_checkpoint(stored[step])
+    return stored[step]
+
+
+def checkpoint_at(folder: Path, step: int) -> Checkpoint:
+    """The checkpoint of a step of a run. Raises UserError where there is none, with the steps that there are."""
+    return read_checkpoint(checkpoint_path(folder, step))
 
 
 def _newest(folder: Path, look: Callable[[Path], T]) -> tuple[Path, T]:
     """The newest checkpoint that is found whole by a look at it, and what the look gives."""
     files = checkpoint_files(folder)
     if not files:
-        raise UserError(f"there is no checkpoint in {folder / FOLDER}: train first, or name another --workdir")
+        hint = similar_folder(folder)
+        raise UserError(f"there is no checkpoint in {folder / FOLDER}: train first, or name another --workdir{hint}")
     damage = []
     for file in reversed(files):
         try:

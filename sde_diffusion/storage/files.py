@@ -6,6 +6,7 @@ loss of power as the content does.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import fcntl
 import hashlib
@@ -15,7 +16,7 @@ import socket
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +40,17 @@ def mebibytes(count: int) -> str:
 def free_bytes(path: Path) -> int:
     """What is free on the disk of a path, which need not be there yet."""
     return shutil.disk_usage(next(place for place in (path, *path.absolute().parents) if place.exists())).free
+
+
+def similar_folder(path: Path) -> str:
+    """The end of a sentence about a folder that is not there: the one that it may have meant, or nothing."""
+    missing = next((place for place in (*reversed(path.parents), path) if not place.exists()), None)
+    if missing is None or not missing.parent.is_dir():
+        return ""
+    beside = [place.name for place in missing.parent.iterdir() if place.is_dir() and not place.name.startswith(".")]
+    close = difflib.get_close_matches(missing.name, beside, n=1, cutoff=0.4)
+    found = missing.parent / close[0] / path.relative_to(missing) if close else path
+    return f"; did you mean {found}?" if found.is_dir() else ""
 
 
 @contextmanager
@@ -159,6 +171,18 @@ def locked(file: IO[Any], place: Path) -> bool:
     return True
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """A context that one process at a time is in, of those that ask for the same folder; the others wait."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 class HoldsFile:
     """A context that has a file open, and with it the file's lock."""
 
@@ -170,20 +194,26 @@ class HoldsFile:
         self._file.close()
 
 
+class InUse(UserError):
+    """A folder that another process has."""
+
+
 class FolderLock(HoldsFile):
     """A folder for one process at a time; to be used as a context.
 
     The lock is the kernel's (flock) and ends with the process, however that ends; the file `.lock` says who has it.
     The library filelock does not, nor does it go on with a warning where a file system has no locks.
-    what: "trained", "sampled", ... Raises UserError where another process has it, or the folder cannot be written.
+    what: "trained", "sampled", ...; name: of its file, where a folder may be used for several things at once.
+    Raises InUse where another process has it, and UserError where the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, what: str = "trained") -> None:
+    def __init__(self, folder: Path, what: str = "trained", name: str = LOCK) -> None:
         self.folder = folder
         self.what = what
+        self.name = name
 
     def __enter__(self) -> FolderLock:
-        path = self.folder / LOCK
+        path = self.folder / self.name
         with written(path):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = open(path, "a+")
@@ -193,7 +223,7 @@ class FolderLock(HoldsFile):
                 if not locked(self._file, self.folder):
                     self._file.seek(0)
                     holder = self._file.read().strip() or "used by another process"
-                    raise UserError(f"{self.folder} is being {holder}")
+                    raise InUse(f"{self.folder} is being {holder}")
                 self._file.truncate(0)
                 since = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
                 self._file.write(f"{self.what} by process {os.getpid()} on {socket.gethostname()} since {since}\n")

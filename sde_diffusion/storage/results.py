@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sde_diffusion.storage.files import write_aside
+from sde_diffusion.storage.files import alone_in, write_aside
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -18,6 +18,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def set_result(folder: Path, section: str, row: Mapping[str, Any], entry: str | None = None) -> None:
     """Replace one section of results.json, or one entry of that section; what else it holds stays."""
     path = folder / "results.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    results[section] = dict(row) if entry is None else {**results.get(section, {}), entry: row}
-    write_json(path, results)
+    with alone_in(folder):
+        results = json.loads(path.read_text()) if path.exists() else {}
+        results[section] = dict(row) if entry is None else {**results.get(section, {}), entry: row}
+        write_json(path, results)

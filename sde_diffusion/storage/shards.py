@@ -14,7 +14,7 @@ import os
 import shutil
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.core.packages import extra
 from sde_diffusion.storage.files import flush_folder, sha256_of, write_aside, write_together, written
+from sde_diffusion.storage.former import keep_former, of_another
 from sde_diffusion.storage.png import png
 from sde_diffusion.storage.records import digest
 
@@ -156,6 +157,7 @@ class Shards:
 
     def __init__(self, folder: Path, name: str, protocol: Mapping[str, Any], fmt: str = "npz") -> None:
         self._format = choose("format of samples", fmt, FORMATS)
+        self.name, self.request = name, digest(protocol)
         self.work = folder / f".samples_{name}-{digest({**protocol, 'format': fmt})}"
         self.result = folder / (f"samples_{name}.npz" if self._format.one_file else f"samples_{name}")
         self.manifest = folder / f"samples_{name}.json"
@@ -213,12 +215,19 @@ class Shards:
         pieces = [self._read(mark, part) for mark, part in self._cover(n)]
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
-    def finish(self, count: int, manifest: Mapping[str, Any]) -> list[Path]:
+    def keep_former(self, count: int) -> str:
+        """Rename the samples that the first `count` of these would replace, but for those among them; what is said."""
+        whole = self.manifest.with_suffix("")
+        results = [whole, *map(self.manifest.with_suffix, (".npz", ".png"))]
+        return keep_former(self.manifest, results, self.request, count)
+
+    def finish(self, count: int, manifest: Mapping[str, Any], classes: Sequence[str] = ()) -> list[Path]:
         """The first `count` samples as they were asked for, with a manifest, in place of former ones; their paths.
 
-        The manifest says beside what is given which files there are, {name: {"sha256", "first", "last"}}, and the
-        labels where the files have none. Until all is in its place the shards stay, so that after a kill it can be
-        called again, with the same result. Raises UserError where samples are missing or the disk refuses.
+        The manifest says beside what is given which files there are, {name: {"sha256", "first", "last"}}, a digest of
+        the protocol, the names of the classes where there are labels, and the labels where the files have none. Until
+        all is in its place the shards stay, so that after a kill it can be called again, with the same result. Raises
+        UserError where samples are missing or the disk refuses.
         """
         with written(self.result):
             if self.work.exists() or not self._finished.exists():
@@ -229,7 +238,9 @@ class Shards:
                 ]
                 if len({(mark.kind, mark.labels is None) for mark in shards}) > 1:
                     raise UserError(f"the shards in {self.work} are not of one kind; remove it to start again")
-                content = self._assemble(shards, count) if self._format.one_file else self._move(shards)
+                names = classes if shards[0].labels is not None else ()
+                content = self._assemble(shards, count, names) if self._format.one_file else self._move(shards)
+                content |= {"request": self.request, **({"classes": list(names)} if names else {})}
                 write_aside(
                     self.work / self.manifest.name, (json.dumps({**manifest, **content}, indent=2) + "\n").encode()
                 )
@@ -262,7 +273,8 @@ class Shards:
         What comes after the first `count` is not looked at: it may have been cut off already.
         """
         marks = sorted(self._marks.glob("*.json"))
-        if marks and not self._files.exists() and self.result.is_dir():
+        moved = self.result.is_dir() and not of_another(self.manifest, self.request)
+        if marks and not self._files.exists() and moved:
             # A kill came between the move of the files to their place and that of the marks.
             with suppress(FileNotFoundError):  # another process has done it
                 os.replace(self.result, self._files)
@@ -305,7 +317,7 @@ class Shards:
             yield mark, range(at, stop)
             at = stop
 
-    def _assemble(self, shards: list[Mark], count: int) -> dict[str, Any]:
+    def _assemble(self, shards: list[Mark], count: int, classes: Sequence[str]) -> dict[str, Any]:
         """One npz with the samples of all shards, which are read one at a time, in its place."""
         kind = shards[0].kind
         unfinished = self.work / self.result.name
@@ -315,6 +327,8 @@ class Shards:
                     _compress(archive, kind, count, (self._read(mark, mark.indices)[kind] for mark in shards))
                     if shards[0].labels is not None:
                         _compress(archive, "labels", count, (np.array(mark.labels, np.int64) for mark in shards))
+                    if classes:
+                        _compress(archive, "classes", len(classes), [np.array(classes)])
                 file.flush()
                 os.fsync(file.fileno())
             entry = {"sha256": sha256_of(unfinished), "first": 0, "last": count - 1}

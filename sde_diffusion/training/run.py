@@ -48,6 +48,7 @@ class Run:
     batches: of the training data; test: what held-out losses are of, None for none; folder: None to write nothing.
     about: what a checkpoint says of the data and the settings: title, classes, config. preview: a picture of samples.
     tracking: a key of TRACKERS, or "none".
+    before_checkpoint: is called by the main process before it writes one.
     on_result: is given what the training came to, before the last checkpoint, with which it counts as done.
     """
 
@@ -60,6 +61,7 @@ class Run:
     about: Mapping[str, Any] = field(default_factory=dict)
     preview: Callable[[Trainer], np.ndarray] | None = None
     tracking: str = NONE
+    before_checkpoint: Callable[[], object] = lambda: None
     on_result: Callable[[Mapping[str, Any]], object] = lambda result: None
     seconds_before: float = 0.0
     phases: Phases = field(default_factory=Phases)
@@ -209,9 +211,12 @@ class Run:
                 },
                 **self.about,
             )
-            self.engine.on_main(
-                partial(save_checkpoint, folder, checkpoint, settings.keep_checkpoints, settings.milestone_every)
-            )
+
+            def save() -> None:
+                self.before_checkpoint()
+                save_checkpoint(folder, checkpoint, settings.keep_checkpoints, settings.milestone_every)
+
+            self.engine.on_main(save)
 
     def result(self, first: int, outcome: Outcome, corrupt: Sequence[str]) -> dict[str, Any]:
         """What the training came to; first: the step at which this session began."""

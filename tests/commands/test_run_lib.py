@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from configs import base
 from sde_diffusion.data import DataTransform
 from sde_diffusion.pipelines.batch import stored
-from sde_diffusion.report.pictures import BORDER, PAPER, TILE, density, tiles
+from sde_diffusion.report.pictures import BORDER, PAPER, TILE, by_class, density, tiles
 from sde_diffusion.report.table import table
 from sde_diffusion.report.wrap import wrapped
 from sde_diffusion.settings.root import Settings
@@ -45,6 +45,22 @@ def test_stored_images_are_the_grey_levels_they_came_from() -> None:
     transform = DataTransform(17, mean=0.3 * torch.ones(1, 2, 2))
     arrays = stored(transform, transform.encode(levels), {})
     np.testing.assert_array_equal(arrays["images"][:, 0, 0, 0], np.round(np.arange(17) * 255 / 16))
+
+
+def test_pictures_of_classes_have_a_row_for_each() -> None:
+    """In the order of their numbers, behind their names; of one class or of very many they are a sheet."""
+    shades = np.array([10, 20, 30, 40, 50], dtype=np.uint8)
+    images = np.broadcast_to(shades[:, None, None, None], (5, 8, 8, 1))
+    labels, step = np.array([2, 0, 2, 0, 2]), TILE + BORDER
+    rows = by_class(images, labels, ("cat", "dog", "emu"))
+    shown = np.array([20, 40, PAPER, 10, 30, 50], dtype=np.uint8)
+    behind = tiles(np.broadcast_to(shown[:, None, None, None], (6, 8, 8, 1)), columns=3)
+    assert np.array_equal(rows[:, -3 * step - BORDER :], behind)
+    names = rows[:, : -3 * step - BORDER]
+    assert all((names[top : top + step] < 100).any() for top in (0, step))
+    assert np.array_equal(by_class(images, labels * 0, ("cat",)), tiles(images))
+    many = np.repeat(images, 4, axis=0)
+    assert np.array_equal(by_class(many, np.arange(20), list(map(str, range(20)))), tiles(many))
 
 
 def test_tiles_have_borders_and_keep_their_order() -> None:

@@ -320,8 +320,8 @@ def sample_into(
     shards = Shards(folder, own.result_name(sampler), protocol, own.format)
     drawing = Drawing(model, sampler, grid, settings.seed, options, shards, count, own.batch_size)
     entry = own.result_name(sampler)
-    by_chosen = {"sheet": partial(sheet_by_class, model.classes)} if own.classes else {}
-    row = drawn_into(folder, engine, drawing, protocol, f"sample {sampler}", entry=entry, **by_chosen)
+    shown = partial(sheet_by_class, model.classes) if own.classes else plain_sheet
+    row = drawn_into(folder, engine, drawing, protocol, f"sample {sampler}", entry=entry, sheet=shown)
     labels = model.turns.of(range(count)).get("labels")
     classes = {} if labels is None else {"classes": listed(sorted(set(labels.tolist())), model.classes)}
     return {**{name: row[name] for name in (*TOLD, "smallest_time")}, **classes}
@@ -329,6 +329,11 @@ def sample_into(
 
 Sheet = Callable[[Mapping[str, NDArray[Any]]], Picture]
 """The first samples, with their labels where they have some -> the picture of them."""
+
+
+def plain_sheet(arrays: Mapping[str, NDArray[Any]]) -> Picture:
+    """The samples, one after another."""
+    return picture(samples_of(arrays))
 
 
 def sheet_by_class(classes: Sequence[str], arrays: Mapping[str, NDArray[Any]]) -> Picture:
@@ -345,7 +350,7 @@ def drawn_into(
     *,
     entry: str,
     section: str = "samples",
-    sheet: Sheet = lambda arrays: picture(samples_of(arrays)),
+    sheet: Sheet,
 ) -> dict[str, Any]:
     """Draw what is left, and finish it: its manifest. section, entry: of results.json; sheet: of its picture.
 

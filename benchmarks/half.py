@@ -1,6 +1,6 @@
 """Samples of 16-bit states beside those of float32, from the same noise: mean and standard deviation.
 
-    python benchmarks/half.py [--steps 10 200 1000] [--samples 2000]
+    python benchmarks/half.py [--steps 10 200 1000] [--samples 1000] [--samplers ddim heun]
 
 For each sampler, the process for which the difference is largest, in percent of the float32 samples' rms: of the means
 and of the standard deviations, whichever coordinate is furthest. (Not of the standard deviation: `euler` at 10 steps
@@ -60,10 +60,11 @@ def main() -> None:
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, nargs="*", default=[10, 200, 1000])
-    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--samplers", nargs="*", default=list(sd.SAMPLERS))
     given = parser.parse_args()
     rows, worst = [], 0.0
-    for sampler in sd.SAMPLERS:
+    for sampler in given.samplers:
         row = {"sampler": sampler}
         for steps in given.steps if sampler not in OPTIONS else given.steps[:1]:
             apart, process, dtype = max(differences(sampler, steps, given.samples))

@@ -15,8 +15,6 @@
     sde-diffusion --mode settings sampling                       every key of a section; without its name, of all
     sde-diffusion --config folder --config.data.root=DIR         the same on a folder or a zip archive of your pictures
     sde-diffusion --config folder --config.data.root=DIR --mode data    what would be read of it
-    sde-diffusion --config vpsde_cifar --config.training.batch_size=64 --config.data.root=FOLDER
-
 Any setting can be changed by --config.SECTION.KEY=VALUE.
 """
 
@@ -40,7 +38,7 @@ from sde_diffusion.commands.request import apply_flags
 from sde_diffusion.commands.words import explain, program, sentence
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.runtime.ranks import everyones, process_number
-from sde_diffusion.settings.moved import check_moved, check_refused
+from sde_diffusion.settings.moved import check_moved, refused
 from sde_diffusion.training.guard import Preempted
 
 
@@ -102,11 +100,7 @@ def parse(argv: list[str]) -> list[str]:
     except (AttributeError, KeyError, TypeError) as error:
         # ml_collections raises these for --config.KEY=VALUE, with the nearest key in the message.
         what = str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'")
-        try:
-            check_refused(what)
-        except UserError as moved:
-            sys.exit(explain(moved))
-        sys.exit(explain(UserError(f"unknown configuration key {what} --mode settings lists every key")))
+        sys.exit(explain(refused(what)))
 
 
 def cli() -> None:

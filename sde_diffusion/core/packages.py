@@ -19,7 +19,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "data": ("sklearn", "mlxtend", "datasets", "pyarrow", "pooch", "PIL"),
     "report": ("matplotlib", "jinja2", "altair", "vl_convert", "torchmetrics", "pooch", "PIL"),
     "train": ("accelerate", "psutil", "tqdm", "tensorboard"),
-    "cli": ("absl", "ml_collections"),
+    "cli": ("absl", "ml_collections", "yaml"),
     "fid": ("torch_fidelity",),
     "lpips": ("torchvision",),
     "wandb": ("wandb", "accelerate"),

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sde_diffusion.core.errors import UserError, choose, nearest
+from sde_diffusion.core.packages import extra
 from sde_diffusion.denoisers.network import NetworkSpec
 from sde_diffusion.importers.rules import Rule
 
@@ -81,7 +82,8 @@ def read_json(path: Path) -> Settings:
 
 def read_yaml(path: Path) -> Settings:
     """The mapping in a YAML file, whose values are plain. Raises UserError for a file that holds none."""
-    import yaml
+    with extra("cli"):
+        import yaml
 
     try:
         found = yaml.safe_load(path.read_text())

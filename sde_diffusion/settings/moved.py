@@ -18,9 +18,13 @@ def check_moved(keys: Iterable[str]) -> None:
             raise UserError(f"the configuration key {key} is {MOVED[key]} now; --mode settings has its meaning")
 
 
-def check_refused(message: str) -> None:
-    """Raises UserError where ml_collections refuses the last part of a key that has another name now."""
-    check_moved(key for key in MOVED if f'Key "{key.rpartition(".")[2]}" does not exist' in message)
+def refused(message: str) -> UserError:
+    """What to say of a key that ml_collections refuses in these words, which name its last part alone."""
+    try:
+        check_moved(key for key in MOVED if f'Key "{key.rpartition(".")[2]}" does not exist' in message)
+    except UserError as moved:
+        return moved
+    return UserError(f"unknown configuration key {message} --mode settings lists every key")
 
 
 def keys_of(values: Mapping[str, Any], prefix: str = "") -> Iterable[str]:

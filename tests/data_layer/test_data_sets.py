@@ -78,7 +78,7 @@ def test_bad_options_are_explained():
         load_splits("digits", DataOptions(image_size=16))
     with pytest.raises(UserError, match="got -1"):
         load_splits("digits", DataOptions(image_size=-1))
-    assert set(DATASETS) == {"digits", "mnist5k", "toy2d", "cifar10", "folder", "huggingface"}
+    assert set(DATASETS) == {*["digits", "mnist5k", "toy2d", "cifar10", "folder", "array", "huggingface", "webdataset"]}
 
 
 def counted(*counts: int) -> Dataset:

@@ -22,7 +22,7 @@ CORE = {"torch", "torchdiffeq", "scipy", "numpy", "safetensors"}
 MODULES = {
     **{"scikit-learn": "sklearn", "pillow": "PIL", "vl-convert-python": "vl_convert", "absl-py": "absl"},
     **{"ml-collections": "ml_collections", "torch-fidelity": "torch_fidelity", "mlflow-skinny": "mlflow"},
-    "pyyaml": "yaml",,
+    "pyyaml": "yaml",
 }
 """What is imported, where it is not called as it is installed."""
 OWN_COMMANDS = ("settings", "pipelines", "compare", "commands", "configs")

@@ -33,6 +33,8 @@ def data(settings: Settings, run: Path, engine: Engine) -> None:
     print(table(wrapped([{"of": name, "what": text} for name, text in found(splits, survey)], {"what": 90})))
     if survey and splits.inventory:
         flags = [f"--config.{each.key}={each.value}" for each in suggestions(survey, splits.inventory)]
+        if vectors := tuple(splits.train.columns):
+            flags.append(f'--config.model.conditions="{vectors}"')
         print(f"suggested: {program()} --config folder --config.data.root={quote(own.root)} {' '.join(flags)}")
     engine.on_main(partial(write_batch, settings, splits, run / "data.png"))
     print(f"wrote {run / 'data.png'}: the first {SHOWN} samples that a training reads")
@@ -50,17 +52,18 @@ def found(splits: Splits, survey: Survey | None) -> list[tuple[str, str]]:
     rows += files(splits.inventory) if splits.inventory else []
     if train.classes and not splits.inventory:
         rows.append(("classes", ", ".join(train.classes[:CLASSES])))
+    rows += [(vector, ", ".join(names[:CLASSES])) for vector, names in train.columns.items()]
     rows += [("cannot be read", ", ".join(train.left_out))] if train.left_out else []
     return rows
 
 
 def files(inventory: Inventory) -> list[tuple[str, str]]:
     """What was found at a place, line by line."""
-    classes = dict(list(inventory.classes.items())[:CLASSES])
+    classes = [f"{i} = {name} ({count:,})" for i, (name, count) in enumerate(inventory.classes.items())][:CLASSES]
     more = f" and {len(inventory.classes) - CLASSES} others" if len(inventory.classes) > CLASSES else ""
     rows = [("place", inventory.place), ("picture files", f"{inventory.pictures:,}: {counted(inventory.types)}")]
     rows += [("parts", counted(inventory.parts))] if len(inventory.parts) > 1 else []
-    rows += [("classes", counted(classes) + more if classes else "none")]
+    rows += [("classes", ", ".join(classes) + more if classes else "none")]
     rows += [("changed", text) for text in inventory.changed()]
     return rows + [("not read", str(each)) for each in inventory.skipped]
 

@@ -19,7 +19,7 @@ from sde_diffusion.core.grid import TimeGrid
 from sde_diffusion.data import DataTransform
 from sde_diffusion.data.inputs import Inputs, load_inputs
 from sde_diffusion.pipelines.batch import samples_of, stored
-from sde_diffusion.pipelines.chosen import Turns, class_turns
+from sde_diffusion.pipelines.chosen import Turns, attributes_of, class_turns
 from sde_diffusion.pipelines.run_folder import trained_network
 from sde_diffusion.pipelines.sampling import TOLD, Drawing, Model, drawn_into, sampling_protocol, trained_model
 from sde_diffusion.report.pictures import Picture, picture
@@ -84,7 +84,8 @@ def edit(settings: Settings, folder: Path, engine: Engine) -> None:
     inputs = load_inputs(settings.edit.input, trained.spec.shape, settings.data.options(settings.seed))
     labels = labels_of(settings, trained, inputs)
     x0 = in_model_space(trained.transform, inputs.samples, labels)
-    given = {} if labels is None else {"labels": labels}
+    told = attributes_of(settings.sampling.attributes, trained, len(x0))
+    given = told if labels is None else {"labels": labels, **told}
     model = replace(trained_model(settings, trained, engine.device), turns=Turns(given))
     grid, sampler, options = edit_grid(settings, model), settings.sampling.sampler, settings.sampling.sampler_options
     protocol = {

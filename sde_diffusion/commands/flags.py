@@ -53,6 +53,7 @@ flags.DEFINE_integer("num_samples", None, "How many samples to draw (sampling.nu
 flags.DEFINE_list(
     "classes", None, "Classes by number or name, with or without counts: cat:10,dog:2 (sampling.classes)."
 )
+flags.DEFINE_list("attributes", None, "Attributes that all samples have, the others being off (sampling.attributes).")
 flags.DEFINE_string("out", None, "sample, edit: samples are called samples_<out>.* (sampling.out).")
 flags.DEFINE_float("guidance", None, "The weight w of x0_hat + w (x0_hat - that without a class) (sampling.guidance).")
 flags.DEFINE_float("guidance.scale", None, "The same as Imagen and diffusers count it: w + 1.")

@@ -12,8 +12,9 @@ from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.grids import make_grid
 from sde_diffusion.data import DataTransform, Source, Splits
 from sde_diffusion.pipelines.batch import samples_of, stored
+from sde_diffusion.pipelines.chosen import Turns, check_wanted
 from sde_diffusion.pipelines.origin import Start, beginning, check_origin, fresh, going_on
-from sde_diffusion.pipelines.run_data import announce, note_files, splits_of
+from sde_diffusion.pipelines.run_data import announce, examples_of, note_files, size_of, splits_of
 from sde_diffusion.pipelines.run_folder import check_folder, shared_checkpoint
 from sde_diffusion.pipelines.sampling import draw, network_model
 from sde_diffusion.report.pictures import picture
@@ -55,6 +56,7 @@ def train(settings: Settings, folder: Path, engine: Engine) -> None:
         splits.tell(print)
         start = going_on(settings, resumed, splits.train) if resumed else start or fresh(settings, splits.train)
         settings = start.settings
+        check_wanted(settings.sampling.classes, settings.sampling.attributes, splits.train)
         if not resumed:  # else not before something is trained with it
             engine.on_main(partial(write_json, folder / "config.json", settings.plain()))
         elif resumed.step >= settings.training.steps:
@@ -78,13 +80,14 @@ def begin(start: Start, folder: Path, engine: Engine, splits: Splits) -> Run:
     # Of a session that went further, perhaps in another way.
     engine.on_main(lambda: drop_snapshots(folder, trainer.step))
     announce(splits)
+    examples = examples_of(splits.train, spec)
     net.train()
-    parameters = sum(p.numel() for p in net.parameters())
     print(
-        f"{'resuming' if resumed else 'training'} {folder}: {spec.network} of {parameters:,} parameters under "
-        f"{settings.process.name} on {splits.train.title}, {size_of(splits.train)} samples, step {trainer.step:,} to "
-        f"{training.steps:,}, {engine.device}{f' x {engine.count} processes' * (engine.count > 1)}, "
-        f"{engine.precision}, smallest training time {spec.process.t_train:g}"
+        f"{'resuming' if resumed else 'training'} {folder}: {spec.network} of "
+        f"{sum(p.numel() for p in net.parameters()):,} parameters under {settings.process.name} on "
+        f"{splits.train.title}, {size_of(splits.train)} samples, step {trainer.step:,} to {training.steps:,}, "
+        f"{engine.device}{f' x {engine.count} processes' * (engine.count > 1)}, {engine.precision}, smallest training "
+        f"time {spec.process.t_train:g}"
     )
     return Run(
         task,
@@ -94,8 +97,8 @@ def begin(start: Start, folder: Path, engine: Engine, splits: Splits) -> Run:
         splits.test,
         folder,
         about={name: getattr(splits.train, name) for name in ("title", "classes", "columns")}
-        | {"config": settings.plain()},
-        preview=partial(preview, settings, splits.train.classes, transform),
+        | {"config": settings.plain(), "examples": examples},
+        preview=partial(preview, settings, splits.train, transform, Turns(examples)),
         tracking=settings.tracking,
         before_checkpoint=partial(write_json, folder / "config.json", settings.plain()),
         on_result=lambda result: engine.on_main(partial(set_result, folder, "training", result)),
@@ -103,16 +106,11 @@ def begin(start: Start, folder: Path, engine: Engine, splits: Splits) -> Run:
     )
 
 
-def preview(settings: Settings, classes: tuple[str, ...], transform: DataTransform, trainer: Trainer) -> np.ndarray:
+def preview(settings: Settings, data: Source, transform: DataTransform, turns: Turns, trainer: Trainer) -> np.ndarray:
     """A picture of a few samples by a few steps, in the midst of a training."""
     denoiser = trainer.alone
     # A grid that every process has at any number of steps, whatever sampling.grid is.
     grid = make_grid(denoiser.spec.model_process, PREVIEW_STEPS, "logsnr")
-    model = network_model(settings, denoiser, transform, classes)
+    model = network_model(settings, denoiser, transform, data.classes, turns=turns if turns.rows else None)
     drawn = draw(model, "ddim", grid, settings.seed, range(PREVIEW_SAMPLES), {})
     return picture(samples_of(stored(transform, drawn.x, drawn.conditions)))
-
-
-def size_of(dataset: Source) -> str:
-    """How many samples a set has, in words."""
-    return "a stream of" if dataset.size is None else f"{dataset.size:,}"

@@ -20,11 +20,13 @@ def apply_edit(config: ConfigDict) -> None:
 
 def apply_classes(config: ConfigDict) -> None:
     """Write what is to be drawn, and its name, into the configuration. Raises UserError where another mode is asked."""
-    for flag in ("classes", "out"):
+    for flag in ("classes", "attributes", "out"):
         if FLAGS[flag].value is not None and FLAGS.mode not in ("sample", "edit"):
             raise UserError(f"--{flag} is for --mode sample and edit, and the mode is {FLAGS.mode!r}")
     if FLAGS.out is not None:
         config.sampling.out = FLAGS.out
+    if FLAGS.attributes is not None:
+        config.sampling.attributes = tuple(FLAGS.attributes)
     if FLAGS.classes is not None:
         config.sampling.classes = tuple(FLAGS.classes)
         counts = [entry.rpartition(":")[2] for entry in FLAGS.classes if ":" in entry]

@@ -40,9 +40,11 @@ def variants(settings: Settings, folder: Path, engine: Engine) -> tuple[Settings
     if settings.oracle.kind:
         return settings, *oracle_variant(settings, engine.device)
     settings, newest = trained_network(settings, folder, engine)
-    if settings.sampling.classes:  # the real samples beside them are of all classes
-        print("the comparison draws all classes in turn; sampling.classes is for --mode sample and edit")
-        settings = replace(settings, sampling=replace(settings.sampling, classes=()))
+    if settings.sampling.classes or settings.sampling.attributes:  # the real samples beside them are of all
+        print(
+            "the comparison draws all classes in turn; sampling.classes and attributes are for --mode sample and edit"
+        )
+        settings = replace(settings, sampling=replace(settings.sampling, classes=(), attributes=()))
     own = settings.compare
     made = [name for name in own.weights if name not in newest.weights and own.checkpoints]
     if made:

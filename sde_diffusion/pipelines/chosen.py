@@ -12,10 +12,16 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.core.conditions import Conditions, rows_of
-from sde_diffusion.core.errors import UserError
+from sde_diffusion.core.errors import UserError, nearest
+from sde_diffusion.data import Source
+from sde_diffusion.storage.checkpoint import Checkpoint
+from sde_diffusion.storage.records import tensor_digest
 
 LISTED = 12
 """Classes that a sentence names at most."""
+NO_CLASS = -1
+WRITTEN = 64
+"""Numbers of conditions that a manifest writes out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +54,11 @@ class Turns:
         count = len(next(iter(self.rows.values())))
         return rows_of(self.rows, torch.arange(indices.start, indices.stop) % count)
 
+    @property
+    def labels(self) -> list[int]:
+        """The class of each row; [] where there are none."""
+        return self.rows["labels"].tolist() if "labels" in self.rows else []
+
     def exactly(self, count: int) -> Conditions:
         """The conditions of that many samples. Raises UserError where the counts are those of another number."""
         if self.count not in (0, count):
@@ -56,8 +67,85 @@ class Turns:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """As plain values, from which the conditions of every sample follow."""
-        return {**{name: value.tolist() for name, value in self.rows.items()}, "counts": list(self.counts)}
+        """As plain values, from which the conditions of every sample follow; of many rows their digest."""
+        many = sum(value.numel() for value in self.rows.values()) > WRITTEN
+        rows = {"digest": tensor_digest(self.rows)} if many else {n: value.tolist() for n, value in self.rows.items()}
+        return {**rows, "counts": list(self.counts)}
+
+
+def wanted_turns(
+    classes: Sequence[Any], attributes: Sequence[str], trained: Checkpoint, names: Sequence[str]
+) -> Turns | None:
+    """What samples are told: the classes and the attributes that a person asks for; None for all classes in turn.
+
+    Vectors that are not asked for are those of training samples in turn, and beside chosen classes or attributes those
+    of the first training sample (of the class). names: of all classes. Raises UserError for what the network is not
+    told, and as `class_turns` and `multi_hot` do.
+    """
+    told = trained.spec.conditions
+    for what, chosen, condition, key in (
+        ("classes", classes, "labels", "model.class_conditional=True"),
+        ("attributes", attributes, "attributes", "model.conditions=('attributes',)"),
+    ):
+        if chosen and condition not in told:
+            raise UserError(
+                f"sampling.{what} chooses {what}, and the network is told none: it was trained on {trained.title} "
+                f"without {key}"
+            )
+    vectors = [name for name in told if name != "labels"]
+    if not classes and not attributes:
+        return Turns(trained.examples) if vectors and trained.examples else None
+    turns = class_turns(classes, names) if classes else all_classes(told, names)
+    if not vectors:
+        return turns
+    given = {"attributes": multi_hot(attributes, trained.columns.get("attributes", ()))} if attributes else {}
+    rows = [{**_first_of(trained.examples, label), **given} for label in turns.labels or [NO_CLASS]]
+    beside = {name: torch.stack([row[name] for row in rows]) for name in vectors if name in rows[0]}
+    return Turns({**turns.rows, **beside}, turns.counts)
+
+
+def check_wanted(classes: Sequence[Any], attributes: Sequence[str], data: Source) -> None:
+    """Raises UserError for classes and attributes that are not those of the data, before a network is trained."""
+    if classes:
+        class_turns(classes, data.classes)
+    if attributes:
+        multi_hot(attributes, data.columns.get("attributes", ()))
+
+
+def all_classes(conditions: Sequence[str], names: Sequence[str]) -> Turns:
+    """The classes of a network, one after another; nothing for one that is told none."""
+    return Turns({"labels": torch.arange(len(names))} if "labels" in conditions and names else {})
+
+
+def multi_hot(on: Sequence[str], names: Sequence[str]) -> Tensor:
+    """1 for each attribute that is on and 0 for the others, float32 [names]. Raises UserError for an unknown one."""
+    for name in on:
+        if name not in names:
+            raise UserError(f"sampling.attributes: there is no attribute {name!r}; {nearest(name, names)}")
+    return torch.tensor([float(name in on) for name in names])
+
+
+def attributes_of(on: Sequence[str], trained: Checkpoint, count: int) -> Conditions:
+    """The attributes of pictures that are given, [count, attributes]; {} for a network that is told none.
+
+    Raises UserError where they are not said.
+    """
+    if "attributes" not in trained.spec.conditions:
+        return {}
+    names = trained.columns.get("attributes", ())
+    if not on:
+        raise UserError(
+            f"the network is told attributes: say by --attributes which of {', '.join(names[:LISTED])} these have"
+        )
+    return {"attributes": multi_hot(on, names).repeat(count, 1)}
+
+
+def _first_of(examples: Conditions, label: int) -> Conditions:
+    """The vectors of the first training sample of a class, or of any where there is none of it."""
+    labels = examples.get("labels")
+    found = [] if labels is None else (labels == label).nonzero().flatten().tolist()
+    at = found[0] if found else 0
+    return {name: value[at] for name, value in examples.items() if name != "labels"}
 
 
 def class_turns(entries: Sequence[Any], names: Sequence[str]) -> Turns:

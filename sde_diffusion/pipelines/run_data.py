@@ -6,15 +6,24 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
+from sde_diffusion.core.conditions import Conditions, rows_of
 from sde_diffusion.core.errors import UserError
+from sde_diffusion.core.noise import seeded
 from sde_diffusion.data import Dataset, Source, Splits
+from sde_diffusion.data.dataset import SPLIT_SEED
+from sde_diffusion.data.mapped import Mapped
 from sde_diffusion.data.naming import by_class_names, by_column_names, few, numbered, numbers_only
+from sde_diffusion.denoisers.network import NetworkSpec
 from sde_diffusion.settings.root import Settings
 from sde_diffusion.storage.checkpoint import Checkpoint
 from sde_diffusion.storage.files import write_aside
 
 FILES = "data_files.tsv"
 """Of a run folder: the bytes and the name of each file that the training reads, a line each."""
+EXAMPLES = 256
+"""Training samples whose conditions a checkpoint keeps."""
 
 
 def in_names_of(trained: Checkpoint, data: Source, *, all_of_them: bool = True) -> Source:
@@ -54,6 +63,20 @@ def splits_of(settings: Settings, trained: Checkpoint, splits: Splits | None = N
         assert isinstance(other, Dataset)  # which it was
         test = other
     return replace(found, train=train, test=test)
+
+
+def examples_of(data: Source, spec: NetworkSpec) -> Conditions:
+    """The conditions of some training samples in a random order, the same at each call, of a network that is told
+    vectors: its samples are told these unless others are asked for. {} for another network, and of a stream."""
+    if not spec.options.get("vectors") or not isinstance(data, Dataset | Mapped):
+        return {}
+    picked = torch.randperm(len(data), generator=seeded(SPLIT_SEED))[:EXAMPLES]
+    return rows_of({name: data.conditions[name] for name in spec.conditions if name in data.conditions}, picked)
+
+
+def size_of(dataset: Source) -> str:
+    """How many samples a set has, in words."""
+    return "a stream of" if dataset.size is None else f"{dataset.size:,}"
 
 
 def announce(splits: Splits) -> None:

@@ -28,7 +28,7 @@ from sde_diffusion.denoisers.guidance import GuidedDenoiser
 from sde_diffusion.denoisers.network import NetworkDenoiser
 from sde_diffusion.denoisers.wrappers import ConditionedDenoiser, Seen, WatchedDenoiser
 from sde_diffusion.pipelines.batch import samples_of, stored, taken_by
-from sde_diffusion.pipelines.chosen import Turns, class_turns, listed
+from sde_diffusion.pipelines.chosen import Turns, all_classes, listed, wanted_turns
 from sde_diffusion.pipelines.run_folder import network_of
 from sde_diffusion.report.pictures import Picture, by_class, picture, png
 from sde_diffusion.runtime.engine import Engine, everyones
@@ -40,7 +40,7 @@ from sde_diffusion.storage.checkpoint import Checkpoint
 from sde_diffusion.storage.files import FolderLock, InUse, write_aside
 from sde_diffusion.storage.records import tensor_digest
 from sde_diffusion.storage.results import set_result
-from sde_diffusion.storage.shards import Shards
+from sde_diffusion.storage.shards import KINDS, Shards
 
 PICTURE_SAMPLES = 100
 TOLD = ("sampler", "steps", "nfe", "samples", "seconds")
@@ -114,7 +114,7 @@ def network_model(
         network.spec.model_process,
         network.spec.shape,
         transform,
-        turns or all_in_turn(network, classes),
+        turns or all_classes(network.spec.conditions, classes),
         classes if classed else (),
         network.device,
         protocol or {},
@@ -124,29 +124,16 @@ def network_model(
     )
 
 
-def all_in_turn(network: NetworkDenoiser, classes: Sequence[str]) -> Turns:
-    """The classes of a network, one after another; nothing for one that is told none."""
-    if "labels" not in network.spec.conditions or not classes:
-        return Turns({})
-    return Turns({"labels": torch.arange(len(classes))})
-
-
 def trained_model(settings: Settings, trained: Checkpoint, device: torch.device) -> Model:
-    """The network of a checkpoint under sampling.weights and sampling.guidance, for what sampling.classes says.
+    """The network of a checkpoint under the weights, guidance, classes and attributes of sampling.
 
-    Raises UserError for classes of a network that is told none, and for those that it does not know.
+    Raises UserError for classes or attributes of a network that is told none, and for those that it does not know.
     """
-    own, turns = settings.sampling, None
+    own = settings.sampling
     network = network_of(settings, trained, device)
     numbers = range(network.spec.options.get("num_classes") or 0)
     classes = trained.classes or tuple(map(str, numbers))
-    if own.classes:
-        if "labels" not in network.spec.conditions:
-            raise UserError(
-                f"sampling.classes chooses classes, and the network is told none: it was trained on {trained.title} "
-                "without model.class_conditional=True"
-            )
-        turns = class_turns(own.classes, classes)
+    turns = wanted_turns(own.classes, own.attributes, trained, classes)
     protocol = {
         "clip": own.clip,
         "guidance": own.guidance,
@@ -289,7 +276,9 @@ class Drawing:
                 arrays = stored(self.model.transform, drawn.x, drawn.conditions)
                 seconds = time.perf_counter() - started
                 self.keep(indices, drawn)
-                self.shards.write(indices, arrays, {"nfe": drawn.nfe, "seconds": seconds})
+                # What else a network is told follows from the protocol.
+                kept = {name: arrays[name] for name in (*KINDS, "labels") if name in arrays}
+                self.shards.write(indices, kept, {"nfe": drawn.nfe, "seconds": seconds})
 
         with progress(len(mine) * self.grid.steps, "step", told, visible=engine.main) as bar:
             engine.each(draw_mine)

@@ -86,6 +86,9 @@ class SamplingSettings(Section):
         (),
         'numbers or names of the classes that samples take in turn, or counts of each: ("cat:10", "dog:2"); () for all',
     )
+    attributes: tuple[str, ...] = setting(
+        (), "attributes that all samples have, by name, the others being off; () for those of training samples in turn"
+    )
     batch_size: int = setting(500, "samples at once, and stored at once; does not change them", at_least(1))
     format: str = setting(
         "npz", 'one file; or "png", a folder of pictures; or "zip", archives of them', one_of("format", FORMATS)

@@ -62,6 +62,7 @@ class Checkpoint:
     classes     the data set's class names; columns: the names of the values of each of its vectors; title: how figures
                 name it
     times       what the time sampler has learned
+    examples    the conditions of some training samples, [K, ...] by name, of a network that is told vectors
     config      the training's whole configuration; progress: what else its loop needs. Both as JSON can hold
     """
 
@@ -77,6 +78,7 @@ class Checkpoint:
     config: dict[str, Any] = field(default_factory=dict)
     progress: dict[str, Any] = field(default_factory=dict)
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    examples: dict[str, Tensor] = field(default_factory=dict)
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
@@ -132,7 +134,7 @@ def _split(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, dict[str, 
     moments, numbers = _by_kind({f"{key}.{name}": value for key, row in rows.items() for name, value in row.items()})
     offsets, transform = _by_kind(checkpoint.transform.to_state())
     generators, random = _by_kind(checkpoint.random)
-    state = {"transform": offsets, "random": generators, "times": checkpoint.times}
+    state = {"transform": offsets, "random": generators, "times": checkpoint.times, "examples": checkpoint.examples}
     manifest = {
         "step": checkpoint.step,
         "title": checkpoint.title,
@@ -323,6 +325,7 @@ def _joined(manifest: Mapping[str, Any], parts: Mapping[str, dict[str, Tensor]])
         classes=tuple(manifest["classes"]),
         columns={name: tuple(names) for name, names in manifest.get("columns", {}).items()},  # former ones have none
         times=state("times"),
+        examples=state("examples"),
         config=manifest["config"],
         progress=manifest["progress"],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from PIL import Image
@@ -88,8 +89,13 @@ def test_attributes_are_trained_sampled_and_matched_by_name(warm: Warm, tmp_path
     assert kept.columns == {"attributes": ("bright", "third")} and kept.spec.options["vectors"] == {"attributes": 2}
     assert kept.spec.conditions == ("attributes",)
     warm.run(*told, "--mode", "evaluate", "--config.likelihood.num_samples=1")
-    line = warm.refused(*told, "--mode", "sample", "--config.sampling.guidance=2.0")
-    assert "the network's conditions (attributes) none is given" in line
+    sampled = tmp_path / "r" / "samples_ddim.json"
+    warm.run(*told, "--mode", "sample", "--config.sampling.guidance=2.0")
+    conditions = json.loads(sampled.read_text())["conditions"]["attributes"]
+    assert sorted(map(tuple, conditions)) == sorted(map(tuple, kept.examples["attributes"].tolist()))
+    assert len(conditions) == 11 and {(row[0], row[1]) for row in conditions} <= {(0, 0), (0, 1), (1, 0), (1, 1)}
+    warm.run(*told, "--mode", "sample", "--attributes", "bright")
+    assert json.loads(sampled.read_text())["conditions"] == {"attributes": [[1.0, 0.0]], "counts": []}
     head = "file_name,third,bright\n"
     (data / "metadata.csv").write_text(head + "".join(f"{name},{b},{a}\n" for name, (a, b) in rows.items()))
     text = warm.run(*told, "--mode", "train", "--config.training.steps=3")

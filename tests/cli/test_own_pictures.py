@@ -77,7 +77,7 @@ def test_what_would_be_read_is_what_is_there(warm: Warm, mine: Path, tmp_path: P
     assert found["samples"] == "179 to train on, 19 held out"
     assert found["shape"] == "[3, 16, 16]"
     assert found["picture files"] == "199: .jpg 151, .png 22, .jpeg 10, .gif 8, .tif 8"
-    assert found["classes"] == "birds 64, cats 69, dogs 66" and found["place"] == str(mine)
+    assert found["classes"] == "0 = birds (64), 1 = cats (69), 2 = dogs (66)" and found["place"] == str(mine)
     assert found["sizes"] == "20x18 192, 20x20 6, from 20x18 to 20x20 (height x width)"
     assert "8 pictures are transparent, and laid on white (data.background)" in found["changed"]
     assert "6 pictures are of 16 bits, and divided by 257" in found["changed"]
@@ -95,12 +95,18 @@ def test_what_would_be_read_is_what_is_there(warm: Warm, mine: Path, tmp_path: P
 def test_one_command_trains_samples_and_reports(warm: Warm, mine: Path, tmp_path: Path) -> None:
     """The size and the classes are those of the pictures; they stay so when the pictures are gone; given ones win."""
     run = tmp_path / "run"
-    text = warm.run(*SMALL, f"--config.data.root={mine}", "--workdir", run)
+    chosen = "--config.sampling.classes=('dgos',)"
+    assert "there is no class 'dgos'; did you mean 'dogs'" in warm.refused(
+        *SMALL, f"--config.data.root={mine}", "--workdir", tmp_path / "none", chosen
+    )
+    assert not (tmp_path / "none" / "checkpoints").exists()
+    text = warm.run(*SMALL, f"--config.data.root={mine}", "--workdir", run, chosen.replace("dgos", "dogs"))
     assert "179 samples" in text and "1 file was not read: .mp4 1 (cats/clip.mp4)" in text
     assert "8 pictures are transparent, and laid on white" in text and "broken.jpg" in text
     stored = json.loads((run / "config.json").read_text())
     assert stored["data"]["image_size"] == 16 and stored["model"]["class_conditional"] is True
     assert np.load(run / "samples_ddim.npz")["images"].shape == (4, 16, 16, 3) and (run / "report.html").is_file()
+    assert np.load(run / "samples_ddim.npz")["labels"].tolist() == [2] * 4 and "2 = dogs" in text
     text = warm.run(*SMALL, "--config.data.root=gone", "--workdir", run, "--mode", "sample", "--sampler", "heun")
     assert f"chosen: data.image_size=16 (as in {run / 'config.json'})" in text
     assert np.load(run / "samples_heun.npz")["images"].shape == (4, 16, 16, 3)

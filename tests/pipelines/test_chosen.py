@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+import sde_diffusion as sd
 from sde_diffusion.core.errors import UserError
-from sde_diffusion.pipelines.chosen import Turns, class_turns, listed
+from sde_diffusion.data import DataTransform
+from sde_diffusion.pipelines.chosen import Turns, attributes_of, class_turns, listed, wanted_turns
+from sde_diffusion.storage.checkpoint import Checkpoint
 
 NAMES = ("1", "10", "2", "cat:3", "dog")
 
@@ -58,6 +61,47 @@ def test_samples_take_turns_until_each_class_has_its_count() -> None:
     assert Turns({}).of(range(3)) == {} and without_end.count == 0
     with pytest.raises(UserError, match="asks for 7 samples, and there are 8"):
         turns.exactly(8)
+
+
+def trained(*conditions: str, **examples: torch.Tensor) -> Checkpoint:
+    """The checkpoint of a network that is told these, and the conditions of some training samples."""
+    spec = sd.NetworkSpec(sd.VPSDE(), "v", "time", shape=(2,), network="mlp", conditions=conditions)
+    columns = {"attributes": ("smiling", "young", "hat"), "targets": ("age",)}
+    return Checkpoint(0, spec, DataTransform(None), {}, {}, {}, "faces", NAMES, columns=columns, examples=examples)
+
+
+ATTRIBUTES = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0], [0.0, 0.0, 1.0]])
+TARGETS = torch.tensor([[0.1], [0.2], [0.3]])
+
+
+def test_vectors_are_those_of_training_samples() -> None:
+    """All conditions of one sample together; beside a chosen class, those of its first sample."""
+    labels = torch.tensor([4, 0, 4])
+    found = trained("labels", "attributes", labels=labels, attributes=ATTRIBUTES)
+    turns = wanted_turns((), (), found, NAMES)
+    assert turns is not None and turns.of(range(2, 4))["labels"].tolist() == [4, 4]
+    assert torch.equal(turns.of(range(2, 4))["attributes"], ATTRIBUTES[[2, 0]])
+    turns = wanted_turns(("0:1", "dog:2"), (), found, NAMES)
+    assert turns is not None and turns.of(range(3))["labels"].tolist() == [0, 4, 4]
+    assert torch.equal(turns.of(range(3))["attributes"], ATTRIBUTES[[1, 0, 0]])
+    assert wanted_turns((), (), trained("labels"), NAMES) is None
+
+
+def test_attributes_are_the_same_for_every_sample() -> None:
+    found = trained("attributes", "targets", attributes=ATTRIBUTES, targets=TARGETS)
+    turns = wanted_turns((), ("hat", "smiling"), found, ())
+    assert turns is not None and turns.of(range(2))["attributes"].tolist() == [[1.0, 0.0, 1.0]] * 2
+    assert torch.equal(turns.of(range(2))["targets"], TARGETS[[0, 0]])
+    both = wanted_turns(("dog:1", "0:2"), ("young",), trained("labels", "attributes"), NAMES)
+    assert both is not None and both.of(range(3))["labels"].tolist() == [4, 0, 0]
+    assert both.of(range(3))["attributes"].tolist() == [[0.0, 1.0, 0.0]] * 3
+    assert attributes_of(("young",), found, 2)["attributes"].tolist() == [[0.0, 1.0, 0.0]] * 2
+    with pytest.raises(UserError, match="no attribute 'yuong'; did you mean 'young'"):
+        wanted_turns((), ("yuong",), found, ())
+    with pytest.raises(UserError, match="say by --attributes which of smiling, young, hat"):
+        attributes_of((), found, 2)
+    with pytest.raises(UserError, match=r"sampling\.attributes chooses attributes, and the network is told none"):
+        wanted_turns((), ("young",), trained("labels"), NAMES)
 
 
 def test_many_classes_are_listed_in_part() -> None:

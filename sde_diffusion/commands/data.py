@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -10,6 +10,7 @@ from shlex import quote
 from sde_diffusion.commands.words import program
 from sde_diffusion.data import DataTransform, Splits, folder
 from sde_diffusion.data.inventory import Inventory, counted
+from sde_diffusion.data.settings import DataSettings
 from sde_diffusion.data.survey import Survey, suggestions
 from sde_diffusion.pipelines.batch import samples_of, stored
 from sde_diffusion.report.pictures import picture, png
@@ -32,12 +33,20 @@ def data(settings: Settings, run: Path, engine: Engine) -> None:
     splits = settings.splits()
     print(table(wrapped([{"of": name, "what": text} for name, text in found(splits, survey)], {"what": 90})))
     if survey and splits.inventory:
-        flags = [f"--config.{each.key}={each.value}" for each in suggestions(survey, splits.inventory)]
+        chosen = {each.key: each.value for each in suggestions(survey, splits.inventory)} | given(own)
+        flags = [f"--config.{key}={quote(str(value))}" for key, value in chosen.items()]
         if vectors := tuple(splits.train.columns):
             flags.append(f'--config.model.conditions="{vectors}"')
         print(f"suggested: {program()} --config folder --config.data.root={quote(own.root)} {' '.join(flags)}")
     engine.on_main(partial(write_batch, settings, splits, run / "data.png"))
     print(f"wrote {run / 'data.png'}: the first {SHOWN} samples that a training reads")
+
+
+def given(own: DataSettings) -> dict[str, object]:
+    """What was asked of the data beside their place, by key: a suggestion without it would be of other samples."""
+    known = DataSettings()
+    asked = {f.name: getattr(own, f.name) for f in fields(own) if getattr(own, f.name) != getattr(known, f.name)}
+    return {f"data.{name}": value for name, value in asked.items() if name not in ("dataset", "root")}
 
 
 def found(splits: Splits, survey: Survey | None) -> list[tuple[str, str]]:
@@ -64,6 +73,7 @@ def files(inventory: Inventory) -> list[tuple[str, str]]:
     rows = [("place", inventory.place), ("picture files", f"{inventory.pictures:,}: {counted(inventory.types)}")]
     rows += [("parts", counted(inventory.parts))] if len(inventory.parts) > 1 else []
     rows += [("classes", ", ".join(classes) + more if classes else "none")]
+    rows += [("labels", inventory.labels)] if inventory.labels else []
     rows += [("changed", text) for text in inventory.changed()]
     return rows + [("not read", str(each)) for each in inventory.skipped]
 

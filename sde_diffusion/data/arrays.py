@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -22,13 +23,15 @@ from torch import Tensor
 
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.core.packages import extra
-from sde_diffusion.data.columns import Columns, Table, csv_table, labels_of, numbers_of, told
+from sde_diffusion.data.columns import Columns, Table, csv_table, labels_of, numbered_labels, numbers_of, told
 from sde_diffusion.data.dataset import Dataset, Splits
 from sde_diffusion.data.mapped import Reading
 from sde_diffusion.data.tables import LABEL_COLUMNS, first_line
 
 SAMPLES = ("images", "samples", "x", "data", "arr_0")
 VECTORS = ("attributes", "targets")
+TELLING = ("labels", "classes", *VECTORS, *(f"{name}_columns" for name in VECTORS))
+"""The arrays of an .npz that tell something of its samples."""
 CHANNELS = (1, 3)
 
 
@@ -76,6 +79,8 @@ def _of_arrays(path: Path, arrays: Mapping[str, np.ndarray], columns: Columns) -
     if columns.named:
         raise UserError(f"{path} has arrays and no columns: leave data.label_column and the like out")
     key = next((name for name in SAMPLES if name in arrays), None)
+    if key and (unused := [name for name in arrays if name not in (key, *TELLING)]):
+        warnings.warn(f"{path}: not read are {', '.join(unused)}, but {key} and {', '.join(TELLING)}", stacklevel=5)
     if key is None:
         raise UserError(
             f"{path} holds {', '.join(arrays) or 'nothing'}; samples are expected in one of {', '.join(SAMPLES)}"
@@ -105,12 +110,15 @@ def _labels(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[Tensor, tuple
     labels, names = arrays["labels"], tuple(map(str, np.atleast_1d(arrays.get("classes", np.array([]))).tolist()))
     if labels.ndim != 1 or labels.dtype.kind not in "iuU":
         raise UserError(f"{path}, 'labels': whole numbers or names [N] are expected, not {labels.dtype} {labels.shape}")
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}, 'classes': two of them have one name: {', '.join(names)}")
     if labels.dtype.kind == "U":
         return labels_of(labels.tolist(), f"{path}, 'labels'", [f"row {i}" for i in range(len(labels))])
     most = int(labels.max(initial=-1))
     if int(labels.min(initial=0)) < 0 or (names and most >= len(names)):
         raise UserError(f"{path}: 'labels' run from {labels.min()} to {most}, and there are {len(names)} 'classes'")
-    return torch.from_numpy(labels.astype(np.int64)), names or tuple(map(str, range(most + 1)))
+    numbers, numbered = numbered_labels(labels.tolist(), f"{path}, 'labels'")
+    return numbers, names or numbered
 
 
 def samples_of(array: np.ndarray, where: str) -> Tensor:
@@ -171,7 +179,13 @@ def _of_table(path: Path, table: Table, columns: Columns) -> Dataset:
         raise UserError(f"{path}: every column tells something of the samples, and none is left to be their vector")
     vectors = [numbers_of(table[name], f"{path}, column {name}", rows, remedy(name)) for name in rest]
     conditions = {**({} if found.labels is None else {"labels": found.labels}), **found.others}
-    samples = torch.from_numpy(np.stack(vectors, axis=1).astype(np.float32))
+    table64 = np.stack(vectors, axis=1)
+    if (far := np.argwhere(np.abs(table64) > np.finfo(np.float32).max)).size:
+        row, column = far[0]
+        raise UserError(
+            f"{path}, column {rest[column]}, {rows[row]}: {table64[row, column]:g} is beyond 32 bits; scale it"
+        )
+    samples = torch.from_numpy(table64.astype(np.float32))
     return Dataset.from_tensors(samples, conditions, classes=found.classes, columns=found.columns, title=path.stem)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,13 @@ Table = Mapping[str, Sequence[Any]]
 
 FLAGS = {"0": 0.0, "1": 1.0, "-1": 0.0, "true": 1.0, "false": 0.0}
 """What a cell of an attribute may say, in lower case; -1 is how CelebA writes "no"."""
+
+SEPARATORS = {";": "semicolons", "\t": "tabs"}
+"""What some programs write between the cells of a table, in place of commas."""
+
+NUMBER = re.compile(r"-?(0|[1-9][0-9]*)([.][0-9]*)?|nan", re.IGNORECASE)
+"""Text that is the number of a class, as tables write it; some make 1.0 of 1 where a cell of the column is empty."""
+MOST_CLASSES = 1_000_000  # where they are numbered: a network has a vector for each number
 
 
 @dataclass(frozen=True)
@@ -103,6 +111,12 @@ def csv_table(data: bytes, said: str) -> dict[str, list[str | None]]:
     if len(lines) < 2:
         raise UserError(f"{said} has no rows below its line of names")
     names = [name.strip() for name in lines[0]]
+    if len(names) == 1 and (other := next((sign for sign in SEPARATORS if sign in names[0]), "")):
+        raise UserError(f"{said} has {SEPARATORS[other]} between its columns: store it with commas")
+    if "" in names:
+        raise UserError(
+            f"{said}: column {names.index('') + 1} has no name, like the index that pandas adds: name it, or remove it"
+        )
     if len(set(names)) < len(names):
         raise UserError(f"{said}: two columns have one name: {', '.join(names)}")
     for number, line in enumerate(lines[1:], 1):
@@ -114,10 +128,14 @@ def csv_table(data: bytes, said: str) -> dict[str, list[str | None]]:
 def labels_of(cells: Sequence[Any], where: str, rows: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
     """Classes by numbers or names: labels int64 [N], and the names of the classes.
 
-    Numbers 0, 1, ... are the classes' own; others are names, in the order of the numbers; text is in its own order.
+    Numbers are in their order, and text in its own. A column of text is one of numbers where all of it is, but for the
+    likes of "007", which is a name. The spaces around text are no part of it.
     Raises UserError for a cell that is missing, and for numbers with a fraction.
     """
-    for cell, row in zip(cells, rows):
+    own = [cell.strip() if isinstance(cell, str) else cell for cell in cells]
+    if all(NUMBER.fullmatch(cell) for cell in own if isinstance(cell, str) and cell):
+        own = [_parsed(cell) if isinstance(cell, str) and cell else cell for cell in own]
+    for cell, row in zip(own, rows):
         if cell is None or cell == "" or (isinstance(cell, float) and not math.isfinite(cell)):
             raise UserError(f"{where}, {row}: there is no class; give every row one")
         if isinstance(cell, float) and not cell.is_integer():
@@ -125,19 +143,23 @@ def labels_of(cells: Sequence[Any], where: str, rows: Sequence[str]) -> tuple[Te
                 f"{where}, {row}: {cell!r} is no class, which is a whole number or a name; numbers are targets "
                 "(data.target_columns)"
             )
-    numbers = [_whole(cell) for cell in cells]
-    if all(number is not None for number in numbers):
-        found = sorted({number for number in numbers if number is not None})
-        values: list[Any] = list(numbers)
-    else:
-        values = [str(cell) for cell in cells]
-        found = sorted(set(values))
+    numbers = all(isinstance(cell, (int, float)) for cell in own)
+    values: list[Any] = [int(cell) if numbers else str(cell) for cell in own]
+    found = sorted(set(values))
     place = {value: index for index, value in enumerate(found)}
     return torch.tensor([place[value] for value in values], dtype=torch.int64), tuple(map(str, found))
 
 
-def numbered_labels(numbers: Sequence[int]) -> tuple[Tensor, tuple[str, ...]]:
-    """Numbers of classes, of which some may have no sample: labels int64 [N], and the classes "0", "1", ..."""
+def numbered_labels(numbers: Sequence[int], where: str) -> tuple[Tensor, tuple[str, ...]]:
+    """Numbers of classes, of which some may have no sample: labels int64 [N], and the classes "0", "1", ...
+
+    Raises UserError for a number that nobody can have meant, as every class up to the last is learned.
+    """
+    if max(numbers, default=0) >= MOST_CLASSES:
+        raise UserError(
+            f"{where}: the class {max(numbers)} is no number of one of at most {MOST_CLASSES:,} classes 0, 1, ...; "
+            "number the classes anew"
+        )
     return torch.tensor(list(numbers), dtype=torch.int64), tuple(map(str, range(max(numbers) + 1)))
 
 
@@ -147,7 +169,7 @@ def numbers_of(cells: Sequence[Any], where: str, rows: Sequence[str], remedy: st
         values = np.array(cells, dtype=np.float64)
     except (TypeError, ValueError):
         values = np.full(len(cells), np.nan)
-    if not np.isfinite(values).all():
+    if values.ndim != 1 or not np.isfinite(values).all():
         for cell, row in zip(cells, rows):
             if _number(cell) is None:
                 said = "nothing" if cell is None or cell == "" else repr(cell)
@@ -178,10 +200,9 @@ def _number(cell: Any) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _whole(cell: Any) -> int | None:
-    if isinstance(cell, float):
-        return int(cell)
+def _parsed(text: str) -> int | float:
+    """The number that text of the form of `NUMBER` says."""
     try:
-        return int(str(cell)) if not isinstance(cell, bool) else int(cell)
+        return int(text)
     except ValueError:
-        return None
+        return float(text)

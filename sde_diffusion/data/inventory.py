@@ -70,7 +70,10 @@ class Inventory:
     def changed(self) -> list[str]:
         """What was done to how many pictures, a sentence each."""
         some = "" if self.decoded == self.pictures else f" of the {self.decoded:,} that were decoded to begin with"
-        return [f"{count:,} pictures{some} are {note}" for note, count in self.notes.items()]
+        return [
+            f"{count:,} {'picture' if count == 1 else 'pictures'}{some} {'is' if count == 1 else 'are'} {note}"
+            for note, count in self.notes.items()
+        ]
 
 
 def by_ending(names: Iterable[str]) -> dict[str, int]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -25,6 +25,7 @@ from sde_diffusion.core.errors import UserError
 from sde_diffusion.data.class_folders import Labels, class_folders
 from sde_diffusion.data.columns import Columns, Told, csv_table, numbered_labels, told
 from sde_diffusion.data.listing import Listing
+from sde_diffusion.data.naming import few
 from sde_diffusion.data.places import Place
 
 
@@ -85,8 +86,7 @@ def _of_pictures(place: Place, listing: Listing, file: str, rows: Rows, reader: 
             found = _read(place, other, reader, wanted) if other in place.names else None
             if found is None:
                 raise UserError(f"{place.said(file)} tells of its pictures, and there is no {place.said(other)}")
-            if (found.told.classes, found.told.columns) != (rows.told.classes, rows.told.columns):
-                raise UserError(f"{place.said(file)} and {place.said(other)} must tell of the same classes and columns")
+            found = _as_first(found, rows, place.said(other), place.said(file))
             files, tables = [*files, other], {**tables, part.base: found}
     parts, others = list[Tensor | None](), list[Mapping[str, Tensor]]()
     for part in listing.parts:
@@ -96,6 +96,30 @@ def _of_pictures(place: Place, listing: Listing, file: str, rows: Rows, reader: 
         parts.append(None if own.labels is None else own.labels[index])
         others.append(rows_of(own.others, index))
     return Labels(tuple(parts), rows.told.classes, tuple(files), tuple(others), rows.told.columns, rows.told.said)
+
+
+def _as_first(found: Rows, first: Rows, said: str, said_first: str) -> Rows:
+    """The rows of a further part with the classes of the first one's, of which it may lack some.
+
+    Raises UserError for classes or columns that the first does not have.
+    """
+    own, wanted = found.told, first.told
+    strange = [name for name in own.classes if name not in wanted.classes]
+    if strange or (own.labels is None) != (wanted.labels is None):
+        raise UserError(
+            f"{said} tells of the classes {few(own.classes)}, and {said_first} of {few(wanted.classes)}: both must "
+            "tell of the same ones"
+        )
+    if own.columns != wanted.columns:
+        names = [few([name for columns in each.columns.values() for name in columns]) for each in (own, wanted)]
+        raise UserError(
+            f"{said} gives {names[0]}, and {said_first} gives {names[1]}: both must have the same columns, of the same "
+            "kinds (data.attribute_columns and data.target_columns say which)"
+        )
+    if own.labels is None or own.classes == wanted.classes:
+        return found
+    order = torch.tensor([wanted.classes.index(name) for name in own.classes])
+    return replace(found, told=replace(own, labels=order[own.labels], classes=wanted.classes))
 
 
 def _index(place: Place, file: str, base: str, names: Sequence[str], pictures: Sequence[str]) -> Tensor:
@@ -142,7 +166,7 @@ def _edm(data: bytes, wanted: Columns, said: str) -> Rows | None:
         raise UserError(f'{said}: "labels" must be a list of [name, label], or null for pictures without labels')
     names, labels = [row[0] for row in rows], [row[1] for row in rows]
     if all(type(label) is int and label >= 0 for label in labels):
-        numbers, classes = numbered_labels(labels)
+        numbers, classes = numbered_labels(labels, said)
         return Rows(names, Told(numbers, classes, said=f"{said} gives the number of each picture's class"))
     width = len(labels[0]) if isinstance(labels[0], list) else 0
     if width and all(isinstance(label, list) and len(label) == width for label in labels):

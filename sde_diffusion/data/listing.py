@@ -80,7 +80,9 @@ def parted(place: Place) -> Listing:
 
 def _part(place: Place, base: str, names: Sequence[str]) -> Part:
     if not names:
-        hint = belonging(place.names, "folder")
+        packed = next((name for name in place.names if ending(name) == ".zip"), "")
+        hint = f"It holds {packed}: give the archive itself, data.root={place.said(packed)}." if packed else ""
+        hint = hint or belonging(place.names, "folder")
         raise UserError(f"{place.said(base)} holds no pictures, of any type that is read: {_types()}. {hint}".strip())
     return Part(base, names)
 

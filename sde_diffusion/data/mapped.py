@@ -205,9 +205,9 @@ class Mapped:
             # What Pillow makes of a file may change from version to version.
             made_of = cache.digest(what, self.rows.tolist(), version("pillow"), FORMAT)
             name = cache.digest(where, keeping.part, self.shape, self.cut, self.decoding)
-            array, about = cache.recalled(self.title, name, made_of, lambda: self._whole(keeping.watch))
+            array, about = cache.recalled(self.title, name, made_of, lambda: self._whole(keeping))
         else:
-            array, about = self._whole(keeping.watch)
+            array, about = self._whole(keeping)
         if self.notes:
             self.notes.enter(self.rows.numpy(), about["notes"])
         samples, failed = torch.from_numpy(array), about["failed"]
@@ -219,7 +219,7 @@ class Mapped:
         found = Dataset(samples, labels, self.levels, self.classes, self.title, others=own, columns=self.columns)
         return found, failures
 
-    def _whole(self, watch: Watch) -> tuple[np.ndarray, dict[str, Any]]:
+    def _whole(self, keeping: Keeping) -> tuple[np.ndarray, dict[str, Any]]:
         """The pictures that can be read, uint8 [N, C, H, W], decoded by as many threads as there are CPUs; the others.
 
         Pillow leaves Python to the other threads while it unpacks and resizes.
@@ -237,12 +237,15 @@ class Mapped:
 
         parts = [range(first, min(first + TURN, len(self))) for first in range(0, len(self), TURN)]
         failed = list[tuple[int, str, str]]()
-        with watch(len(self), self.title) as counter, ThreadPoolExecutor(usable_cpus()) as pool:
+        with keeping.watch(len(self), self.title) as counter, ThreadPoolExecutor(usable_cpus()) as pool:
             for part, found in zip(parts, pool.map(turn, parts)):
                 failed += found
                 counter.update(len(part))
         if len(failed) == len(self):
-            raise UserError(f"{self.title}: no picture can be read: {listed([(n, why) for _, n, why in failed])}.")
+            raise UserError(
+                f"{self.title}: of its part {keeping.part!r}, {len(self):,} in all, no picture can be read: "
+                f"{listed([(n, why) for _, n, why in failed])}; repair or remove them."
+            )
         if failed:  # a copy of the samples, which is not made without need
             samples = np.delete(samples, [index for index, _, _ in failed], axis=0)
         return samples, {"failed": failed, "notes": notes.rows()}

@@ -235,6 +235,8 @@ def _opened(pictures: Pictures, index: int, max_pixels: int = MAX_PIXELS) -> Ite
             yield file
     except (Unreadable, UserError):
         raise
+    except Image.DecompressionBombError as error:
+        raise Unreadable(name, f"it has more than the {max_pixels:,} pixels of data.max_pixels; raise that") from error
     except UnidentifiedImageError as error:
         raise Unreadable(name, "it is no picture of a known format") from error
     # What Pillow raises for a broken file depends on the format, and on where it is broken.

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.core.errors import UserError
+from sde_diffusion.data.columns import numbered_labels
 from sde_diffusion.data.dataset import Splits
 from sde_diffusion.data.formats import endings
 from sde_diffusion.data.lanes import Encoded, Span, in_lanes
@@ -115,7 +116,7 @@ def load(root: str, reading: Reading) -> Splits:
     Raises UserError where there are no such files, for one that is damaged, and for members that make no sample.
     """
     parts = {part: _listed(files) for part, files in _parts(root).items()}
-    classes, labels = _classes([label for found in parts.values() for label in found.labels])
+    classes, labels = _classes([label for found in parts.values() for label in found.labels], root)
     archives, at = [], 0
     for found in parts.values():
         found.table["label"] = labels[at : at + len(found.labels)] if classes else NO_LABEL
@@ -315,13 +316,13 @@ def _label(content: bytes, suffix: str, name: str) -> Label:
     return found
 
 
-def _classes(labels: Sequence[Label]) -> tuple[tuple[str, ...], list[int]]:
+def _classes(labels: Sequence[Label], root: str) -> tuple[tuple[str, ...], list[int]]:
     """The names of the classes and the number of each label; numbers are their own names."""
     if all(label is None for label in labels):
         return (), []
     numbers = [label for label in labels if isinstance(label, int)]
     if len(numbers) == len(labels):
-        return tuple(map(str, range(max(numbers) + 1))), numbers
+        return numbered_labels(numbers, root)[1], numbers
     names = sorted({str(label) for label in labels})
     place = {name: index for index, name in enumerate(names)}
     return tuple(names), [place[str(label)] for label in labels]

@@ -92,6 +92,18 @@ def test_what_would_be_read_is_what_is_there(warm: Warm, mine: Path, tmp_path: P
     ]
 
 
+def test_a_suggestion_keeps_what_was_asked_of_the_data(warm: Warm, tmp_path: Path) -> None:
+    for index in range(3):
+        noise(index).save(tmp_path / f"{index}.png")
+    (tmp_path / "metadata.csv").write_text("file_name,kind,note\n0.png,a,x\n1.png,b,y\n2.png,a,z\n")
+    asked = ["--config.data.image_size=(16, 24)", "--config.data.fit=pad", "--config.data.label_column=kind"]
+    flags = ("--config", "folder", f"--config.data.root={tmp_path}", "--mode", "data", "--workdir", tmp_path / "run")
+    text = warm.run(*flags, *asked)
+    assert "classes by the column 'kind'; not used: note" in rows(text)["labels"]
+    (suggested,) = re.findall(r"^suggested: .*?(--config.*)$", text, re.M)
+    assert set(asked) < set(shlex.split(suggested)) and "--config.data.image_size=16" not in shlex.split(suggested)
+
+
 def test_one_command_trains_samples_and_reports(warm: Warm, mine: Path, tmp_path: Path) -> None:
     """The size and the classes are those of the pictures; they stay so when the pictures are gone; given ones win."""
     run = tmp_path / "run"

@@ -88,6 +88,19 @@ def test_tables_are_vectors_with_conditions(tmp_path: Path) -> None:
         ("a.npz", {"samples": np.zeros((3, 2)), "labels": np.array([0, 1])}, "'labels' has 2 rows, and there are 3"),
         ("a.npz", {"samples": np.zeros((2, 2)), "labels": np.array([0.5, 1])}, "whole numbers or names"),
         ("a.npz", {"samples": np.zeros((2, 2)), "labels": np.array([0, 2]), "classes": ["a", "b"]}, "run from 0 to 2"),
+        (
+            "a.npz",
+            {"samples": np.zeros((2, 2)), "labels": np.array([0, 10**12])},
+            "the class 1000000000000 is no number",
+        ),
+        (
+            "a.npz",
+            {"samples": np.zeros((2, 2)), "labels": np.array([0, 1]), "classes": ["a", "a"]},
+            "have one name: a, a",
+        ),
+        ("a.csv", "x,y\n1,1e39\n", r"column y, row 1: 1e\+39 is beyond 32 bits; scale it"),
+        ("a.csv", "x;y\n1,5;2\n", "semicolons between its columns"),
+        ("a.csv", ",x\n0,1\n", "column 1 has no name"),
         ("a.csv", "x,y\n1,\n", "column y, row 1: nothing where a number is expected"),
         ("a.csv", "x,y\n1,2,3\n", "row 1: 3 cells"),
         ("a.csv", "label\n1\n", "none is left to be their vector"),
@@ -107,6 +120,19 @@ def test_what_is_wrong_is_told_with_the_file(tmp_path: Path, name: str, arrays: 
     with pytest.raises(UserError, match=said) as error:
         load(path)
     assert name in str(error.value) or name == "a.mat"
+
+
+def test_lists_in_a_table_are_no_numbers(tmp_path: Path) -> None:
+    for columns in ({"v": [[1.0, 2.0], [3.0, 4.0]]}, {"x": [1.0, 2.0], "v": [[1.0, 2.0], [3.0, 4.0]]}):
+        pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+        with pytest.raises(UserError, match=r"a\.parquet, column v, row 1: \[1\.0, 2\.0\] where a number is expected"):
+            load(tmp_path / "a.parquet")
+
+
+def test_arrays_that_are_not_read_are_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", samples=np.zeros((2, 2)), label=np.array([0, 1]))
+    with pytest.warns(UserWarning, match=r"a\.npz: not read are label, but samples and labels, classes"):
+        assert load(tmp_path / "a.npz").train.labels is None
 
 
 def test_files_of_arrays_and_folders_are_not_taken_for_each_other(tmp_path: Path) -> None:

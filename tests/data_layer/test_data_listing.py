@@ -123,6 +123,18 @@ def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:
         load(root)
 
 
+def test_an_archive_in_a_folder_without_pictures_is_named(tmp_path: Path) -> None:
+    root = write(tmp_path, {"pictures.zip": b"", "notes.txt": b""})
+    with pytest.raises(UserError, match=r"holds no pictures.* It holds pictures\.zip: .* data\.root=.*/pictures\.zip"):
+        load(root)
+
+
+def test_a_part_of_which_no_picture_can_be_read_is_named(tmp_path: Path) -> None:
+    root = write(tmp_path, {"train/0.png": encoded(0), "test/1.png": b""})
+    with pytest.raises(UserError, match=r"of its part 'held out', 1 in all, no picture can be read: .*/test/1\.png"):
+        load(root)
+
+
 def test_no_format_is_read_that_pillow_leaves_to_others() -> None:
     assert not {"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR", "PDF"} & set(formats())
     assert {".jfif", ".jp2", ".tga", ".pcx", ".ico", ".qoi", ".png", ".tif", ".pgm", ".dds", ".psd"} <= endings()

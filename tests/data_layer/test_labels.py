@@ -154,3 +154,63 @@ def test_columns_without_a_table_are_refused(tmp_path: Path) -> None:
     pictures(tmp_path, "0.png", "1.png")
     with pytest.raises(UserError, match=r"the column 'age' is wanted.*metadata\.csv"):
         load(tmp_path, target_columns=("age",))
+
+
+def metadata(root: Path, lines: str) -> Path:
+    return table(root, f"file_name,label\n{lines}\n")
+
+
+@pytest.mark.parametrize(
+    ("cells", "classes", "labels"),
+    [
+        (("1.0", "0.0", "1.0"), ("0", "1"), [1, 0, 1]),
+        (("007", "7", "007"), ("007", "7"), [0, 1, 0]),
+        (("10", "9", "-1"), ("-1", "9", "10"), [2, 1, 0]),
+        (("cat", " cat ", "dog"), ("cat", "dog"), [0, 0, 1]),
+        (("nan", "cat", "1"), ("1", "cat", "nan"), [2, 1, 0]),
+    ],
+)
+def test_text_of_numbers_is_numbers_and_other_text_is_as_it_is(
+    tmp_path: Path, cells: tuple[str, ...], classes: tuple[str, ...], labels: list[int]
+) -> None:
+    names = ("0.png", "1.png", "sub/2.png")
+    found = load(metadata(tmp_path, "\n".join(map(",".join, zip(names, cells))))).train
+    assert found.classes == classes and found.labels.tolist() == labels
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("file_name,label\n0.png,0.5\n1.png,1.0\nsub/2.png,0\n", r"row 1 \(0\.png\): 0\.5 is no class"),
+        ("file_name,label\n0.png,0\n1.png,nan\nsub/2.png,1\n", r"row 2 \(1\.png\): there is no class"),
+        ("file_name;label\n0.png;0\n", "semicolons between its columns"),
+        (",file_name,label\n0,0.png,0\n", "column 1 has no name"),
+    ],
+)
+def test_what_programs_make_of_tables_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(UserError, match=rf"metadata\.csv.*{said}"):
+        load(table(tmp_path, text))
+
+
+def test_a_number_that_no_class_can_have_is_refused_before_it_is_counted_to(tmp_path: Path) -> None:
+    root = edm(tmp_path, [["00001/c.png", 10**15], ["00000/a.png", 0], ["00000/b.png", 2]])
+    with pytest.raises(UserError, match=r"dataset\.json: the class 1000000000000000 is no number of one"):
+        load(root)
+
+
+def test_a_held_out_part_may_lack_classes_and_its_labels_are_those_of_the_training(tmp_path: Path) -> None:
+    for part, labels in (("train", "abc"), ("test", "ca")):
+        pictures(tmp_path / part, *(f"{index}.png" for index in range(len(labels))))
+        lines = [f"{index}.png,{label}" for index, label in enumerate(labels)]
+        (tmp_path / part / "metadata.csv").write_text("\n".join(["file_name,label", *lines]))
+    found = load_splits("folder", DataOptions(root=str(tmp_path)))
+    assert found.test.classes == ("a", "b", "c") and found.test.labels.tolist() == [2, 0]
+    (tmp_path / "test" / "metadata.csv").write_text("file_name,label\n0.png,d\n1.png,a\n")
+    with pytest.raises(UserError, match=r"test/metadata\.csv tells of the classes a, d, and .*train.* of a, b, c"):
+        load_splits("folder", DataOptions(root=str(tmp_path)))
+
+
+def test_other_labels_in_as_many_bytes_are_another_file(tmp_path: Path) -> None:
+    first = load(metadata(tmp_path, "0.png,a\n1.png,b\nsub/2.png,a")).files
+    second = load(metadata(tmp_path, "0.png,b\n1.png,a\nsub/2.png,b")).files
+    assert [name for name in first if first[name] != second[name]] == ["metadata.csv"]

@@ -167,3 +167,6 @@ def test_pictures_of_too_many_pixels_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         read(tmp_path, max_pixels=99, image_size=4)
     assert read(tmp_path, max_pixels=100, image_size=4)[0].size == 2
+    Image.new("1", (20000, 9000)).save(tmp_path / "test" / "0.png")  # Pillow itself stops at it
+    with pytest.raises(UserError, match=r"0\.png \(it has more than the 178,956,970 pixels of data\.max_pixels; raise"):
+        read(tmp_path, image_size=4)

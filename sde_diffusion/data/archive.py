@@ -48,7 +48,8 @@ class Archive:
                 members = file.infolist()
         # NotImplementedError: zip's own versions; ValueError and struct.error: numbers that make no sense.
         except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
-            raise UserError(f"{root} is not a readable zip archive ({error}).") from error
+            hint = " choose data.dataset=webdataset" if root.suffix == ".tar" else " pack it as .zip, or make it anew"
+            raise UserError(f"{root} is not a readable zip archive ({error});{hint}.") from error
         for info in members:
             if wrong := _misplaced(info):
                 raise UserError(f"{root} is refused: its member {info.orig_filename!r} {wrong}.")

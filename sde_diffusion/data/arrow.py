@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.packages import extra
+from sde_diffusion.data.columns import numbered_labels
 from sde_diffusion.data.dataset import Splits
 from sde_diffusion.data.lanes import in_lanes
 from sde_diffusion.data.mapped import Mapped, Reading, kept
@@ -55,7 +56,9 @@ def parquet(root: Path, title: str, reading: Reading) -> Splits:
     files = parquet_files(root)
     try:
         if reading.streams:
-            return in_lanes(RowGroups.of(files["train"], title), RowGroups.of(files["test"], title), reading)
+            every = [file for found in files.values() for file in found]
+            train, test = (RowGroups.of(files[part], title, every) for part in ("train", "test"))
+            return in_lanes(train, test, reading)
         if not _small(files, title, reading):
             with extra("data"):
                 import datasets
@@ -128,8 +131,8 @@ def _labels(tables: Sequence[Any], title: str) -> tuple[list[Tensor | None], tup
     text = all(isinstance(value, str) for value in together)
     if not text and not all(isinstance(value, int) for value in together):
         raise UserError(f"{title}: column {column} must hold whole numbers or names in every row.")
-    own = sorted(set(together)) if text else [str(number) for number in range(max(together) + 1)]
-    classes = declared_classes(tables[0].schema, column) or tuple(own)
+    own = tuple(sorted(set(together))) if text else numbered_labels(together, f"{title}, column {column}")[1]
+    classes = declared_classes(tables[0].schema, column) or own
     number = {name: index for index, name in enumerate(classes)}
     return [torch.tensor([number[v] if text else v for v in part], dtype=torch.int64) for part in values], classes
 

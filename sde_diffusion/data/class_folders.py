@@ -51,7 +51,19 @@ def class_folders(place: Place, parts: Sequence[Part]) -> Labels:
         return Labels((None,) * len(parts))
     number = {name: index for index, name in enumerate(classes[0])}
     shown = [[number[part.below(name).partition("/")[0]] for name in part.names] for part in parts]
-    return Labels(tuple(map(torch.tensor, shown)), classes[0])
+    return Labels(tuple(map(torch.tensor, shown)), classes[0], said=_one_folder(place, parts, classes[0]))
+
+
+def _one_folder(place: Place, parts: Sequence[Part], classes: Sequence[str]) -> str:
+    """What to do where all pictures lie in one folder, whose own folders may be the classes; "" where they do not."""
+    paths = {tuple(part.below(name).split("/")[:-1]) for part in parts for name in part.names}
+    inner = sorted({path[1] for path in paths if len(path) > 1})
+    if len(parts) > 1 or len(classes) > 1 or len(inner) < 2:
+        return ""
+    return (
+        f"all pictures lie in {place.said(classes[0])}, which is taken for their class: where its folders "
+        f"({', '.join(inner[:2])}, ...) are the classes, that is data.root"
+    )
 
 
 def _classes(place: Place, part: Part) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.core.packages import extra
+from sde_diffusion.data.columns import numbered_labels
 from sde_diffusion.data.lanes import Encoded, Span
 from sde_diffusion.data.tables import declared_classes, first_line, image_column, label_column
 
@@ -32,8 +33,10 @@ class RowGroups:
     classes: tuple[str, ...]
 
     @classmethod
-    def of(cls, files: Sequence[Path], title: str) -> RowGroups:
-        """Raises UserError for a file that is no parquet file, and one without encoded images."""
+    def of(cls, files: Sequence[Path], title: str, every: Sequence[Path] = ()) -> RowGroups:
+        """every: the files of all parts, by whose labels the classes are known where these files do not name them.
+
+        Raises UserError for a file that is no parquet file, and one without encoded images."""
         with extra("data"):
             import pyarrow.parquet
 
@@ -45,9 +48,8 @@ class RowGroups:
                 raise UserError(f"{file} cannot be read ({first_line(error)}); fetch it again.") from error
         schema = footers[0].schema.to_arrow_schema()
         label = label_column(schema)
-        classes = () if label is None else declared_classes(schema, label)
-        image = image_column(schema, title)
-        return cls(tuple(files), tuple(footers), title, image, label if classes else None, classes)
+        classes = () if label is None else declared_classes(schema, label) or _found(every or files, label, title)
+        return cls(tuple(files), tuple(footers), title, image_column(schema, title), label, classes)
 
     @cached_property
     def _groups(self) -> dict[tuple[int, int], int]:
@@ -94,9 +96,29 @@ class RowGroups:
     def _encoded(self, batch: Any, file: Path, row: int) -> Iterator[Encoded]:
         images = batch.column(self.image).to_pylist()
         labels = batch.column(self.label).to_pylist() if self.label else [None] * len(images)
+        number_of = {name: index for index, name in enumerate(self.classes)}
         for number, (image, label) in enumerate(zip(images, labels), row):
+            label = number_of.get(label, label) if isinstance(label, str) else label
             if self.label and not (isinstance(label, int) and 0 <= label < len(self.classes)):
                 raise UserError(f"{file}: column {self.label} must hold the number of a class in every row.")
             image = image or {}
             content = image.get("bytes") or Path(image.get("path") or "")
             yield Encoded(f"{file.name}, row {number}", content, label)
+
+
+def _found(files: Sequence[Path], column: str, title: str) -> tuple[str, ...]:
+    """The classes by the labels of all rows, where the files do not name them. Raises UserError for a file without."""
+    with extra("data"):
+        import pyarrow.parquet
+
+    found = set[Any]()
+    for file in files:
+        try:
+            found |= set(pyarrow.parquet.read_table(file, columns=[column]).column(column).unique().to_pylist())
+        except (OSError, KeyError, pyarrow.ArrowException) as error:
+            raise UserError(f"{file}: column {column} cannot be read ({first_line(error)}); fetch it again.") from error
+    if all(isinstance(label, str) for label in found):
+        return tuple(sorted(found))
+    if not all(type(label) is int and label >= 0 for label in found):
+        raise UserError(f"{title}: column {column} must hold the number of a class, or its name, in every row.")
+    return numbered_labels(list(found), f"{title}, column {column}")[1]

@@ -5,6 +5,7 @@ Each of them reads all: what is on the disk is divided among them (lanes.py)."""
 from __future__ import annotations
 
 import math
+import warnings
 from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -188,6 +189,12 @@ def streamed(parts: Mapping[str, Any], title: str, reading: Reading) -> Splits:
     most = MEMORY_LIMIT // math.prod(shape)
     if len(every) > most:
         raise UserError(too_many(title, len(every), most))
+    if column and not classes:
+        warnings.warn(
+            f"{title}: the column {column} is not read, since the set does not name its classes, which cannot be "
+            "gathered from what streams by: data.storage=mapped reads it",
+            stacklevel=2,
+        )
     column = column if classes else None
     labels = labels_of(rows.table, column, title)[: len(every)] if column else None
     first = Mapped(rows, every, labels, classes, title, shape, reading.cut, 0.0, decoding=reading.decoding)

@@ -309,6 +309,8 @@ def _label(content: bytes, suffix: str, name: str) -> Label:
         found = next((columns[column] for column in LABEL_COLUMNS if column in columns), None)
     if isinstance(found, str) and found.isdecimal():
         return int(found)
+    if isinstance(found, str) and re.fullmatch(r"-?[0-9]*[.][0-9]+|-[0-9]+", found):
+        raise UserError(f"{name} must hold the number or the name of a class, not {found!r}.")
     if found is not None and (isinstance(found, bool) or not isinstance(found, int | str) or found in ("",)):
         raise UserError(f"{name} must hold the number or the name of a class, not {found!r}.")
     if isinstance(found, int) and found < 0:

@@ -129,6 +129,16 @@ def test_an_archive_in_a_folder_without_pictures_is_named(tmp_path: Path) -> Non
         load(root)
 
 
+def test_one_folder_that_holds_all_is_said_to_be_the_class(tmp_path: Path) -> None:
+    root = write(tmp_path / "a", {"photos/cats/0.png": encoded(0), "photos/dogs/1.png": encoded(1)})
+    found = load(root)
+    assert found.train.classes == ("photos",)
+    assert f"all pictures lie in {root}/photos, which is taken for their class" in found.inventory.told()[0]
+    assert "(cats, dogs, ...)" in found.inventory.labels
+    deeper = load(write(tmp_path / "b", {"cats/2021/0.png": encoded(0), "dogs/1.png": encoded(1)}))
+    assert deeper.inventory.labels == ""
+
+
 def test_a_part_of_which_no_picture_can_be_read_is_named(tmp_path: Path) -> None:
     root = write(tmp_path, {"train/0.png": encoded(0), "test/1.png": b""})
     with pytest.raises(UserError, match=r"of its part 'held out', 1 in all, no picture can be read: .*/test/1\.png"):

@@ -67,16 +67,17 @@ def write_tars(root: Path) -> None:
     write_tar(root / "test-000.tar", dict(item for each in held for item in each.items()))
 
 
-def write_parquet(root: Path) -> None:
-    """The same as two files of three row groups, with a column that nobody reads."""
+def write_parquet(root: Path, named: bool = True, label: Callable[[int], Any] = lambda index: index % 3) -> None:
+    """The same as two files of three row groups, with a column that nobody reads. named: whether classes have names."""
     features = {"img": {"_type": "Image"}, "label": {"names": CLASSES, "_type": "ClassLabel"}}
     for part, first, count, files in (("train", 0, COUNT, 2), ("test", 1000, 12, 1)):
         for file in range(files):
             size = count // files
             indices = range(first + file * size, first + (file + 1) * size)
-            rows = [{"img": {"bytes": png(i), "path": None}, "label": i % 3, "text": f"{i}" * 40} for i in indices]
+            rows = [{"img": {"bytes": png(i), "path": None}, "label": label(i), "text": f"{i}" * 40} for i in indices]
             table = pa.Table.from_pylist(rows)
-            table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+            if named:
+                table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
             pq.write_table(table, root / f"{part}-{file:05}-of-{files:05}.parquet", row_group_size=16)
 
 
@@ -409,3 +410,32 @@ def test_nothing_is_held_out_where_that_is_asked_for(tmp_path: Path) -> None:
     splits = load(tmp_path / "whole", split="none", lanes=6)
     found = sorted(number for x, _ in take(splits.train, 8) for number in number_of(x))
     assert splits.test is None and found == list(range(COUNT))
+
+
+@pytest.mark.parametrize("label", [lambda index: index % 3, lambda index: "cba"[index % 3]])
+def test_labels_of_classes_without_names_stream_as_they_are_in_memory(
+    tmp_path: Path, label: Callable[[int], Any]
+) -> None:
+    """The held-out part has them too, though of 12 rows it may lack a class."""
+    write_parquet(tmp_path, named=False, label=lambda index: label(index if index < 1000 else 1))
+    whole, stream = (load(tmp_path, "parquet", storage) for storage in ("memory", "streaming"))
+    assert stream.train.classes == whole.train.classes and len(whole.train.classes) == 3
+    assert torch.equal(stream.test.labels, whole.test.labels)
+    seen = {(image.numpy().tobytes(), told) for image, told in zip(whole.train.samples, whole.train.labels.tolist())}
+    samples, told = next(batches(stream.train, 12, seed=3))
+    assert {(image.numpy().tobytes(), label) for image, label in zip(samples, told["labels"].tolist())} <= seen
+
+
+@pytest.mark.parametrize("storage", ["memory", "streaming"])
+@pytest.mark.parametrize(("wrong", "said"), [(10**14, "is no number of one of"), (None, "column label must hold")])
+def test_what_is_no_number_of_a_class_is_refused(tmp_path: Path, storage: str, wrong: int | None, said: str) -> None:
+    write_parquet(tmp_path, named=False, label=lambda index: wrong if index == 5 else 0)
+    with pytest.raises(UserError, match=said):
+        load(tmp_path, "parquet", storage)
+
+
+@pytest.mark.parametrize("label", ["0.5", "-1"])
+def test_a_number_that_is_no_class_is_refused_in_an_archive(tmp_path: Path, label: str) -> None:
+    write_tar(tmp_path / "a.tar", {"0.png": png(0), "0.cls": label.encode()})
+    with pytest.raises(UserError, match=rf"0\.cls must hold the number or the name of a class, not '{label}'"):
+        load(tmp_path)

@@ -26,6 +26,7 @@ CLASSES = 20  # that are named
 
 def data(settings: Settings, run: Path, engine: Engine) -> None:
     """Print what would be read, and write data.png, a batch of it, to the run folder."""
+    settings.data.check_apart(run)
     own = settings.data
     survey = folder.survey_of(own.root) if own.dataset == "folder" else None
     if survey and not own.image_size and len(survey.sizes) > 1:
@@ -83,4 +84,6 @@ def write_batch(settings: Settings, splits: Splits, file: Path) -> None:
     with settings.data.batches(splits.train, SHOWN, settings.seed, range(SHOWN), 0, None) as stream:
         samples, conditions = next(stream)
     transform = DataTransform(splits.train.levels)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    (file.parent / ".lock").touch()  # by which it is known as a run, and its picture as none of the data
     write_aside(file, png(picture(samples_of(stored(transform, transform.encode(samples), conditions)))))

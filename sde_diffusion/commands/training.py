@@ -35,6 +35,7 @@ PREVIEW_STEPS, PREVIEW_SAMPLES = 20, 36
 def train(settings: Settings, folder: Path, engine: Engine) -> None:
     """Train to training.steps, from the newest whole checkpoint where there is one; one trainer at a time."""
     check_tracker(settings.tracking)
+    settings.data.check_apart(folder)
     splits, start = beginning(settings, folder, engine)
     with ExitStack() as held:
 

@@ -56,7 +56,7 @@ class Archive:
         over = {info.filename: _passed_over(info.filename) for info in members}
         names = [name for name in over if not over[name]]
         tops = {name.partition("/")[0] for name in names}
-        inside = len(tops) == 1 and "/" in names[0] and tops != {"train"}
+        inside = len(tops) == 1 and "/" in names[0] and {top.lower() for top in tops} != {"train"}
         base = f"{tops.pop()}/" if inside else ""
         below = [name.removeprefix(base) for name in names]
         folders = {above for name in below for above in _above(name)}

@@ -42,10 +42,10 @@ def class_folders(place: Place, parts: Sequence[Part]) -> Labels:
     """
     classes = [_classes(place, part) for part in parts]
     for part, own in zip(parts[1:], classes[1:]):
-        if own != classes[0]:
+        if not set(own) <= set(classes[0]) or bool(own) != bool(classes[0]):
             raise UserError(
                 f"{place.said(part.base)} and {place.said(parts[0].base)} must hold the same class folders: "
-                f"{', '.join(classes[0]) or 'none'}."
+                f"{', '.join(classes[0]) or 'none'}, and not {', '.join(sorted(set(own) - set(classes[0]))) or 'none'}."
             )
     if not classes[0]:
         return Labels((None,) * len(parts))

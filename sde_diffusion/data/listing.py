@@ -69,9 +69,10 @@ def parted(place: Place) -> Listing:
     """
     tops = {folder for folder in place.folders if "/" not in folder}
     # A folder "train" among other names is a class of trains.
-    if "train" not in tops or not tops <= {"train", *HELD_OUT}:
+    known = {folder.lower(): folder for folder in tops}
+    if "train" not in known or len(known) < len(tops) or not set(known) <= {"train", *HELD_OUT}:
         return whole(place)
-    bases = [name for name in ("train", *HELD_OUT) if name in tops][:2]
+    bases = [known[name] for name in ("train", *HELD_OUT) if name in known][:2]
     pictures, others = _pictures(place, place.names)
     parts = [_part(place, base, [name for name in pictures if name.startswith(f"{base}/")]) for base in bases]
     beside = [name for name in pictures if name.partition("/")[0] not in bases]

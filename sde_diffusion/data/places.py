@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 import numpy as np
@@ -51,6 +51,18 @@ class Place(Protocol):
 def passed_over(name: str) -> bool:
     """Whether a file or folder of this last name is hidden, or is one of those that systems add."""
     return name.startswith(".") or name.lower() in SYSTEM
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder is one of this program's runs, whose pictures are not a person's own."""
+    try:
+        if not any((folder / name).exists() for name in (".lock", "config.json")):
+            return False
+        names = set(os.listdir(folder))
+    except OSError:
+        return False  # it is told as its content is read
+    begun = ".lock" in names and names <= {".lock", "data.png"}
+    return begun or ("config.json" in names and not names.isdisjoint({".lock", "checkpoints"}))
 
 
 def in_order(names: Sequence[str]) -> list[str]:
@@ -101,9 +113,11 @@ class Folder:
     @classmethod
     def at(cls, root: Path) -> Folder:
         """Everything below a folder. Raises UserError for a folder that cannot be looked into."""
-        names, folders, hidden = list[str](), list[str](), list[str]()
+        names, folders, hidden, runs = list[str](), list[str](), list[str](), list[str]()
         for name, entry in _walk(root):
-            if passed_over(entry.name):
+            if entry.is_dir() and _is_run(root / name):
+                runs.append(name)
+            elif passed_over(entry.name):
                 hidden.append(f"{name}/" if entry.is_dir() else name)
             elif entry.is_dir():
                 folders.append(name)
@@ -111,7 +125,10 @@ class Folder:
                 names.append(name)
             else:  # pipes and devices, which would keep a reader waiting
                 hidden.append(name)
-        return cls(root, in_order(names), in_order(folders), in_order(hidden))
+        filled = {os.fspath(folder) for name in names for folder in PurePosixPath(name).parents}
+        above = {os.fspath(folder) for run in runs for folder in PurePosixPath(run).parents} - filled
+        hidden += [f"{run}/" for run in runs]
+        return cls(root, in_order(names), in_order([each for each in folders if each not in above]), in_order(hidden))
 
     @property
     def title(self) -> str:
@@ -147,7 +164,7 @@ def _walk(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
             ) from error
         for entry in entries:
             name = f"{inside}/{entry.name}" if inside else entry.name
-            if entry.is_dir() and not passed_over(entry.name):
+            if entry.is_dir() and not passed_over(entry.name) and not _is_run(root / name):
                 found = entry.stat()
                 own = (found.st_dev, found.st_ino)
                 if own in above:

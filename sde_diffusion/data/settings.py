@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import ClassVar
 
 from sde_diffusion.core.errors import UserError
@@ -81,6 +82,14 @@ class DataSettings(Section):
         """What the loader of the set is told. Raises UserError for values that no set can be read with."""
         names = {f.name for f in fields(DataOptions)} & {f.name for f in fields(self)}
         return DataOptions(**{name: getattr(self, name) for name in names}, seed=seed)
+
+    def check_apart(self, run: Path) -> None:
+        """Raises UserError for a run folder that is the folder of the pictures, which would be joined by its own."""
+        if self.dataset == "folder" and self.root and Path(self.root).expanduser().resolve() == run.resolve():
+            raise UserError(
+                f"data.root and --workdir are one folder, {run}: what a run writes would be read as pictures; choose "
+                "another --workdir"
+            )
 
     def splits(self, seed: int, watch: Watch = unwatched) -> Splits:
         """The training and the held-out set. Raises UserError as their loader does.

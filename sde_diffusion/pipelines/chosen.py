@@ -184,9 +184,10 @@ def _label_of(entry: Any, names: Sequence[str]) -> int:
     number = int(entry) if str(entry).isdigit() else -1
     if not 0 <= number < len(names):
         close = difflib.get_close_matches(str(entry), names, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        hint += " A name with a comma is given by its number." if any("," in name for name in names) else ""
         raise UserError(
-            f"sampling.classes: there is no class {entry!r}; {hint}The network knows {listed(range(len(names)), names)}"
+            f"sampling.classes: there is no class {entry!r}{hint} The network knows {listed(range(len(names)), names)}"
         )
     return number
 

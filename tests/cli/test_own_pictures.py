@@ -104,6 +104,19 @@ def test_a_suggestion_keeps_what_was_asked_of_the_data(warm: Warm, tmp_path: Pat
     assert set(asked) < set(shlex.split(suggested)) and "--config.data.image_size=16" not in shlex.split(suggested)
 
 
+def test_a_run_among_the_pictures_goes_on_without_its_own(warm: Warm, tmp_path: Path) -> None:
+    for index in range(4):
+        noise(index, (16, 16)).save(tmp_path / f"{index}.png")
+    flags = (*SMALL, f"--config.data.root={tmp_path}", "--workdir", tmp_path / "runs" / "mine")
+    warm.run(*flags, "--mode", "data")
+    warm.run(*flags, "--mode", "train")
+    warm.run("--mode", "sample", "--workdir", tmp_path / "runs" / "mine")
+    text = warm.run(*flags, "--mode", "train", "--config.training.steps=3")
+    assert "3 samples, step 2 to 3" in text and "have changed" not in text
+    said = warm.refused(*flags[:-1], tmp_path, "--mode", "train")
+    assert "data.root and --workdir are one folder" in said and not (tmp_path / ".lock").exists()
+
+
 def test_one_command_trains_samples_and_reports(warm: Warm, mine: Path, tmp_path: Path) -> None:
     """The size and the classes are those of the pictures; they stay so when the pictures are gone; given ones win."""
     run = tmp_path / "run"

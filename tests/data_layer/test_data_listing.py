@@ -149,3 +149,19 @@ def test_no_format_is_read_that_pillow_leaves_to_others() -> None:
     assert not {"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR", "PDF"} & set(formats())
     assert {".jfif", ".jp2", ".tga", ".pcx", ".ico", ".qoi", ".png", ".tif", ".pgm", ".dds", ".psd"} <= endings()
     assert not {".eps", ".ps", ".wmf", ".emf", ".mpg", ".h5", ".pdf"} & endings()
+
+
+def test_what_runs_write_among_the_pictures_is_not_read(tmp_path: Path) -> None:
+    root = write(tmp_path, {"a/0.png": encoded(0), "b/1.png": encoded(1)})
+    write(root, {"runs/one/config.json": b"", "runs/one/checkpoints/0": b"", "runs/one/samples_ddim.png": encoded(2)})
+    write(root, {"runs/begun/.lock": b"", "runs/begun/data.png": encoded(3)})
+    found = load(root)
+    assert found.train.classes == ("a", "b") and found.inventory.pictures == 2
+    write(root, {"runs/cat.png": encoded(4)})  # a class of that name
+    assert load(root).train.classes == ("a", "b", "runs")
+
+
+def test_parts_are_known_in_capitals_and_the_held_out_one_may_lack_a_class(tmp_path: Path) -> None:
+    root = write(tmp_path, {"Train/a/0.png": encoded(0), "Train/b/1.png": encoded(1), "Test/b/2.png": encoded(2)})
+    found = load(root)
+    assert found.train.labels.tolist() == [0, 1] and found.test.labels.tolist() == [1]

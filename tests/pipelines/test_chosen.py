@@ -35,7 +35,7 @@ def test_classes_by_number_and_by_name(entries: tuple[Any, ...], labels: list[in
     ("entries", "says"),
     [
         (("dgo",), "there is no class 'dgo'; did you mean 'dog'"),
-        ((5,), r"there is no class 5; The network knows 0 = 1, 1 = 10, 2 = 2, 3 = cat:3, 4 = dog$"),
+        ((5,), r"there is no class 5\. The network knows 0 = 1, 1 = 10, 2 = 2, 3 = cat:3, 4 = dog$"),
         ((-1,), "no class -1"),
         ((True,), "no class True"),
         (("dog:0",), "'dog:0' should be a class with its count"),
@@ -107,3 +107,10 @@ def test_attributes_are_the_same_for_every_sample() -> None:
 def test_many_classes_are_listed_in_part() -> None:
     assert listed([0, 2], NAMES) == "0 = 1, 2 = 2"
     assert listed(range(1000), [f"c{i}" for i in range(1000)]).endswith("11 = c11, ... (1,000 classes)")
+
+
+def test_a_class_with_a_comma_in_its_name_is_given_by_its_number() -> None:
+    with pytest.raises(
+        UserError, match=r"no class 'x'.* A name with a comma is given by its number\. The network knows"
+    ):
+        class_turns(("x", "y"), ("cat", "x,y"))

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 import sde_diffusion as sd
 from sde_diffusion.commands.training import begin
 from sde_diffusion.core.noise import seeded
-from sde_diffusion.data import Dataset, DataTransform, Splits
+from sde_diffusion.data import Dataset, Splits
 from sde_diffusion.data.dataset import Batch
+from sde_diffusion.pipelines.origin import fresh
 from sde_diffusion.runtime.engine import Engine
 from sde_diffusion.runtime.progress import memory
 from sde_diffusion.settings.root import Settings, fresh_network
@@ -45,10 +46,9 @@ def cifar_config(name: str, toy: bool) -> ConfigDict:
 def in_training(config: ConfigDict, place: Place, splits: Splits) -> Run:
     """A training that has not begun, as `--mode train` has it."""
     settings = settings_of(config)
-    spec, transform = settings.spec(splits.train), DataTransform.fit(splits.train, config.data.subtract_mean)
     engine = Engine(str(place.device), config.training.precision)
     with redirect_stdout(io.StringIO()):
-        run = begin(settings, place.folder / "in_training", engine, splits, spec, transform, None)
+        run = begin(fresh(settings, splits.train), place.folder / "in_training", engine, splits)
     run.trainer.net.train()
     return run
 

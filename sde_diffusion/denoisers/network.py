@@ -186,9 +186,11 @@ def condition_names(net: nn.Module) -> tuple[str, ...] | None:
     """
     parameters = list(inspect.signature(net.forward).parameters.values())
     vectors = getattr(getattr(net, "conditioning", None), "vectors", None)
-    if vectors is None and any(own.kind in (own.VAR_KEYWORD, own.VAR_POSITIONAL) for own in parameters):
+    kinds = {own.kind for own in parameters}
+    # A wrapper shows the attributes of its network, and not the arguments.
+    if inspect.Parameter.VAR_POSITIONAL in kinds or (vectors is None and inspect.Parameter.VAR_KEYWORD in kinds):
         return None
-    return (*(own.name for own in parameters[2:] if own.kind != own.VAR_KEYWORD), *(vectors or ()))
+    return (*(own.name for own in parameters[2:] if own.kind != inspect.Parameter.VAR_KEYWORD), *(vectors or ()))
 
 
 class NetworkDenoiser:

@@ -200,7 +200,7 @@ def test_archives_are_read_once_by_two_processes_and_after_a_kill(warm: Warm, ar
     same_masks = "--config.model.dropout=0.0"  # of dropout, which each process draws for itself
     warm.run(*training(tmp_path / "whole", 16, **data), same_masks)
     killed = (*training(tmp_path / "killed", 16, workers=2, **data), same_masks)
-    assert warm.killed(40, tmp_path / "killed", *killed)
+    assert warm.killed(80, tmp_path / "killed", *killed)
     assert 0 < reached(tmp_path / "killed") < 16
     assert "in another order" not in warm.run(*killed)
     assert same(tmp_path / "whole", tmp_path / "killed")
@@ -319,7 +319,11 @@ def many_pixels() -> bytes:
     [
         ("../evil.png", b"", "is refused: its member '../evil.png' has a path that leads out of the archive."),
         ("photos/train/cat/x.bmp", ZEROS, "declares 10,000,000 bytes in 9,732, as decompression bombs do."),
-        ("photos/train/cat/x.png", None, "photos.zip/photos/train/cat/x.png (Image size (400000000 pixels) exceeds"),
+        (
+            "photos/train/cat/x.png",
+            None,
+            "x.png (it has more than the 178,956,970 pixels of data.max_pixels",
+        ),
     ],
 )
 def test_archives_that_are_made_to_do_harm(

@@ -106,6 +106,7 @@ def test_every_sampler_needs_the_folder_only(source: str, sampler: str, warm: Wa
     manifest = json.loads((folder / f"samples_{sampler}.json").read_text())
     assert SAMPLERS[sampler] in (None, manifest["nfe"]) and manifest["data"].startswith("the data of ")
     assert manifest.pop("files").keys() == {f"samples_{sampler}.npz"}
+    assert manifest.pop("request") and manifest.pop("classes", None) == ([*"01234"] if source == "openai" else None)
     assert json.loads((folder / "results.json").read_text())["samples"][sampler] == manifest
 
 

@@ -96,7 +96,7 @@ def test_any_channels_levels_and_sizes(
     assert out.shape == (2, out_channels or in_channels, size, size)
 
 
-@pytest.mark.parametrize(("size", "named"), [(30, "24 and 32"), (4, "8 and 16"), (0, "8 and 16")])
+@pytest.mark.parametrize(("size", "named"), [(30, "24 and 32"), (4, "8 and 16"), (0, "a whole number of pixels")])
 def test_a_size_that_the_levels_do_not_divide_is_refused(size: int, named: str) -> None:
     with pytest.raises(UserError, match=named):
         UNet(in_channels=3, image_size=size)

@@ -18,7 +18,7 @@ from sde_diffusion.report.table import table
 from sde_diffusion.report.wrap import wrapped
 from sde_diffusion.runtime.engine import Engine
 from sde_diffusion.settings.root import Settings
-from sde_diffusion.storage.files import write_aside
+from sde_diffusion.storage.files import LOCK, write_aside
 
 SHOWN = 36  # samples of the picture
 CLASSES = 20  # that are named
@@ -85,5 +85,5 @@ def write_batch(settings: Settings, splits: Splits, file: Path) -> None:
         samples, conditions = next(stream)
     transform = DataTransform(splits.train.levels)
     file.parent.mkdir(parents=True, exist_ok=True)
-    (file.parent / ".lock").touch()  # by which it is known as a run, and its picture as none of the data
+    (file.parent / LOCK).touch()  # by which it is known as a run, and its picture as none of the data
     write_aside(file, png(picture(samples_of(stored(transform, transform.encode(samples), conditions)))))

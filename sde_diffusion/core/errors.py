@@ -21,11 +21,16 @@ class TooManyEvaluations(UserError):
     """A solver that would need more evaluations than it is allowed."""
 
 
+def closest(name: str, valid: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The valid name that is most like `name`; None where none is as much like it as the cutoff in [0, 1] asks."""
+    return next(iter(difflib.get_close_matches(name, list(valid), n=1, cutoff=cutoff)), None)
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A sentence that lists the valid names, the one most like `name` first of all."""
     names = sorted(valid)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    close = closest(name, names)
+    hint = f"did you mean {close!r}? " if close else ""
     return f"{hint}Valid names: {', '.join(names)}."
 
 

@@ -80,6 +80,14 @@ class Section:
                 yield self.key_of(f.name), value, f.metadata["meaning"]
 
 
+def flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested values by their keys, such as training.steps."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found.update(flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {above + name: value})
+    return found
+
+
 def _read(section: type[Section], own: Field[Any], value: Any) -> Any:
     """A value in the type of its field's default: whole numbers for numbers, and lists for tuples."""
     default = own.default_factory() if callable(own.default_factory) else own.default

@@ -24,6 +24,7 @@ Batch = tuple[Tensor, Conditions]
 # under one seed would be evaluated on their own training data under another.
 SPLIT_SEED = 0
 MOST_HELD_OUT = 10_000
+SKIPPED = 2000  # rows of a stream that are held out at most where there is no part for it
 
 # Random numbers for each purpose: the other constants named *_STREAM are the numbers that are taken.
 FLIP_STREAM, CROP_STREAM, SHARD_STREAM, WINDOW_STREAM = 1, 9, 10, 11
@@ -284,6 +285,13 @@ class Splits:
                 f"{remedy}{', or ' if remedy else ''}train with data.split='auto' and more samples."
             )
         return self.test
+
+
+def without_numbers(title: str) -> UserError:
+    """What to say where a sample of a stream is asked for by its number."""
+    return UserError(
+        f"{title} streams by, and its samples have no numbers: choose the storage 'mapped' to read any of them"
+    )
 
 
 class Selectable(Protocol):

@@ -36,17 +36,18 @@ from sde_diffusion.data.dataset import (
     CROP_STREAM,
     MOST_HELD_OUT,
     SHARD_STREAM,
+    SKIPPED,
     WINDOW_STREAM,
     Batch,
     Made,
     Plan,
     Share,
     Splits,
+    without_numbers,
 )
 from sde_diffusion.data.mapped import MEMORY_LIMIT, Mapped, Reading, gathered, too_many
 from sde_diffusion.data.pictures import FEW, Tally, common_shape
 
-SKIPPED = 2000  # rows held out at most where there is no part for it
 LEAST_WINDOW = 16  # rows of a lane that change places, at least
 
 
@@ -123,9 +124,7 @@ class Lanes:
         return self.reading.cut
 
     def read(self, indices: Tensor) -> Batch:
-        raise UserError(
-            f"{self.title} streams by, and its samples have no numbers: choose the storage 'mapped' to read any of them"
-        )
+        raise without_numbers(self.title)
 
     def lanes(self, batch_size: int) -> int:
         """How many lanes a batch has: the largest divisor of its size that is allowed."""

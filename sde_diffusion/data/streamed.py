@@ -23,6 +23,7 @@ from sde_diffusion.data.dataset import (
     CROP_STREAM,
     MOST_HELD_OUT,
     SHARD_STREAM,
+    SKIPPED,
     WINDOW_STREAM,
     Batch,
     Made,
@@ -30,13 +31,13 @@ from sde_diffusion.data.dataset import (
     Share,
     Splits,
     in_turn,
+    without_numbers,
 )
 from sde_diffusion.data.mapped import MEMORY_LIMIT, Mapped, Reading, gathered, too_many
 from sde_diffusion.data.modes import Decoding
 from sde_diffusion.data.pictures import FEW, Tally, common_shape
 from sde_diffusion.data.tables import Rows, declared_classes, first_line, image_column, label_column
 
-SKIPPED = 2000  # rows held out where there is no part for it
 CHUNK = 256  # rows that are taken from a shard at once
 
 
@@ -81,9 +82,7 @@ class Streamed:
     columns: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def read(self, indices: Tensor) -> Batch:
-        raise UserError(
-            f"{self.title} streams by, and its samples have no numbers: choose the storage 'mapped' to read any of them"
-        )
+        raise without_numbers(self.title)
 
     def divided(self, plan: Plan, readers: int) -> list[Share]:
         return in_turn(plan, readers)

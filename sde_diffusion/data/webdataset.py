@@ -309,11 +309,11 @@ def _label(content: bytes, suffix: str, name: str) -> Label:
         found = next((columns[column] for column in LABEL_COLUMNS if column in columns), None)
     if isinstance(found, str) and found.isdecimal():
         return int(found)
-    if isinstance(found, str) and re.fullmatch(r"-?[0-9]*[.][0-9]+|-[0-9]+", found):
-        raise UserError(f"{name} must hold the number or the name of a class, not {found!r}.")
-    if found is not None and (isinstance(found, bool) or not isinstance(found, int | str) or found in ("",)):
-        raise UserError(f"{name} must hold the number or the name of a class, not {found!r}.")
-    if isinstance(found, int) and found < 0:
+    if isinstance(found, str):
+        wrong = not found or re.fullmatch(r"-?[0-9]*[.][0-9]+|-[0-9]+", found) is not None
+    else:
+        wrong = found is not None and (type(found) is not int or found < 0)
+    if wrong:
         raise UserError(f"{name} must hold the number or the name of a class, not {found!r}.")
     return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.core.conditions import Conditions, rows_of
-from sde_diffusion.core.errors import UserError, nearest
+from sde_diffusion.core.errors import UserError, closest, nearest
 from sde_diffusion.data import Source
 from sde_diffusion.storage.checkpoint import Checkpoint
 from sde_diffusion.storage.records import tensor_digest
@@ -183,8 +182,8 @@ def _label_of(entry: Any, names: Sequence[str]) -> int:
         return names.index(entry)
     number = int(entry) if str(entry).isdigit() else -1
     if not 0 <= number < len(names):
-        close = difflib.get_close_matches(str(entry), names, n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
+        close = closest(str(entry), names)
+        hint = f"; did you mean {close!r}?" if close else "."
         hint += " A name with a comma is given by its number." if any("," in name for name in names) else ""
         raise UserError(
             f"sampling.classes: there is no class {entry!r}{hint} The network knows {listed(range(len(names)), names)}"

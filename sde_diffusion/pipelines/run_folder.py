@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from sde_diffusion.core.errors import UserError
+from sde_diffusion.core.settings import flat
 from sde_diffusion.denoisers.network import NetworkDenoiser
 from sde_diffusion.runtime.engine import Engine, everyones
 from sde_diffusion.settings.root import Settings
@@ -24,15 +23,6 @@ from sde_diffusion.storage.checkpoint import (
 )
 from sde_diffusion.storage.trained import denoiser_of, with_average
 from sde_diffusion.training.settings import TrainingSettings
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        nested = isinstance(value, Mapping)
-        flat.update(_flat(value, f"{prefix}{key}.") if nested else {prefix + key: value})
-    return flat
-
 
 FREE = ("data.root", "data.workers", "data.prefetch", "data.corrupt_limit", "data.held_out")
 """Keys of the data that may differ from those of a training: where and how they are read, not what they are."""
@@ -71,7 +61,7 @@ def differing(folder: Path, settings: Settings) -> dict[str, str]:
         return {}
     here = settings.plain()
     sections = ("seed", "data", "process", "model", "training")
-    old, new = (_flat({name: c[name] for name in sections if name in c}) for c in (stored, here))
+    old, new = (flat({name: c[name] for name in sections if name in c}) for c in (stored, here))
     ignored = TAKEN if old.get("training.init_from") else ()
     # A key that the older folder does not know has its default there.
     return {

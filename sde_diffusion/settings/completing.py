@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from sde_diffusion.core.errors import UserError
+from sde_diffusion.core.settings import flat
 from sde_diffusion.data import folder
 
 
@@ -19,7 +19,7 @@ def completed(config: ConfigDict, run: Path) -> list[str]:
     What is given explicitly is not open, and stays. Raises UserError where there are no pictures to decide by, and for
     an open setting that they do not decide.
     """
-    wanted = list(_open(config.to_dict()))
+    wanted = [key for key, value in flat(config.to_dict()).items() if value is None]
     if not wanted:
         return []
     stored = run / "config.json"
@@ -33,14 +33,6 @@ def completed(config: ConfigDict, run: Path) -> list[str]:
         if key not in chosen:
             raise UserError(f"{key} is left open, and pictures do not decide it; give it a value.")
     return [_set(config, key, chosen[key].value, chosen[key].reason) for key in wanted]
-
-
-def _open(values: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _open(value, f"{above}{name}.")
-        elif value is None:
-            yield above + name
 
 
 def _value(values: Any, key: str) -> Any:

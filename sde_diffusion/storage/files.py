@@ -6,7 +6,6 @@ loss of power as the content does.
 
 from __future__ import annotations
 
-import difflib
 import errno
 import fcntl
 import hashlib
@@ -22,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from sde_diffusion.core.errors import UserError
+from sde_diffusion.core.errors import UserError, closest
 
 LOCK = ".lock"
 FLUSHES = 8  # files that wait for the disk at the same time
@@ -48,8 +47,8 @@ def similar_folder(path: Path) -> str:
     if missing is None or not missing.parent.is_dir():
         return ""
     beside = [place.name for place in missing.parent.iterdir() if place.is_dir() and not place.name.startswith(".")]
-    close = difflib.get_close_matches(missing.name, beside, n=1, cutoff=0.4)
-    found = missing.parent / close[0] / path.relative_to(missing) if close else path
+    close = closest(missing.name, beside, cutoff=0.4)
+    found = missing.parent / close / path.relative_to(missing) if close else path
     return f"; did you mean {found}?" if found.is_dir() else ""
 
 

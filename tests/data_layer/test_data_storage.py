@@ -22,9 +22,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import taking
 import torch
 from PIL import Image
 from scipy.stats import kstest
+from taking import same
 from torch import Tensor
 
 from sde_diffusion.core.errors import UserError
@@ -113,17 +115,7 @@ def numbers(samples: Tensor) -> list[int]:
 
 
 def take(data: Source, count: int, batch_size: int = 10, **options: Any) -> list[Batch]:
-    stream = batches(data, batch_size, seed=3, flip=True, **options)
-    found = list(itertools.islice(stream, count))
-    stream.close()
-    return found
-
-
-def same(one: list[Batch], other: list[Batch]) -> bool:
-    """The same samples with the same labels."""
-    return len(one) == len(other) and all(
-        torch.equal(x, y) and torch.equal(told["labels"], again["labels"]) for (x, told), (y, again) in zip(one, other)
-    )
+    return taking.take(data, count, batch_size, **options)
 
 
 # --- one order ------------------------------------------------------------------------------------------------

@@ -18,8 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import taking
 import torch
 from PIL import Image
+from taking import same
 
 from sde_diffusion.core.errors import UserError
 from sde_diffusion.data import DataOptions, Source, batches, load_splits
@@ -100,16 +102,7 @@ def load(root: Path | str, form: str = "tar", storage: str = "streaming", **opti
 
 
 def take(data: Source, count: int, batch_size: int = 12, **options: Any) -> list[Batch]:
-    stream = batches(data, batch_size, seed=3, flip=True, **options)
-    found = list(itertools.islice(stream, count))
-    stream.close()
-    return found
-
-
-def same(one: list[Batch], other: list[Batch]) -> bool:
-    return len(one) == len(other) and all(
-        torch.equal(x, y) and torch.equal(told["labels"], again["labels"]) for (x, told), (y, again) in zip(one, other)
-    )
+    return taking.take(data, count, batch_size, **options)
 
 
 # --- one order ------------------------------------------------------------------------------------------------

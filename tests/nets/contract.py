@@ -105,3 +105,22 @@ class NetworkContract:
             self.build(num_classes=2)(x, label, self.classes[:1])
         with pytest.raises(UserError, match=r"unknown embedding.*positional"):
             self.build(embedding="positionl")
+
+
+OF_STEPS_ONLY = pytest.mark.parametrize("embedding", ["positional"])
+
+
+class OfStepsContract(NetworkContract):
+    """Of a network that has the embedding of steps, and no option for it."""
+
+    @OF_STEPS_ONLY
+    def test_output_is_exactly_zero_at_initialisation(self, embedding: str) -> None:
+        super().test_output_is_exactly_zero_at_initialisation(embedding)
+
+    @OF_STEPS_ONLY
+    def test_noise_label_matters(self, embedding: str) -> None:
+        super().test_noise_label_matters(embedding)
+
+    @OF_STEPS_ONLY
+    def test_every_parameter_gets_a_gradient(self, embedding: str) -> None:
+        super().test_every_parameter_gets_a_gradient(embedding)

@@ -9,30 +9,16 @@ from torch.profiler import profile
 
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.nets.dit import Block, DiT, position_table
-from tests.nets.contract import NetworkContract, perturbed, randn
-
-OF_STEPS_ONLY = pytest.mark.parametrize("embedding", ["positional"])
+from tests.nets.contract import OfStepsContract, perturbed, randn
 
 
-class TestDiT(NetworkContract):
+class TestDiT(OfStepsContract):
     shape = (2, 4, 4)
 
     def build(self, *, num_classes: int = 0, embedding: str = "positional", **options: int) -> DiT:
         choose("embedding", embedding, {"positional": None})  # DiT has this one, and no option for it
         options = {"patch": 2, "width": 8, "depth": 2, "heads": 2} | options
         return DiT(in_channels=2, image_size=4, num_classes=num_classes, **options)
-
-    @OF_STEPS_ONLY
-    def test_output_is_exactly_zero_at_initialisation(self, embedding: str) -> None:
-        super().test_output_is_exactly_zero_at_initialisation(embedding)
-
-    @OF_STEPS_ONLY
-    def test_noise_label_matters(self, embedding: str) -> None:
-        super().test_noise_label_matters(embedding)
-
-    @OF_STEPS_ONLY
-    def test_every_parameter_gets_a_gradient(self, embedding: str) -> None:
-        super().test_every_parameter_gets_a_gradient(embedding)
 
     def test_another_size_than_the_position_table_is_refused(self) -> None:
         with pytest.raises(UserError, match=r"x must have shape \[B, 2, 4, 4\]; got \[3, 2, 8, 8\]"):

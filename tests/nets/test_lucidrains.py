@@ -5,30 +5,16 @@ import torch
 
 from sde_diffusion.core.errors import UserError, choose
 from sde_diffusion.nets import LucidUNet
-from tests.nets.contract import NetworkContract, perturbed, randn
-
-OF_STEPS_ONLY = pytest.mark.parametrize("embedding", ["positional"])
+from tests.nets.contract import OfStepsContract, perturbed, randn
 
 
-class TestLucidUNet(NetworkContract):
+class TestLucidUNet(OfStepsContract):
     shape = (2, 4, 4)
 
     def build(self, *, num_classes: int = 0, embedding: str = "positional") -> LucidUNet:
         choose("embedding", embedding, {"positional": None})  # it has this one, and no option for it
         options = {"channels": 8, "multipliers": (1, 2), "heads": 2, "head_channels": 4, "memory": 3}
         return LucidUNet(in_channels=2, image_size=4, num_classes=num_classes, **options)
-
-    @OF_STEPS_ONLY
-    def test_output_is_exactly_zero_at_initialisation(self, embedding: str) -> None:
-        super().test_output_is_exactly_zero_at_initialisation(embedding)
-
-    @OF_STEPS_ONLY
-    def test_noise_label_matters(self, embedding: str) -> None:
-        super().test_noise_label_matters(embedding)
-
-    @OF_STEPS_ONLY
-    def test_every_parameter_gets_a_gradient(self, embedding: str) -> None:
-        super().test_every_parameter_gets_a_gradient(embedding)
 
 
 @pytest.mark.parametrize("former", [False, True])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 import warnings
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from sde_diffusion.core.errors import UserError
-from sde_diffusion.core.packages import extra
 from sde_diffusion.storage.files import write_aside
+from sde_diffusion.storage.png import png
 
 NAME = re.compile(r"step_(\d{9,})\.png")
 
@@ -34,13 +33,8 @@ class Previews:
         """A picture uint8 [H, W, C] of a step, which appears whole or not at all."""
         if not self.keep:
             return
-        with extra("report"):
-            from PIL import Image
-
-        content = io.BytesIO()
-        Image.fromarray(image).save(content, format="PNG")
         try:
-            write_aside(self.folder / f"step_{step:09d}.png", content.getvalue())
+            write_aside(self.folder / f"step_{step:09d}.png", png(image))
         except UserError as error:
             if not self._warned:
                 self._warned = True
